@@ -1,0 +1,36 @@
+//! The agent: Layer0's PID 1 and everything a node does, as one static binary with four roles.
+//!
+//! | room | modules |
+//! |---|---|
+//! | PID 1 | [`init`]: early mounts, console, reaping, supervising the agent, pivot, shutdown |
+//! | the agent's loop | [`agent`]: events, ImageSets, rolls, the link to the boot server, the report |
+//! | the machine | [`modules`], [`network`], [`identity`], [`logging`] |
+//! | images | [`transport`], [`registry`], [`store`], [`layer`], [`pull`], [`mounts`] |
+//! | containers | [`containers`], [`monitor`], [`container_init`] |
+//! | the kernel | [`sys`]: the only place with unsafe code |
+//!
+//! Everywhere the same rule: decide in pure code, act at the edge.
+
+pub mod paths;
+
+pub mod init;
+
+pub mod agent;
+
+pub mod identity;
+pub mod logging;
+pub mod modules;
+pub mod network;
+
+pub mod layer;
+pub mod mounts;
+pub mod pull;
+pub mod registry;
+pub mod store;
+pub mod transport;
+
+pub mod container_init;
+pub mod containers;
+pub mod monitor;
+
+pub mod sys;

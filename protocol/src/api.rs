@@ -1,0 +1,151 @@
+//! Request, reply and error bodies of the boot server's `/v1` API.
+//!
+//! | method and path | request | reply |
+//! |---|---|---|
+//! | GET /v1/nodes | | `Vec<NodeRecord>` |
+//! | GET /v1/nodes/{id} | | [`NodeRecord`] |
+//! | GET /v1/nodes/{id}/desired?after=V&wait=S | | [`crate::node::Desired`]; 204 when nothing newer came in S seconds |
+//! | PUT /v1/nodes/{id}/observed | [`crate::node::Observed`] | 204 |
+//! | POST /v1/nodes/{id}/power | [`PowerBody`] | 204 |
+//! | GET /v1/imagesets | | `Vec<ImageSetRecord>` |
+//! | POST /v1/rolls | [`RollRequest`] | 201 [`Roll`] |
+//! | GET /v1/rolls, GET /v1/rolls/{id} | | `Vec<Roll>`, [`Roll`] |
+//!
+//! Every failure answers [`ErrorBody`].
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Digest, Mac, Name, NodeId, Version};
+use crate::node::{Desired, Observed, Phase, PowerAction, RollReport};
+use crate::reference::Reference;
+
+/// Longest wait of the long poll that the server grants, in seconds.
+pub const MAX_LONG_POLL_S: u64 = 60;
+
+/// The body of every failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// The failure.
+    pub error: ErrorDetail,
+}
+
+/// What failed, in words and for programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorDetail {
+    /// Stable word for programs, `not_found`.
+    pub code: String,
+    /// One sentence for people.
+    pub message: String,
+}
+
+/// When a phase of a node's latest boot was seen, on the server's clock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseTime {
+    /// The phase.
+    pub phase: Phase,
+    /// Milliseconds since the Unix epoch.
+    pub at_ms: u64,
+}
+
+/// A node of the inventory with everything known of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its id.
+    pub id: NodeId,
+    /// Its Ethernet addresses, the boot interface first.
+    pub macs: Vec<Mac>,
+    /// SMBIOS UUID, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// The address that DHCP gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// When it was first heard of, milliseconds since the Unix epoch.
+    pub first_seen_ms: u64,
+    /// When it was last heard of, milliseconds since the Unix epoch.
+    pub last_seen_ms: u64,
+    /// Its latest boot, phase by phase, on the server's clock.
+    pub boot: Vec<PhaseTime>,
+    /// What is wanted of it.
+    pub desired: Desired,
+    /// What its agent last reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed: Option<Observed>,
+}
+
+/// `POST /v1/nodes/{id}/power`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PowerBody {
+    /// What to do.
+    pub action: PowerAction,
+}
+
+/// A version of an ImageSet in the server's registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSetRecord {
+    /// Its name.
+    pub name: Name,
+    /// Its version.
+    pub version: Version,
+    /// Its reference, pinned.
+    pub reference: Reference,
+    /// The digest of its index.
+    pub digest: Digest,
+}
+
+/// `POST /v1/rolls`: bring these nodes to this version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollRequest {
+    /// Ids of nodes, or the one word `all`.
+    pub nodes: Vec<String>,
+    /// `NAME:VERSION` in the server's registry, or a full reference.
+    pub imageset: String,
+}
+
+/// How one node stands in a roll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RollState {
+    /// It has not reported the new digest as current yet.
+    Pending,
+    /// It runs the new digest.
+    Done,
+    /// It says it could not; it still runs what it ran.
+    Failed,
+    /// A later roll wants something else of it.
+    Superseded,
+}
+
+/// One node of a roll.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollNode {
+    /// The node.
+    pub node: NodeId,
+    /// How it stands.
+    pub state: RollState,
+    /// Why, where there is a why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What it cost, once done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<RollReport>,
+}
+
+/// A roll: what was asked, and how each node stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Roll {
+    /// Its number.
+    pub id: u64,
+    /// The ImageSet.
+    pub name: Name,
+    /// The version it goes to.
+    pub version: Version,
+    /// The reference it goes to, pinned.
+    pub reference: Reference,
+    /// The nodes.
+    pub nodes: Vec<RollNode>,
+}

@@ -1,0 +1,351 @@
+//! The kernel command line: what Layer0 reads of it, parsed and rendered side by side.
+//!
+//! Parsing cannot fail: what is wrong ends up in [`BootArgs::problems`] and is reported, never fatal, because a node
+//! that refuses to boot for a typing slip is worse than one that says so. Quoting follows the kernel
+//! (`Documentation/admin-guide/kernel-parameters.rst`): double quotes protect spaces.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use crate::ids::{Mac, NodeId};
+use crate::reference::Reference;
+
+/// Longest command line that is read, in bytes (x86 `COMMAND_LINE_SIZE`).
+pub const MAX_COMMAND_LINE: usize = 2048;
+
+/// When a shell is offered on the console (`layercake.rescue=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rescue {
+    /// Never.
+    Never,
+    /// After the agent has failed for good. The default.
+    #[default]
+    OnFailure,
+    /// At once, beside the agent.
+    Always,
+}
+
+/// How much is logged (`layercake.log=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogLevel {
+    /// Failures only.
+    Error,
+    /// And what looks wrong.
+    Warn,
+    /// And what happens. The default.
+    #[default]
+    Info,
+    /// And why.
+    Debug,
+}
+
+/// A static IPv4 configuration from `ip=` (kernel `Documentation/admin-guide/nfs/nfsroot.rst`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StaticIp {
+    /// The node's address.
+    pub address: Ipv4Addr,
+    /// Length of the network prefix in bits, 0 to 32.
+    pub prefix_len: u8,
+    /// The default gateway.
+    pub gateway: Option<Ipv4Addr>,
+    /// The host name.
+    pub hostname: Option<String>,
+    /// The interface (`eth0`); any when absent.
+    pub device: Option<String>,
+    /// Name servers.
+    pub dns: Vec<Ipv4Addr>,
+}
+
+/// How the node gets its address.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum IpConfig {
+    /// By DHCP on every interface, the boot interface first. The default.
+    #[default]
+    Dhcp,
+    /// By DHCP on this interface alone.
+    DhcpOn(String),
+    /// Fixed.
+    Static(StaticIp),
+    /// Not at all.
+    Off,
+}
+
+/// What the command line says to Layer0.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BootArgs {
+    /// `layercake.server=`: base URLs of the boot servers, in order.
+    pub servers: Vec<String>,
+    /// `layercake.token=`: the one-time join token.
+    pub token: Option<String>,
+    /// `layercake.node=`: the node's id.
+    pub node: Option<NodeId>,
+    /// `layercake.imageset=`: run this without a server.
+    pub imageset: Option<Reference>,
+    /// `layercake.rescue=`.
+    pub rescue: Rescue,
+    /// `layercake.log=`.
+    pub log: LogLevel,
+    /// `BOOTIF=`: the interface that the firmware booted from.
+    pub bootif: Option<Mac>,
+    /// `ip=`.
+    pub ip: IpConfig,
+    /// What was not understood, each as a sentence for the console.
+    pub problems: Vec<String>,
+}
+
+impl BootArgs {
+    /// Reads a command line. Anything that is not ours is ignored; unknown `layercake.*` keys and bad values are noted
+    /// in [`BootArgs::problems`].
+    #[must_use]
+    pub fn parse(command_line: &str) -> Self {
+        let mut args = Self::default();
+        for word in split_words(command_line) {
+            let (key, value) = word.split_once('=').unwrap_or((&word, ""));
+            if let Err(problem) = args.set(key, value) {
+                args.problems.push(format!("kernel command line: {key}={value}: {problem}"));
+            }
+        }
+        args
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "layercake.server" => {
+                for url in value.split(',').filter(|url| !url.is_empty()) {
+                    if !url.starts_with("http://") && !url.starts_with("https://") {
+                        return Err(format!("`{url}` is not an http:// or https:// URL"));
+                    }
+                    self.servers.push(url.trim_end_matches('/').to_owned());
+                }
+            }
+            "layercake.token" => self.token = Some(value.to_owned()),
+            "layercake.node" => self.node = Some(value.parse().map_err(to_text)?),
+            "layercake.imageset" => self.imageset = Some(value.parse().map_err(to_text)?),
+            "layercake.rescue" => self.rescue = parse_rescue(value)?,
+            "layercake.log" => self.log = parse_log(value)?,
+            "BOOTIF" => self.bootif = Some(value.parse().map_err(to_text)?),
+            "ip" => self.ip = parse_ip(value)?,
+            _ if key.starts_with("layercake.") => return Err("unknown key, ignored".to_owned()),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn to_text(error: impl fmt::Display) -> String {
+    error.to_string()
+}
+
+/// Splits as the kernel does: at white space outside double quotes; the quotes themselves are dropped.
+fn split_words(command_line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut quoted = false;
+    for c in command_line.chars().take(MAX_COMMAND_LINE) {
+        if c == '"' {
+            quoted = !quoted;
+        } else if c.is_whitespace() && !quoted {
+            if !word.is_empty() {
+                words.push(std::mem::take(&mut word));
+            }
+        } else {
+            word.push(c);
+        }
+    }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    words
+}
+
+fn parse_rescue(value: &str) -> Result<Rescue, String> {
+    match value {
+        "never" => Ok(Rescue::Never),
+        "on-failure" => Ok(Rescue::OnFailure),
+        "always" => Ok(Rescue::Always),
+        _ => Err("expected never, on-failure or always".to_owned()),
+    }
+}
+
+fn parse_log(value: &str) -> Result<LogLevel, String> {
+    match value {
+        "error" => Ok(LogLevel::Error),
+        "warn" => Ok(LogLevel::Warn),
+        "info" => Ok(LogLevel::Info),
+        "debug" => Ok(LogLevel::Debug),
+        _ => Err("expected error, warn, info or debug".to_owned()),
+    }
+}
+
+fn prefix_len(mask: Ipv4Addr) -> Option<u8> {
+    let bits = u32::from(mask);
+    let ones = bits.leading_ones();
+    (bits.checked_shl(ones).unwrap_or(0) == 0).then(|| u8::try_from(ones).unwrap_or(32))
+}
+
+fn parse_ip(value: &str) -> Result<IpConfig, String> {
+    match value {
+        "dhcp" | "on" | "any" | "both" => return Ok(IpConfig::Dhcp),
+        "off" | "none" => return Ok(IpConfig::Off),
+        _ => {}
+    }
+    // <client>:<server>:<gateway>:<netmask>:<hostname>:<device>:<autoconf>[:<dns0>[:<dns1>]]
+    let fields: Vec<&str> = value.split(':').collect();
+    let field = |index: usize| fields.get(index).copied().filter(|text| !text.is_empty());
+    let address = |index: usize, what: &str| match field(index) {
+        None => Ok(None),
+        Some(text) => text
+            .parse::<Ipv4Addr>()
+            .map(Some)
+            .map_err(|_| format!("{what} `{text}` is not an IPv4 address")),
+    };
+    let device = field(5).map(str::to_owned);
+    let Some(client) = address(0, "client")? else {
+        return match (field(6), device) {
+            (Some("off" | "none"), _) => Ok(IpConfig::Off),
+            (_, Some(device)) => Ok(IpConfig::DhcpOn(device)),
+            (Some(_), None) => Ok(IpConfig::Dhcp),
+            (None, None) => {
+                Err("expected dhcp, off, or CLIENT:SERVER:GATEWAY:NETMASK:HOSTNAME:DEVICE:AUTOCONF"
+                    .to_owned())
+            }
+        };
+    };
+    let mask =
+        address(3, "netmask")?.ok_or("a fixed address needs a netmask in the fourth field")?;
+    let prefix_len = prefix_len(mask).ok_or_else(|| format!("netmask {mask} is not contiguous"))?;
+    let dns = [address(7, "dns0")?, address(8, "dns1")?].into_iter().flatten().collect();
+    Ok(IpConfig::Static(StaticIp {
+        address: client,
+        prefix_len,
+        gateway: address(2, "gateway")?,
+        hostname: field(4).map(str::to_owned),
+        device,
+        dns,
+    }))
+}
+
+impl fmt::Display for IpConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dhcp => f.write_str("dhcp"),
+            Self::Off => f.write_str("off"),
+            Self::DhcpOn(device) => write!(f, ":::::{device}:dhcp"),
+            Self::Static(ip) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(ip.prefix_len)).unwrap_or(0);
+                let text =
+                    |address: Option<Ipv4Addr>| address.map_or(String::new(), |a| a.to_string());
+                write!(
+                    f,
+                    "{}::{}:{}:{}:{}:off",
+                    ip.address,
+                    text(ip.gateway),
+                    Ipv4Addr::from(mask),
+                    ip.hostname.as_deref().unwrap_or(""),
+                    ip.device.as_deref().unwrap_or(""),
+                )?;
+                ip.dns.iter().take(2).try_for_each(|dns| write!(f, ":{dns}"))
+            }
+        }
+    }
+}
+
+impl fmt::Display for BootArgs {
+    /// Renders the keys that differ from their defaults, in a fixed order, ready for a kernel command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut words = Vec::new();
+        if !self.servers.is_empty() {
+            words.push(format!("layercake.server={}", self.servers.join(",")));
+        }
+        if let Some(token) = &self.token {
+            words.push(format!("layercake.token={token}"));
+        }
+        if let Some(node) = &self.node {
+            words.push(format!("layercake.node={node}"));
+        }
+        if let Some(imageset) = &self.imageset {
+            words.push(format!("layercake.imageset={imageset}"));
+        }
+        match self.rescue {
+            Rescue::Never => words.push("layercake.rescue=never".to_owned()),
+            Rescue::OnFailure => {}
+            Rescue::Always => words.push("layercake.rescue=always".to_owned()),
+        }
+        match self.log {
+            LogLevel::Error => words.push("layercake.log=error".to_owned()),
+            LogLevel::Warn => words.push("layercake.log=warn".to_owned()),
+            LogLevel::Info => {}
+            LogLevel::Debug => words.push("layercake.log=debug".to_owned()),
+        }
+        if let Some(mac) = self.bootif {
+            words.push(format!("BOOTIF=01-{}", mac.to_string().replace(':', "-")));
+        }
+        if self.ip != IpConfig::Dhcp {
+            words.push(format!("ip={}", self.ip));
+        }
+        f.write_str(&words.join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn round_trip(text: &str) -> BootArgs {
+        let args = BootArgs::parse(text);
+        assert_eq!(args.problems, Vec::<String>::new());
+        assert_eq!(args.to_string(), text);
+        args
+    }
+
+    #[test]
+    fn the_usual_netboot_line_is_understood() {
+        let args = round_trip(
+            "layercake.server=http://10.9.0.1:8080 layercake.node=n1 BOOTIF=01-52-54-00-00-00-01",
+        );
+        assert_eq!(args.servers, ["http://10.9.0.1:8080"]);
+        assert_eq!(args.node.expect("node").as_str(), "n1");
+        assert_eq!(args.bootif.expect("bootif").0, [0x52, 0x54, 0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn a_fixed_address_round_trips() {
+        let args = round_trip("ip=10.0.0.5::10.0.0.1:255.255.255.0:n5:eth0:off:10.0.0.2");
+        let IpConfig::Static(ip) = args.ip else { panic!("{:?}", args.ip) };
+        assert_eq!((ip.prefix_len, ip.dns.len()), (24, 1));
+        round_trip("ip=:::::eth1:dhcp");
+        round_trip("layercake.rescue=always layercake.log=debug ip=off");
+    }
+
+    #[test]
+    fn foreign_words_are_ignored_and_unknown_keys_are_reported() {
+        let args = BootArgs::parse(
+            "quiet root=\"LABEL=a b\" layercake.colour=red layercake.rescue=maybe console=ttyS0",
+        );
+        assert_eq!(args.problems.len(), 2, "{:?}", args.problems);
+        assert!(args.problems.iter().any(|problem| problem.contains("layercake.colour")));
+        assert_eq!(args.rescue, Rescue::OnFailure);
+    }
+
+    #[test]
+    fn a_bad_value_says_what_was_expected() {
+        for (text, expected) in [
+            ("ip=10.0.0.5::::n", "netmask"),
+            ("ip=10.0.0.5:::255.0.255.0", "contiguous"),
+            ("layercake.server=10.9.0.1", "http://"),
+            ("layercake.imageset=x", "repository"),
+        ] {
+            let problems = BootArgs::parse(text).problems.join(";");
+            assert!(problems.contains(expected), "{text}: {problems}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_command_line_makes_the_parser_panic(text in "\\PC{0,200}") {
+            let _ = BootArgs::parse(&text);
+            let _ = BootArgs::parse(&format!("ip={text} BOOTIF={text}"));
+        }
+    }
+}

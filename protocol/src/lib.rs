@@ -1,0 +1,30 @@
+//! What all parts of Layercake agree on: identifiers, documents, the kernel command line, OCI words.
+//!
+//! Pure by rule: no I/O, no async, no clock. Parsers take `&str` or `&[u8]` and return owned, checked values.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`ids`] | MAC, node id, name, version and digest newtypes |
+//! | [`reference`](mod@reference) | where an image or ImageSet lives: registry, repository, tag, digest |
+//! | [`boot_args`] | the kernel command line: parse and render side by side |
+//! | [`imageset`] | the ImageSet description that nodes read |
+//! | [`oci`] | descriptors, manifests, indexes, and resolving an ImageSet from its index |
+//! | [`node`] | the desired and the observed document of a node |
+//! | [`api`] | request, reply and error bodies of `/v1` |
+//! | [`layer0`] | `manifest.json` of a built Layer0 |
+
+pub mod ids;
+pub mod reference;
+
+pub mod boot_args;
+
+pub mod imageset;
+pub mod oci;
+
+pub mod api;
+pub mod node;
+
+pub mod layer0;
+
+/// Version of the agent-server protocol that this build speaks. Both sides accept one version of difference.
+pub const PROTOCOL_VERSION: u32 = 1;

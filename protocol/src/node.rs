@@ -1,0 +1,311 @@
+//! The two documents of a node: what is wanted of it, and what has been seen of it.
+//!
+//! Readers ignore unknown fields: agent and server may be one version apart.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Digest, Mac, Name, NodeId, Version};
+use crate::reference::Reference;
+
+/// An ImageSet that a node should run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredSet {
+    /// Its name. At most one version of a name runs at a time.
+    pub name: Name,
+    /// Its version, for people: the digest decides.
+    pub version: Version,
+    /// Where it is fetched from, pinned by digest.
+    pub reference: Reference,
+}
+
+/// What to do with the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PowerAction {
+    /// Power off, in order.
+    Off,
+    /// Reboot, in order.
+    Reboot,
+}
+
+/// A request for power-off or reboot. It names the boot it is meant for, so that a rebooted node does not obey it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PowerRequest {
+    /// What to do.
+    pub action: PowerAction,
+    /// The kernel's boot id (`/proc/sys/kernel/random/boot_id`) of the boot that should end.
+    pub boot_id: String,
+}
+
+/// What the operator wants of a node: `GET /v1/nodes/{id}/desired`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    /// Grows with every change; the long poll asks for what comes after it.
+    pub version: u64,
+    /// The node it is for.
+    pub node: NodeId,
+    /// The ImageSets to run.
+    pub imagesets: Vec<DesiredSet>,
+    /// A request for power-off or reboot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<PowerRequest>,
+}
+
+/// A step of a node's boot, in the order in which they happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// The firmware asked for an address (first DHCPDISCOVER of a PXE or HTTP client).
+    Dhcp,
+    /// iPXE fetched its script.
+    Ipxe,
+    /// The kernel and the initramfs were fetched.
+    Kernel,
+    /// PID 1 started.
+    Init,
+    /// The agent reached its server for the first time.
+    Agent,
+    /// The first byte of an ImageSet was asked for.
+    Pulling,
+    /// Every container stands at its exec barrier.
+    Staged,
+    /// Every container runs.
+    Running,
+}
+
+impl Phase {
+    /// Every phase, in order.
+    pub const ALL: [Self; 8] = [
+        Self::Dhcp,
+        Self::Ipxe,
+        Self::Kernel,
+        Self::Init,
+        Self::Agent,
+        Self::Pulling,
+        Self::Staged,
+        Self::Running,
+    ];
+
+    /// Its name in tables and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dhcp => "dhcp",
+            Self::Ipxe => "ipxe",
+            Self::Kernel => "kernel",
+            Self::Init => "init",
+            Self::Agent => "agent",
+            Self::Pulling => "pulling",
+            Self::Staged => "staged",
+            Self::Running => "running",
+        }
+    }
+}
+
+/// A phase with the node's own clock: milliseconds since its kernel started (CLOCK_BOOTTIME).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseMark {
+    /// The phase.
+    pub phase: Phase,
+    /// Milliseconds since the kernel started.
+    pub uptime_ms: u64,
+}
+
+/// How an ImageSet stands, relative to its desired digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SetState {
+    /// Nothing of it is there.
+    Absent,
+    /// Everything is fetched, verified, mounted and held at the exec barrier.
+    Staged,
+    /// It runs, at the desired digest.
+    Current,
+    /// It runs, but not as desired; `reason` says why.
+    Degraded,
+    /// It does not run; `reason` says why.
+    Failed,
+}
+
+/// How a container stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContainerState {
+    /// Held at the exec barrier.
+    Created,
+    /// Its program runs.
+    Running,
+    /// It was asked to end.
+    Stopping,
+    /// It ended with 0, or because it was asked to.
+    Exited,
+    /// It ended otherwise, or could not start.
+    Dead,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitStatus {
+    /// Exit code, when it exited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// Signal number, when one killed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Why it could not even start, when it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A container as the agent sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedContainer {
+    /// Its name in the set.
+    pub name: Name,
+    /// How it stands.
+    pub state: ContainerState,
+    /// Process id on the node of its init.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// How its program last ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<ExitStatus>,
+}
+
+/// How far a pull has come.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PullProgress {
+    /// Compressed bytes received.
+    pub bytes: u64,
+    /// Compressed bytes that the manifests promise, less what was already there.
+    pub total: u64,
+    /// Bytes a second, over the pull so far.
+    pub bytes_per_s: u64,
+}
+
+/// What the last cut-over cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollReport {
+    /// Digest that ran before; none on a first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Digest>,
+    /// Digest that runs now.
+    pub to: Digest,
+    /// Compressed bytes fetched for it.
+    pub bytes: u64,
+    /// Milliseconds from the decision to the exec barrier.
+    pub staging_ms: u64,
+    /// Microseconds from the old program's end to the new one's exec, the longest of the set's containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blackout_us: Option<u64>,
+}
+
+/// An ImageSet as the agent sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedSet {
+    /// Its name.
+    pub name: Name,
+    /// The version that runs, or that is being fetched when none runs.
+    pub version: Version,
+    /// The digest of that version.
+    pub digest: Digest,
+    /// How it stands.
+    pub state: SetState,
+    /// Why it stands so, or what it waits for: one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// A pull under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullProgress>,
+    /// Its containers.
+    #[serde(default)]
+    pub containers: Vec<ObservedContainer>,
+    /// What the last cut-over cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_roll: Option<RollReport>,
+}
+
+/// An interface of the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedLink {
+    /// The kernel's name, `eth0`.
+    pub name: String,
+    /// Its Ethernet address.
+    pub mac: Mac,
+    /// Its IP addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What has been seen of a node: `PUT /v1/nodes/{id}/observed`, written by the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// [`crate::PROTOCOL_VERSION`] of the agent.
+    pub protocol: u32,
+    /// The node.
+    pub node: NodeId,
+    /// The kernel's boot id: changes with every boot, and only then.
+    pub boot_id: String,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// The kernel's release (`uname -r`).
+    pub kernel: String,
+    /// SMBIOS UUID, where the firmware gives one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// How often the agent itself was started in this boot, counting from 1.
+    pub agent_starts: u32,
+    /// Whether the node has pivoted: its PID 1 is the image's init.
+    #[serde(default)]
+    pub pivoted: bool,
+    /// Its interfaces.
+    pub links: Vec<ObservedLink>,
+    /// The `version` of the desired document that was last acted on; 0 before the first.
+    pub desired_version: u64,
+    /// Phases of this boot on the node's own clock.
+    pub timeline: Vec<PhaseMark>,
+    /// What the node waits for, and why: one sentence. None when all is as desired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+    /// Its ImageSets.
+    pub imagesets: Vec<ObservedSet>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn unchanged<T: Serialize + serde::de::DeserializeOwned>(golden: &str) -> T {
+        let document: T = serde_json::from_str(golden).expect("golden");
+        assert_eq!(serde_json::to_string_pretty(&document).expect("render") + "\n", golden);
+        document
+    }
+
+    #[test]
+    fn the_golden_documents_are_read_and_written_unchanged() {
+        let desired: Desired = unchanged(include_str!("../golden/v1/desired.json"));
+        assert_eq!(desired.imagesets.len(), 1);
+        let observed: Observed = unchanged(include_str!("../golden/v1/observed.json"));
+        assert_eq!(observed.imagesets[0].state, SetState::Current);
+    }
+
+    #[test]
+    fn fields_of_a_later_version_are_ignored() {
+        let golden = include_str!("../golden/v1/desired.json");
+        let later = golden.replacen("\"version\"", "\"colour\": \"red\", \"version\"", 1);
+        serde_json::from_str::<Desired>(&later).expect("one version apart");
+    }
+
+    #[test]
+    fn phases_are_ordered_as_they_happen() {
+        assert!(Phase::ALL.is_sorted());
+        for phase in Phase::ALL {
+            let json = serde_json::to_string(&phase).expect("render");
+            assert_eq!(json.trim_matches('"'), phase.as_str());
+        }
+    }
+}
