@@ -1,2 +1,50 @@
-//! Stub.
-fn main() {}
+//! The binary: picks the role from the arguments, runs it, and turns its outcome into an exit status.
+//!
+//! Nothing is decided here beyond that; see [`agent::init::roles`] for the grammar.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use agent::init::roles::{self, Role};
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let role = match roles::parse(&args, std::process::id() == 1) {
+        Ok(role) => role,
+        Err(problem) => {
+            say(&mut std::io::stderr(), &format!("layercake-agent: {problem}\n\n{}", roles::USAGE));
+            return ExitCode::from(2);
+        }
+    };
+    match role {
+        Role::Init { recover } => agent::init::run(recover),
+        Role::Agent(options) => match agent::agent::run(options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problem) => {
+                say(&mut std::io::stderr(), &format!("layercake-agent: {problem}\n"));
+                ExitCode::FAILURE
+            }
+        },
+        Role::Monitor { dir } => status(agent::monitor::run(&dir)),
+        Role::ContainerInit { args } => status(agent::container_init::run(&args)),
+        Role::Help => {
+            say(&mut std::io::stdout(), roles::USAGE);
+            ExitCode::SUCCESS
+        }
+        Role::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            say(&mut std::io::stdout(), &format!("layercake-agent {version}\n"));
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn status(code: i32) -> ExitCode {
+    u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+/// Writes text for a person. That nobody can read it any more (a closed pipe) changes nothing.
+fn say(out: &mut dyn Write, text: &str) {
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).unwrap_or_default();
+}

@@ -1,0 +1,258 @@
+//! The command line of the binary: which of the four roles it plays, and with what options.
+//!
+//! Pure: arguments in, a [`Role`] or one sentence of complaint out. The kernel's own command line is not read here.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use protocol::boot_args::LogLevel;
+use protocol::ids::NodeId;
+use protocol::reference::Reference;
+
+use crate::paths::RUN_DIR;
+
+/// What `--help` prints, and wrong usage after its complaint.
+pub const USAGE: &str = "\
+Usage: layercake-agent ROLE
+
+Roles:
+  agent [--standalone] [--run-dir DIR] [--imageset REF] [--server URL] [--node ID] [--log LEVEL]
+      What a node does: fetch, mount and run ImageSets.
+      --standalone    as a root service on any Linux host; needs --imageset, or --server and --node
+      --run-dir DIR   keep everything below DIR (default /run/layercake)
+      --imageset REF  run this ImageSet, without a server
+      --server URL    a boot server; may be given several times
+      --node ID       this node's name at the server
+      --log LEVEL     error, warn, info (default) or debug
+  init                PID 1 of Layer0; the kernel starts it as /init
+  monitor DIR         the process beside one container (started by the agent)
+  container-init ...  the first process of a container (started by a monitor)
+
+  --help, --version
+";
+
+/// Options of the role `agent`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentOptions {
+    /// Runs on a host that is not Layer0: no modules, network, kernel log or power duties.
+    pub standalone: bool,
+    /// Where everything is kept.
+    pub run_dir: PathBuf,
+    /// An ImageSet to run without a server; goes before the kernel command line.
+    pub imageset: Option<Reference>,
+    /// Base URLs of boot servers without a final `/`; go before the kernel command line's.
+    pub servers: Vec<String>,
+    /// The node's id; goes before the kernel command line.
+    pub node: Option<NodeId>,
+    /// How much is logged; goes before the kernel command line.
+    pub log: Option<LogLevel>,
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        Self {
+            standalone: false,
+            run_dir: PathBuf::from(RUN_DIR),
+            imageset: None,
+            servers: Vec::new(),
+            node: None,
+            log: None,
+        }
+    }
+}
+
+/// What this process is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// PID 1 of Layer0.
+    Init {
+        /// It has crashed and executed itself again: children, mounts and cgroups are there already.
+        recover: bool,
+    },
+    /// What a node does.
+    Agent(AgentOptions),
+    /// The process beside one container.
+    Monitor {
+        /// The container's directory.
+        dir: PathBuf,
+    },
+    /// The first process of a container.
+    ContainerInit {
+        /// Everything after the role's name.
+        args: Vec<OsString>,
+    },
+    /// `--help`.
+    Help,
+    /// `--version`.
+    Version,
+}
+
+/// Reads the arguments, `argv[0]` first. `pid1`: this process has PID 1 (of the machine or of a PID namespace).
+///
+/// The kernel hands stray words of its command line to `/init` as arguments, so as PID 1 under that name only
+/// `--recover` counts. A container's first process is PID 1 too, of its namespace, but has a role's name.
+///
+/// # Errors
+/// One sentence that names the argument.
+pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
+    let (program, args) = argv
+        .split_first()
+        .map_or((OsStr::new(""), &[][..]), |(program, args)| (program.as_os_str(), args));
+    let recover = args.iter().any(|arg| arg == "--recover");
+    if pid1 && Path::new(program).file_name() == Some(OsStr::new("init")) {
+        return Ok(Role::Init { recover });
+    }
+    let Some((role, rest)) = args.split_first() else {
+        return if pid1 { Ok(Role::Init { recover }) } else { Err("a role is needed".to_owned()) };
+    };
+    match role.to_str() {
+        Some("init") if pid1 => Ok(Role::Init { recover }),
+        Some("init") => Err("the role init needs PID 1: let the kernel start it".to_owned()),
+        Some("agent") => parse_agent(rest),
+        Some("monitor") => match rest {
+            [dir] => Ok(Role::Monitor { dir: PathBuf::from(dir) }),
+            _ => Err("monitor needs exactly one directory".to_owned()),
+        },
+        Some("container-init") => Ok(Role::ContainerInit { args: rest.to_vec() }),
+        Some("--help" | "-h" | "help") => Ok(Role::Help),
+        Some("--version" | "-V") => Ok(Role::Version),
+        _ if pid1 => Ok(Role::Init { recover }),
+        _ => Err(format!("unknown role `{}`", role.to_string_lossy())),
+    }
+}
+
+fn parse_agent(args: &[OsString]) -> Result<Role, String> {
+    let mut options = AgentOptions::default();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let text = arg.to_str().ok_or_else(|| format!("`{}` is not UTF-8", arg.display()))?;
+        let (key, inline) = match text.split_once('=') {
+            Some((key, value)) if key.starts_with("--") => (key, Some(OsString::from(value))),
+            _ => (text, None),
+        };
+        match key {
+            "--standalone" if inline.is_none() => options.standalone = true,
+            "--help" | "-h" => return Ok(Role::Help),
+            "--run-dir" | "--imageset" | "--server" | "--node" | "--log" => {
+                let value = inline.or_else(|| args.next().cloned());
+                let value = value.filter(|value| !value.is_empty());
+                let value = value.ok_or_else(|| format!("{key} needs a value"))?;
+                set(&mut options, key, &value)?;
+            }
+            _ => return Err(format!("unknown argument `{text}` of role agent")),
+        }
+    }
+    check(options)
+}
+
+fn set(options: &mut AgentOptions, key: &str, value: &OsStr) -> Result<(), String> {
+    if key == "--run-dir" {
+        options.run_dir = PathBuf::from(value);
+        return Ok(());
+    }
+    let text = value.to_str().ok_or_else(|| format!("{key} {}: not UTF-8", value.display()))?;
+    let bad = |problem: &dyn std::fmt::Display| format!("{key} {text}: {problem}");
+    match key {
+        "--imageset" => options.imageset = Some(text.parse().map_err(|e| bad(&e))?),
+        "--node" => options.node = Some(text.parse().map_err(|e| bad(&e))?),
+        "--log" => {
+            options.log = Some(match text {
+                "error" => LogLevel::Error,
+                "warn" => LogLevel::Warn,
+                "info" => LogLevel::Info,
+                "debug" => LogLevel::Debug,
+                _ => return Err(bad(&"expected error, warn, info or debug")),
+            });
+        }
+        _ => {
+            for url in text.split(',') {
+                if !url.starts_with("http://") && !url.starts_with("https://") {
+                    return Err(bad(&"expected a URL that begins with http:// or https://"));
+                }
+                options.servers.push(url.trim_end_matches('/').to_owned());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What fits together: a standalone agent has no kernel command line to fall back on.
+fn check(options: AgentOptions) -> Result<Role, String> {
+    let by_server = !options.servers.is_empty();
+    if options.imageset.is_some() && by_server {
+        return Err("--imageset and --server exclude each other".to_owned());
+    }
+    if options.standalone && !by_server && options.imageset.is_none() {
+        return Err("--standalone needs --imageset, or --server and --node".to_owned());
+    }
+    if options.standalone && by_server && options.node.is_none() {
+        return Err("--server needs --node with --standalone".to_owned());
+    }
+    Ok(Role::Agent(options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(line: &str, pid1: bool) -> Result<Role, String> {
+        let argv: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        parse(&argv, pid1)
+    }
+
+    #[track_caller]
+    fn check_error(line: &str, expect: &str) {
+        let error = run(line, false).unwrap_err();
+        assert!(error.contains(expect), "{line}: {error}");
+    }
+
+    #[test]
+    fn the_kernel_gets_pid_1_whatever_stray_words_it_passes() {
+        for line in ["/init", "/init agent", "/init quiet splash", "/sbin/x", "/sbin/x word"] {
+            assert_eq!(run(line, true), Ok(Role::Init { recover: false }), "{line}");
+        }
+        assert_eq!(run("init --recover", true), Ok(Role::Init { recover: true }));
+    }
+
+    #[test]
+    fn pid_1_of_a_namespace_keeps_its_role() {
+        let expect = Role::ContainerInit { args: vec!["7".into()] };
+        assert_eq!(run("layercake-agent container-init 7", true), Ok(expect));
+        let expect = Role::Monitor { dir: "/d".into() };
+        assert_eq!(run("@m monitor /d", false), Ok(expect));
+    }
+
+    #[test]
+    fn the_agent_takes_its_options_in_both_spellings() {
+        let line = "a agent --standalone --run-dir=/x --server http://s:1/,https://t --node n1 --log=debug";
+        let Ok(Role::Agent(options)) = run(line, false) else { panic!("not the agent") };
+        assert!(options.standalone);
+        assert_eq!(options.run_dir, Path::new("/x"));
+        assert_eq!(options.servers, ["http://s:1", "https://t"]);
+        assert_eq!(options.node.map(|node| node.to_string()), Some("n1".to_owned()));
+        assert_eq!(options.log, Some(LogLevel::Debug));
+        assert_eq!(run("a agent", false), Ok(Role::Agent(AgentOptions::default())));
+    }
+
+    #[test]
+    fn wrong_usage_names_the_argument() {
+        check_error("a", "a role is needed");
+        check_error("a dance", "`dance`");
+        check_error("a init", "PID 1");
+        check_error("a monitor", "exactly one");
+        check_error("a agent --verbose", "`--verbose`");
+        check_error("a agent --log", "--log needs a value");
+        check_error("a agent --log loud", "--log loud");
+        check_error("a agent --server ftp://x", "ftp://x");
+        check_error("a agent --standalone", "--imageset");
+        check_error("a agent --standalone --server http://x", "--node");
+        check_error("a agent --node ../x", "--node ../x");
+    }
+
+    #[test]
+    fn help_and_version_are_roles() {
+        assert_eq!(run("a --help", false), Ok(Role::Help));
+        assert_eq!(run("a agent --help", false), Ok(Role::Help));
+        assert_eq!(run("a --version", false), Ok(Role::Version));
+    }
+}
