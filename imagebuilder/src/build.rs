@@ -1,0 +1,471 @@
+//! An ImageSet into an OCI layout directory (image-layout.md). The same sources give the same bytes and digests.
+//!
+//! Everything is made in a directory beside the layout; the layout itself changes only by renames, `index.json` last, so
+//! that an interrupted build leaves nothing visible. Registries are not spoken to here: see [`crate::push`].
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use protocol::ids::{Digest, Name};
+use protocol::imageset::ImageSet;
+use protocol::oci::{
+    self, ANNOTATION_IMAGE_NAME, ARTIFACT_IMAGESET, Descriptor, ImageConfig, Index, MAX_LAYERS,
+    MEDIA_CONFIG, MEDIA_EMPTY, MEDIA_IMAGESET_CONFIG, MEDIA_INDEX, MEDIA_MANIFEST, Manifest,
+    OciError, Platform, RootFs, RunConfig,
+};
+
+use crate::blob::BlobDir;
+use crate::description::{ImageSource, SetSource};
+use crate::source::{ANNOTATION_REF_NAME, Content, SourceError, read_blob};
+
+/// Annotation of the index: the set's name (annotations.md).
+const ANNOTATION_TITLE: &str = "org.opencontainers.image.title";
+/// Annotation of the index: the set's version (annotations.md).
+const ANNOTATION_VERSION: &str = "org.opencontainers.image.version";
+/// Content of the file `oci-layout` (image-layout.md).
+const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// An ImageSet in an OCI layout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuiltSet {
+    /// The layout's directory.
+    pub layout: PathBuf,
+    /// The description that nodes will read.
+    pub set: ImageSet,
+    /// The index, tagged VERSION. Its digest is the set's.
+    pub index: Descriptor,
+    /// The manifests of the index in its order; entry 0 is the description's.
+    pub manifests: Vec<Descriptor>,
+    /// The image manifests by name, tagged VERSION-IMAGENAME.
+    pub images: BTreeMap<Name, Descriptor>,
+}
+
+/// Why a set cannot be built, or a layout not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A source of an image gives no layers.
+    #[error("image `{image}`")]
+    Source {
+        /// The image.
+        image: Name,
+        /// Why.
+        #[source]
+        source: SourceError,
+    },
+    /// An image has more layers than a node takes.
+    #[error("image `{image}` has {layers} layers, at most {MAX_LAYERS}")]
+    Layers {
+        /// The image.
+        image: Name,
+        /// How many.
+        layers: usize,
+    },
+    /// A file of the layout cannot be read or written.
+    #[error("{what} {}", path.display())]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The output exists and is something else.
+    #[error("{} exists and is not an OCI layout", path.display())]
+    NotALayout {
+        /// The output.
+        path: PathBuf,
+    },
+    /// A document of the layout is malformed.
+    #[error("{}", path.display())]
+    Document {
+        /// The layout.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: OciError,
+    },
+    /// A blob of the layout cannot be read or is corrupt.
+    #[error("the layout is damaged")]
+    Blob(#[source] SourceError),
+    /// The layout does not hold the ImageSet that is asked for.
+    #[error("{} has {found}, expected {expected}", path.display())]
+    NoSet {
+        /// The layout.
+        path: PathBuf,
+        /// What it has.
+        found: String,
+        /// What was asked for.
+        expected: String,
+    },
+    /// A document cannot be written as JSON.
+    #[error("cannot write JSON")]
+    Json(#[from] serde_json::Error),
+    /// The thread that built ended without a result.
+    #[error("the build was cut off")]
+    CutOff,
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BuildError {
+    let path = path.to_owned();
+    move |source| BuildError::Io { what, path, source }
+}
+
+/// Builds the set into the OCI layout `out`, which is made when it is not there and added to when it is.
+///
+/// # Errors
+/// If a source cannot be read, is not what it says, or the layout cannot be written. Nothing is left behind then.
+pub async fn to_layout(set: &SetSource, out: &Path) -> Result<BuiltSet, BuildError> {
+    let (set, out) = (set.clone(), out.to_owned());
+    tokio::task::spawn_blocking(move || to_layout_blocking(&set, &out))
+        .await
+        .map_err(|_| BuildError::CutOff)?
+}
+
+/// [`to_layout`] for callers without a tokio runtime.
+///
+/// # Errors
+/// As [`to_layout`].
+pub fn to_layout_blocking(source: &SetSource, out: &Path) -> Result<BuiltSet, BuildError> {
+    if !may_become_layout(out)? {
+        return Err(BuildError::NotALayout { path: out.to_owned() });
+    }
+    let parent = match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(parent).map_err(io_error("cannot make", parent))?;
+    let staging = tempfile::Builder::new()
+        .prefix(".imageset.partial-")
+        .tempdir_in(parent)
+        .map_err(io_error("cannot make a directory in", parent))?;
+    let blob_dir = staging.path().join("blobs/sha256");
+    fs::create_dir_all(&blob_dir).map_err(io_error("cannot make", &blob_dir))?;
+    let blobs = BlobDir::new(&blob_dir);
+
+    let mut images = Vec::new();
+    for image in &source.images {
+        images.push(build_image(source, image, &blobs)?);
+    }
+    let built = write_index(source, images, &blobs, out)?;
+    let entries = layout_entries(&built);
+    write_layout_files(staging.path(), out, entries)?;
+    install(staging, out)?;
+    Ok(built)
+}
+
+fn may_become_layout(out: &Path) -> Result<bool, BuildError> {
+    match fs::read_dir(out) {
+        Ok(mut entries) => Ok(entries.next().is_none() || out.join("oci-layout").is_file()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        Err(error) => Err(io_error("cannot read", out)(error)),
+    }
+}
+
+/// Writes an image's blobs; its entry of the index comes back.
+fn build_image(
+    source: &SetSource,
+    image: &ImageSource,
+    blobs: &BlobDir,
+) -> Result<Descriptor, BuildError> {
+    let mut whole = Content::default();
+    for one in &image.sources {
+        let content = one
+            .content(image, &source.base, source.epoch, blobs)
+            .map_err(|error| BuildError::Source { image: image.name.clone(), source: error })?;
+        whole.layers.extend(content.layers);
+        whole.config = content.config.or(whole.config);
+        whole.original = content.original;
+    }
+    if whole.layers.len() > MAX_LAYERS {
+        let layers = whole.layers.len();
+        return Err(BuildError::Layers { image: image.name.clone(), layers });
+    }
+    let write = |media_type: &str, bytes: &[u8]| {
+        blobs.put(media_type, bytes).map_err(io_error("cannot write a blob of", &source.base))
+    };
+    let mut entry = match whole.original {
+        Some(original) if image.sources.len() == 1 && image.is_unchanged() => {
+            write(&original.config_type, &original.config_bytes)?;
+            write(&original.manifest.media_type, &original.manifest_bytes)?
+        }
+        _ => {
+            let config = image_config(image, whole.config, &whole.layers, source.epoch);
+            let config = write(MEDIA_CONFIG, &serde_json::to_vec(&config)?)?;
+            let manifest = Manifest {
+                schema_version: 2,
+                media_type: Some(MEDIA_MANIFEST.to_owned()),
+                artifact_type: None,
+                config,
+                layers: whole.layers.into_iter().map(|layer| layer.descriptor).collect(),
+                annotations: BTreeMap::new(),
+            };
+            write(MEDIA_MANIFEST, &serde_json::to_vec(&manifest)?)?
+        }
+    };
+    entry.platform = Some(Platform {
+        architecture: image.architecture.clone(),
+        os: "linux".to_owned(),
+        variant: None,
+    });
+    entry.annotations.insert(ANNOTATION_IMAGE_NAME.to_owned(), image.name.to_string());
+    Ok(entry)
+}
+
+fn image_config(
+    image: &ImageSource,
+    base: Option<ImageConfig>,
+    layers: &[crate::layer::Layer],
+    epoch: u64,
+) -> ImageConfig {
+    ImageConfig {
+        architecture: image.architecture.clone(),
+        os: "linux".to_owned(),
+        created: Some(rfc3339(epoch)),
+        config: run_config(image, base.map(|base| base.config).unwrap_or_default()),
+        rootfs: RootFs {
+            kind: "layers".to_owned(),
+            diff_ids: layers.iter().map(|layer| layer.diff_id).collect(),
+        },
+    }
+}
+
+fn run_config(image: &ImageSource, mut run: RunConfig) -> RunConfig {
+    if let Some(entrypoint) = &image.entrypoint {
+        run.entrypoint.clone_from(entrypoint);
+        run.cmd.clear();
+    }
+    if let Some(cmd) = &image.cmd {
+        run.cmd.clone_from(cmd);
+    }
+    for (key, value) in &image.env {
+        let prefix = format!("{key}=");
+        run.env.retain(|variable| !variable.starts_with(&prefix));
+        run.env.push(format!("{key}={value}"));
+    }
+    run.labels.extend(image.labels.clone());
+    run.user = image.user.clone().or(run.user);
+    run.working_dir = image.workdir.clone().or(run.working_dir);
+    run.stop_signal = image.stop_signal.clone().or(run.stop_signal);
+    run
+}
+
+/// Writes the description, its manifest and the index.
+fn write_index(
+    source: &SetSource,
+    images: Vec<Descriptor>,
+    blobs: &BlobDir,
+    out: &Path,
+) -> Result<BuiltSet, BuildError> {
+    let write = |media_type: &str, bytes: &[u8]| {
+        blobs.put(media_type, bytes).map_err(io_error("cannot write a blob of", out))
+    };
+    let config = write(MEDIA_IMAGESET_CONFIG, &serde_json::to_vec(&source.set)?)?;
+    write(MEDIA_EMPTY, b"{}")?;
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(MEDIA_MANIFEST.to_owned()),
+        artifact_type: Some(ARTIFACT_IMAGESET.to_owned()),
+        config,
+        layers: vec![Descriptor::empty()],
+        annotations: BTreeMap::new(),
+    };
+    let mut description = write(MEDIA_MANIFEST, &serde_json::to_vec(&manifest)?)?;
+    description.artifact_type = Some(ARTIFACT_IMAGESET.to_owned());
+    let by_name = source.set.images.iter().map(|image| image.name.clone());
+    let by_name = by_name.zip(images.iter().cloned()).collect();
+    let mut manifests = vec![description];
+    manifests.extend(images);
+    let annotations = BTreeMap::from([
+        (ANNOTATION_TITLE.to_owned(), source.set.name.to_string()),
+        (ANNOTATION_VERSION.to_owned(), source.set.version.to_string()),
+    ]);
+    let index = Index {
+        schema_version: 2,
+        media_type: Some(MEDIA_INDEX.to_owned()),
+        artifact_type: Some(ARTIFACT_IMAGESET.to_owned()),
+        manifests: manifests.clone(),
+        annotations,
+    };
+    let mut index = write(MEDIA_INDEX, &serde_json::to_vec(&index)?)?;
+    index.artifact_type = Some(ARTIFACT_IMAGESET.to_owned());
+    Ok(BuiltSet {
+        layout: out.to_owned(),
+        set: source.set.clone(),
+        index,
+        manifests,
+        images: by_name,
+    })
+}
+
+/// The tag of an image's manifest, `VERSION-IMAGENAME`.
+#[must_use]
+pub fn image_tag(set: &ImageSet, image: &Name) -> String {
+    format!("{}-{image}", set.version)
+}
+
+fn layout_entries(built: &BuiltSet) -> Vec<Descriptor> {
+    let tagged = |descriptor: &Descriptor, tag: String| {
+        let mut entry = descriptor.clone();
+        entry.annotations.insert(ANNOTATION_REF_NAME.to_owned(), tag);
+        entry
+    };
+    let mut entries = vec![tagged(&built.index, built.set.version.to_string())];
+    for (name, descriptor) in &built.images {
+        entries.push(tagged(descriptor, image_tag(&built.set, name)));
+    }
+    entries
+}
+
+fn write_layout_files(
+    staging: &Path,
+    out: &Path,
+    mut entries: Vec<Descriptor>,
+) -> Result<(), BuildError> {
+    let tag = |entry: &Descriptor| entry.annotations.get(ANNOTATION_REF_NAME).cloned();
+    let ours: Vec<Option<String>> = entries.iter().map(tag).collect();
+    if out.join("index.json").is_file() {
+        let others = read_layout_index(out)?.manifests.into_iter();
+        entries.extend(others.filter(|entry| !ours.contains(&tag(entry))));
+    }
+    let index = Index {
+        schema_version: 2,
+        media_type: Some(MEDIA_INDEX.to_owned()),
+        artifact_type: None,
+        manifests: entries,
+        annotations: BTreeMap::new(),
+    };
+    let write = |name: &str, bytes: &[u8]| {
+        let path = staging.join(name);
+        fs::write(&path, bytes).map_err(io_error("cannot write", &path))
+    };
+    write("oci-layout", OCI_LAYOUT)?;
+    write("index.json", &serde_json::to_vec(&index)?)
+}
+
+/// Moves what stands in the staging directory to its place.
+fn install(staging: tempfile::TempDir, out: &Path) -> Result<(), BuildError> {
+    let from = staging.path();
+    fs::set_permissions(from, Permissions::from_mode(0o755))
+        .map_err(io_error("cannot open up", from))?;
+    if !out.join("oci-layout").is_file() {
+        fs::rename(from, out).map_err(io_error("cannot make", out))?;
+        // It has moved: there is nothing left to remove.
+        let _ = staging.keep();
+        return Ok(());
+    }
+    let to = out.join("blobs/sha256");
+    fs::create_dir_all(&to).map_err(io_error("cannot make", &to))?;
+    let blobs = from.join("blobs/sha256");
+    for blob in fs::read_dir(&blobs).map_err(io_error("cannot list", &blobs))? {
+        let blob = blob.map_err(io_error("cannot list", &blobs))?;
+        let target = to.join(blob.file_name());
+        fs::rename(blob.path(), &target).map_err(io_error("cannot write", &target))?;
+    }
+    let target = out.join("index.json");
+    fs::rename(from.join("index.json"), &target).map_err(io_error("cannot write", &target))
+}
+
+fn read_layout_index(layout: &Path) -> Result<Index, BuildError> {
+    let path = layout.join("index.json");
+    let bytes = fs::read(&path).map_err(io_error("cannot read", &path))?;
+    oci::parse_index(&bytes).map_err(|source| BuildError::Document { path, source })
+}
+
+impl BuiltSet {
+    /// Reads a set back from a layout: the one tagged `version`, or the only one.
+    ///
+    /// # Errors
+    /// If the layout cannot be read, or does not hold exactly one such set.
+    pub fn open(layout: &Path, version: Option<&str>) -> Result<Self, BuildError> {
+        let fits = |entry: &&Descriptor| {
+            let tag = entry.annotations.get(ANNOTATION_REF_NAME).map(String::as_str);
+            entry.artifact_type.as_deref() == Some(ARTIFACT_IMAGESET)
+                && version.is_none_or(|version| tag == Some(version))
+        };
+        let index = read_layout_index(layout)?;
+        let found: Vec<&Descriptor> = index.manifests.iter().filter(fits).collect();
+        let [index] = found.as_slice() else {
+            return Err(BuildError::NoSet {
+                path: layout.to_owned(),
+                found: format!("{} such ImageSets", found.len()),
+                expected: version.map_or_else(
+                    || "exactly one ImageSet".to_owned(),
+                    |version| format!("one ImageSet of version {version}"),
+                ),
+            });
+        };
+        let document = |source| BuildError::Document { path: layout.to_owned(), source };
+        let read = |descriptor| read_blob(layout, descriptor).map_err(BuildError::Blob);
+        let mut index = (*index).clone();
+        index.annotations.clear();
+        let manifests = oci::parse_index(&read(&index)?).map_err(document)?.manifests;
+        let first = manifests.first().cloned().unwrap_or_else(Descriptor::empty);
+        let description = oci::parse_manifest(&read(&first)?).map_err(document)?;
+        let set = oci::parse_imageset(&read(&description.config)?).map_err(document)?;
+        let mut images = BTreeMap::new();
+        for entry in &manifests {
+            let name = entry.annotations.get(ANNOTATION_IMAGE_NAME);
+            if let Some(name) = name.and_then(|name| name.parse().ok()) {
+                images.insert(name, entry.clone());
+            }
+        }
+        Ok(Self { layout: layout.to_owned(), set, index, manifests, images })
+    }
+
+    /// Where a blob of this digest stands.
+    #[must_use]
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.layout.join("blobs/sha256").join(digest.hex())
+    }
+
+    /// The blobs that the set's manifests point to, each once, in their order.
+    ///
+    /// # Errors
+    /// If a manifest cannot be read or is malformed.
+    pub fn blobs(&self) -> Result<Vec<Descriptor>, BuildError> {
+        let mut found: Vec<Descriptor> = Vec::new();
+        for entry in &self.manifests {
+            let manifest = oci::parse_manifest(&self.document(entry)?)
+                .map_err(|source| BuildError::Document { path: self.layout.clone(), source })?;
+            for blob in std::iter::once(manifest.config).chain(manifest.layers) {
+                if !found.iter().any(|known| known.digest == blob.digest) {
+                    found.push(blob);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// A manifest or the index, byte for byte, its digest checked.
+    ///
+    /// # Errors
+    /// If it cannot be read or is corrupt.
+    pub fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, BuildError> {
+        read_blob(&self.layout, descriptor).map_err(BuildError::Blob)
+    }
+}
+
+/// Seconds since 1970 as `2026-11-22T18:00:00Z` (RFC 3339; days to civil by H. Hinnant's algorithm).
+fn rfc3339(seconds: u64) -> String {
+    const DAY: u64 = 86_400;
+    let (days, rest) = (seconds / DAY + 719_468, seconds % DAY);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3_600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests;
