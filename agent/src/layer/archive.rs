@@ -1,0 +1,351 @@
+//! The tar stream as a sequence of entries: ustar, GNU and PAX headers, every length checked before anything is held.
+//!
+//! Reads headers itself, with the `tar` crate's header types, because `tar::Entries` buffers long names and PAX records
+//! without a limit and splits PAX records at newlines. Does not touch files.
+
+use std::io::BufRead;
+use std::os::fd::AsFd;
+
+use tar::{EntryType, Header};
+
+use super::pax::{self, Records, Time};
+use super::{LayerError, MAX_EXTENSION_BYTES, text};
+
+/// Size of a tar block, in bytes.
+const BLOCK: u64 = 512;
+/// Sizes that do not fit the header's eleven octal digits begin here.
+const OCTAL_SIZE_END: u64 = 1 << 33;
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    Directory,
+    Symlink,
+    HardLink,
+    Fifo,
+    Device,
+}
+
+/// One entry, its extensions applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) kind: Kind,
+    /// As it stands in the archive.
+    pub(super) path: Vec<u8>,
+    /// Target of a symlink or hard link, else empty.
+    pub(super) link: Vec<u8>,
+    /// Bytes of content; 0 unless a file.
+    pub(super) size: u64,
+    /// Permission bits with setuid, setgid and sticky.
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Time,
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Long names and PAX records that wait for the entry they belong to.
+#[derive(Debug, Default)]
+struct Pending {
+    /// Where the first of them begins.
+    offset: u64,
+    bytes: u64,
+    long_path: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+    pax: Option<Records>,
+}
+
+/// A tar stream being read.
+#[derive(Debug)]
+pub(super) struct Archive<R> {
+    input: R,
+    /// Bytes read so far.
+    offset: u64,
+    /// Content of the current entry that was not read yet.
+    content: u64,
+    /// Padding behind it.
+    padding: u64,
+}
+
+impl<R: BufRead> Archive<R> {
+    pub(super) fn new(input: R) -> Self {
+        Self { input, offset: 0, content: 0, padding: 0 }
+    }
+
+    /// The next entry, or `None` at the end marker or at the end of the stream on an entry's border (Go's tar accepts
+    /// that too; whether the stream is whole is for its digest to say). Skips what is left of the entry before.
+    pub(super) fn next_entry(&mut self) -> Result<Option<Entry>, LayerError> {
+        let mut pending = Pending::default();
+        loop {
+            self.skip_rest()?;
+            let offset = self.offset;
+            let Some(header) = self.read_header(pending.bytes > 0)? else { return Ok(None) };
+            let size = pax::number(&header.as_old().size);
+            let size = size.and_then(|size| u64::try_from(size).ok());
+            let size =
+                size.ok_or(LayerError::Header { offset, reason: "the size is no number" })?;
+            match header.entry_type() {
+                EntryType::XHeader | EntryType::XGlobalHeader => {
+                    self.read_pax(&header, size, offset, &mut pending)?;
+                }
+                EntryType::GNULongName | EntryType::GNULongLink => {
+                    self.read_long(&header, size, offset, &mut pending)?;
+                }
+                _ => return self.entry(&header, size, offset, pending).map(Some),
+            }
+        }
+    }
+
+    /// Writes the current entry's content to a file and returns its length. The bytes go from the stream's own buffer
+    /// to the kernel.
+    pub(super) fn copy_data(&mut self, file: impl AsFd, path: &[u8]) -> Result<u64, LayerError> {
+        let length = self.content;
+        while self.content > 0 {
+            let left = usize::try_from(self.content).unwrap_or(usize::MAX);
+            let available = self.fill("inside a file's content")?;
+            let wanted = left.min(available.len());
+            let chunk = available.get(..wanted).unwrap_or_default();
+            let written = rustix::io::retry_on_intr(|| rustix::io::write(&file, chunk));
+            let written = written.map_err(|errno| LayerError::Io {
+                action: "write",
+                path: text(path),
+                source: errno.into(),
+            })?;
+            self.consume(written);
+            self.content -= written as u64;
+        }
+        Ok(length)
+    }
+
+    fn fill(&mut self, place: &'static str) -> Result<&[u8], LayerError> {
+        let available = loop {
+            match self.input.fill_buf() {
+                Ok(available) => break available.len(),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(LayerError::Read(error)),
+            }
+        };
+        if available == 0 {
+            return Err(LayerError::Truncated { place });
+        }
+        self.input.fill_buf().map_err(LayerError::Read)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.input.consume(count);
+        self.offset += count as u64;
+    }
+
+    fn skip_rest(&mut self) -> Result<(), LayerError> {
+        let mut rest = self.content + self.padding;
+        (self.content, self.padding) = (0, 0);
+        while rest > 0 {
+            let available = self.fill("inside an entry")?.len();
+            let step = usize::try_from(rest).unwrap_or(usize::MAX).min(available);
+            self.consume(step);
+            rest -= step as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads one block; `None` when the stream ends before it and may.
+    fn read_block(&mut self, may_end: bool) -> Result<Option<[u8; 512]>, LayerError> {
+        let mut block = [0; 512];
+        let mut filled = 0;
+        while let Some(free) = block.get_mut(filled..).filter(|free| !free.is_empty()) {
+            match self.input.read(free) {
+                Ok(0) if filled == 0 && may_end => return Ok(None),
+                Ok(0) => return Err(LayerError::Truncated { place: "inside a header" }),
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(LayerError::Read(error)),
+            }
+        }
+        self.offset += BLOCK;
+        Ok(Some(block))
+    }
+
+    /// Reads a header and checks its sum; `None` at the archive's end.
+    fn read_header(&mut self, owed: bool) -> Result<Option<Header>, LayerError> {
+        let offset = self.offset;
+        let Some(block) = self.read_block(!owed)? else { return Ok(None) };
+        if block == [0; 512] {
+            if owed {
+                return Err(LayerError::Truncated { place: "between an extension and its entry" });
+            }
+            return match self.read_block(true)? {
+                None => Ok(None),
+                Some(second) if second == [0; 512] => Ok(None),
+                Some(_) => {
+                    Err(LayerError::Header { offset, reason: "a lone zero block stands before it" })
+                }
+            };
+        }
+        let mut header = Header::new_old();
+        header.as_mut_bytes().copy_from_slice(&block);
+        let before = block.iter().take(148).chain(block.iter().skip(156));
+        let sum: i64 = before.map(|byte| i64::from(*byte)).sum::<i64>() + 8 * i64::from(b' ');
+        if pax::number(&header.as_old().cksum) != Some(sum) {
+            return Err(LayerError::Header { offset, reason: "its checksum is wrong" });
+        }
+        Ok(Some(header))
+    }
+
+    /// Reads the content of an extension, which counts against the entry's limit before it is held.
+    fn read_extension(
+        &mut self,
+        size: u64,
+        offset: u64,
+        pending: &mut Pending,
+    ) -> Result<Vec<u8>, LayerError> {
+        if pending.bytes == 0 {
+            pending.offset = offset;
+        }
+        // A header of its own costs a block, so that empty extensions do not come without end.
+        pending.bytes = pending.bytes.saturating_add(size).saturating_add(BLOCK);
+        if pending.bytes > MAX_EXTENSION_BYTES + 4 * BLOCK || size > MAX_EXTENSION_BYTES {
+            let reason = "long names and PAX records of one entry exceed 64 KiB";
+            return Err(LayerError::Extension { offset, reason });
+        }
+        let mut data = vec![0; usize::try_from(size).unwrap_or(0)];
+        let mut filled = 0;
+        while let Some(free) = data.get_mut(filled..).filter(|free| !free.is_empty()) {
+            match self.input.read(free) {
+                Ok(0) => return Err(LayerError::Truncated { place: "inside an extension" }),
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(LayerError::Read(error)),
+            }
+        }
+        self.offset += size;
+        self.padding = padding(size);
+        Ok(data)
+    }
+
+    fn read_pax(
+        &mut self,
+        header: &Header,
+        size: u64,
+        offset: u64,
+        pending: &mut Pending,
+    ) -> Result<(), LayerError> {
+        let data = self.read_extension(size, offset, pending)?;
+        let failed = |reason| LayerError::Extension { offset, reason };
+        if header.entry_type() == EntryType::XGlobalHeader {
+            return pax::check_global(&data).map_err(failed);
+        }
+        let records = pax::records(&data).map_err(failed)?;
+        match pending.pax.replace(records) {
+            None => Ok(()),
+            Some(_) => Err(failed("two PAX headers belong to one entry")),
+        }
+    }
+
+    fn read_long(
+        &mut self,
+        header: &Header,
+        size: u64,
+        offset: u64,
+        pending: &mut Pending,
+    ) -> Result<(), LayerError> {
+        let mut data = self.read_extension(size, offset, pending)?;
+        let failed = |reason| LayerError::Extension { offset, reason };
+        if data.last() == Some(&0) {
+            data.pop();
+        }
+        if data.is_empty() || data.contains(&0) {
+            return Err(failed("a long name is empty or holds a NUL byte"));
+        }
+        let place = match header.entry_type() {
+            EntryType::GNULongName => &mut pending.long_path,
+            _ => &mut pending.long_link,
+        };
+        match place.replace(data) {
+            None => Ok(()),
+            Some(_) => Err(failed("two long names belong to one entry")),
+        }
+    }
+
+    fn entry(
+        &mut self,
+        header: &Header,
+        size: u64,
+        offset: u64,
+        pending: Pending,
+    ) -> Result<Entry, LayerError> {
+        let failed = |reason| LayerError::Header { offset, reason };
+        let pax = pending.pax.unwrap_or_default();
+        let differ = |reason| LayerError::Extension { offset: pending.offset, reason };
+        if pax.path.is_some() && pending.long_path.is_some()
+            || pax.link.is_some() && pending.long_link.is_some()
+        {
+            return Err(differ("GNU and PAX both bring a long name"));
+        }
+        let size = agreed_size(size, pax.size).map_err(differ)?;
+        let path =
+            pax.path.or(pending.long_path).unwrap_or_else(|| header.path_bytes().into_owned());
+        let link = pax.link.or(pending.long_link);
+        let link = link.or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
+        let kind = kind(header.entry_type(), &path).map_err(failed)?;
+        if kind != Kind::File && size != 0 {
+            return Err(failed("an entry that is no file has a size"));
+        }
+        let old = header.as_old();
+        let field = |field: &[u8]| pax::number(field).and_then(|value| u64::try_from(value).ok());
+        let id = |pax: Option<u64>, raw: &[u8]| {
+            let id = pax.or_else(|| field(raw)).and_then(|id| u32::try_from(id).ok());
+            id.filter(|id| *id != u32::MAX).ok_or(failed("an owner is no valid id"))
+        };
+        let mtime = pax
+            .mtime
+            .or_else(|| pax::number(&old.mtime).map(|seconds| Time { seconds, nanoseconds: 0 }));
+        let mode = field(&old.mode).ok_or(failed("the mode is no number"))? & 0o7777;
+        self.content = size;
+        self.padding = padding(size);
+        Ok(Entry {
+            kind,
+            path,
+            link: link.unwrap_or_default(),
+            size,
+            mode: u32::try_from(mode).unwrap_or(0),
+            uid: id(pax.uid, &old.uid)?,
+            gid: id(pax.gid, &old.gid)?,
+            mtime: mtime.ok_or(failed("the time is no number"))?,
+            xattrs: pax.xattrs,
+        })
+    }
+}
+
+/// The size that header and PAX header agree on.
+fn agreed_size(header: u64, pax: Option<u64>) -> Result<u64, &'static str> {
+    match pax {
+        None => Ok(header),
+        Some(pax) if pax == header => Ok(pax),
+        // Sizes beyond the field are written as zero (Go) or as the largest octal number.
+        Some(pax) if pax >= OCTAL_SIZE_END && (header == 0 || header == OCTAL_SIZE_END - 1) => {
+            Ok(pax)
+        }
+        Some(_) => Err("the PAX size and the header's size disagree"),
+    }
+}
+
+fn kind(entry_type: EntryType, path: &[u8]) -> Result<Kind, &'static str> {
+    Ok(match entry_type {
+        // Before ustar, a slash at the end was all that told a directory.
+        EntryType::Regular | EntryType::Continuous if path.ends_with(b"/") => Kind::Directory,
+        EntryType::Regular | EntryType::Continuous => Kind::File,
+        EntryType::Directory => Kind::Directory,
+        EntryType::Symlink => Kind::Symlink,
+        EntryType::Link => Kind::HardLink,
+        EntryType::Fifo => Kind::Fifo,
+        EntryType::Char | EntryType::Block => Kind::Device,
+        EntryType::GNUSparse => return Err("sparse files are not supported"),
+        _ => return Err("the type of entry is unknown"),
+    })
+}
+
+/// Bytes that fill the last block of a content of this size.
+fn padding(size: u64) -> u64 {
+    (BLOCK - size % BLOCK) % BLOCK
+}
