@@ -1,0 +1,91 @@
+//! Where the things under test were built to. Nothing is built here: `cargo xtask demo` and `cargo xtask test` build,
+//! and name other places by the environment.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+/// The `layercake` binary.
+pub const ENV_BIN: &str = "LAYERCAKE_BIN";
+/// The directory of the Layer0 artifacts (vmlinuz, initramfs.img, manifest.json).
+pub const ENV_LAYER0: &str = "LAYERCAKE_LAYER0";
+/// The directory of the built example programs.
+pub const ENV_EXAMPLES: &str = "LAYERCAKE_EXAMPLES";
+
+/// The built things.
+#[derive(Debug, Clone)]
+pub struct Artifacts {
+    /// The `layercake` binary.
+    pub bin: PathBuf,
+    /// The directory of the Layer0 artifacts.
+    pub layer0: PathBuf,
+    /// The directory of the built example programs.
+    pub examples: PathBuf,
+}
+
+impl Artifacts {
+    /// The built things, all of them there.
+    ///
+    /// # Errors
+    /// What is not there, and what builds it.
+    pub fn find() -> Result<Self> {
+        let place = |variable: &str, default: &str| {
+            std::env::var_os(variable).map_or_else(
+                || workspace_root().join(default),
+                |value| workspace_root().join(value),
+            )
+        };
+        let found = Self {
+            bin: place(ENV_BIN, "target/debug/layercake"),
+            layer0: place(ENV_LAYER0, "out/layer0"),
+            examples: place(ENV_EXAMPLES, "target/examples"),
+        };
+        for file in [found.bin.clone(), found.kernel(), found.initramfs(), found.hello()] {
+            if !file.exists() {
+                bail!("{} is not built: run `cargo xtask test`", file.display());
+            }
+        }
+        Ok(found)
+    }
+
+    /// The kernel.
+    #[must_use]
+    pub fn kernel(&self) -> PathBuf {
+        self.layer0.join("vmlinuz")
+    }
+
+    /// The initramfs.
+    #[must_use]
+    pub fn initramfs(&self) -> PathBuf {
+        self.layer0.join("initramfs.img")
+    }
+
+    /// The static program of the `hello` example.
+    #[must_use]
+    pub fn hello(&self) -> PathBuf {
+        self.examples.join("hello")
+    }
+}
+
+/// The root of the workspace: the directory over this crate's.
+#[must_use]
+pub fn workspace_root() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_path_buf()
+}
+
+/// The description of version `version` of the example ImageSet `name`.
+#[must_use]
+pub fn example(name: &str, version: &str) -> PathBuf {
+    workspace_root().join("examples").join(name).join(version).join("imageset.toml")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workspace_root_holds_this_crate() {
+        assert!(workspace_root().join("tests/Cargo.toml").exists());
+    }
+}

@@ -1,0 +1,161 @@
+//! A Layer0 with more in it: a second cpio archive behind the initramfs, which the kernel unpacks over the first
+//! (Documentation/driver-api/early-userspace/buffer-format.rst). The cases use it for a rescue shell.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use protocol::ids::Digest;
+use protocol::layer0::Manifest;
+
+use crate::artifacts::Artifacts;
+use crate::prerequisites;
+
+/// What the rescue shell can do: busybox under these names.
+const APPLETS: [&str; 22] = [
+    "sh", "ash", "cat", "cut", "dmesg", "echo", "grep", "head", "ip", "kill", "ls", "mount",
+    "pidof", "ps", "reboot", "sed", "sleep", "sort", "tail", "tr", "uniq", "wc",
+];
+
+/// Makes a directory of Layer0 artifacts like `from`, with busybox and a shell in the initramfs.
+///
+/// # Errors
+/// When busybox is not there or something cannot be read or written.
+pub fn with_rescue_shell(from: &Artifacts, to: &Path) -> Result<Artifacts> {
+    let busybox = prerequisites::find_program("busybox")
+        .context("busybox is missing (package busybox-static)")?;
+    let busybox =
+        fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
+    let mut archive = Newc::default();
+    archive.add("bin", DIRECTORY, &[]);
+    archive.add("bin/busybox", PROGRAM, &busybox);
+    for name in APPLETS {
+        archive.add(&format!("bin/{name}"), SYMLINK, b"busybox");
+    }
+    let archive = archive.finish();
+    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    copy_all(&from.layer0, to)?;
+    let mut made = from.clone();
+    made.layer0 = to.to_path_buf();
+    append(&made.initramfs(), &archive)
+        .with_context(|| format!("cannot append to {}", made.initramfs().display()))?;
+    amend_manifest(&made)?;
+    Ok(made)
+}
+
+fn copy_all(from: &Path, to: &Path) -> Result<()> {
+    let copy = || -> std::io::Result<()> {
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                fs::copy(entry.path(), to.join(entry.file_name()))?;
+            }
+        }
+        Ok(())
+    };
+    copy().with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+/// Appends an archive at a multiple of 4 bytes, where the kernel looks for one.
+fn append(initramfs: &Path, archive: &[u8]) -> std::io::Result<()> {
+    let length = usize::try_from(fs::metadata(initramfs)?.len()).unwrap_or(usize::MAX);
+    let mut file = File::options().append(true).open(initramfs)?;
+    file.write_all(padding(length))?;
+    file.write_all(archive)
+}
+
+/// Writes the new initramfs's digest and size into the manifest, for readers that check.
+fn amend_manifest(made: &Artifacts) -> Result<()> {
+    let path = made.layer0.join("manifest.json");
+    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut manifest: Manifest =
+        serde_json::from_slice(&text).with_context(|| format!("cannot read {}", path.display()))?;
+    let initramfs = fs::read(made.initramfs()).context("cannot read the initramfs")?;
+    for artifact in &mut manifest.artifacts {
+        if artifact.name == "initramfs.img" {
+            artifact.digest = Digest::of(&initramfs);
+            artifact.size = initramfs.len() as u64;
+        }
+    }
+    let text = serde_json::to_vec_pretty(&manifest).context("cannot encode the manifest")?;
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+const DIRECTORY: u32 = 0o040_755;
+const PROGRAM: u32 = 0o100_755;
+const SYMLINK: u32 = 0o120_777;
+
+/// A newc archive in the making (cpio(5)).
+#[derive(Debug, Default)]
+struct Newc {
+    bytes: Vec<u8>,
+    inode: u32,
+}
+
+impl Newc {
+    fn add(&mut self, name: &str, mode: u32, data: &[u8]) {
+        self.inode += 1;
+        let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let name_size = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
+        // inode, mode, uid, gid, links, mtime, size, device (4), name size, checksum.
+        let fields = [self.inode, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
+        self.bytes.extend(b"070701");
+        for field in fields {
+            self.bytes.extend(format!("{field:08x}").bytes());
+        }
+        self.bytes.extend(name.bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend(data);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.extend(padding(self.bytes.len()));
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.add("TRAILER!!!", 0, &[]);
+        self.bytes
+    }
+}
+
+/// What brings this length to a multiple of 4.
+fn padding(length: usize) -> &'static [u8] {
+    const ZEROS: [u8; 4] = [0; 4];
+    ZEROS.get(..length.next_multiple_of(4) - length).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpio_itself_reads_the_archive() {
+        let mut archive = Newc::default();
+        archive.add("bin", DIRECTORY, &[]);
+        archive.add("bin/busybox", PROGRAM, b"program");
+        archive.add("bin/sh", SYMLINK, b"busybox");
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("archive.cpio");
+        fs::write(&file, archive.finish()).expect("write");
+        // The one cpio that the lab's machines have anyway.
+        let output = std::process::Command::new("busybox")
+            .args(["cpio", "-i", "-d", "-F"])
+            .arg(&file)
+            .current_dir(dir.path())
+            .output()
+            .expect("busybox (package busybox-static)");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(fs::read(dir.path().join("bin/sh")).expect("through the link"), b"program");
+    }
+
+    #[test]
+    fn an_appended_archive_begins_at_a_multiple_of_four() {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        fs::write(file.path(), b"12345").expect("write");
+        append(file.path(), b"070701").expect("append");
+        assert_eq!(fs::read(file.path()).expect("read"), b"12345\0\0\x00070701");
+    }
+}

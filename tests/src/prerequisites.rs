@@ -1,0 +1,262 @@
+//! What the lab needs on this machine, and how it is installed: by apt-get as root on a Debian-family system,
+//! otherwise the exact command is printed and nothing is touched.
+//!
+//! Deciding (which package for which missing thing) is pure; looking and installing stand at the end.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// Where firmware and ROM files lie, over the distributions (Debian, Fedora, Arch).
+const ROM_DIRS: [&str; 5] = [
+    "/usr/lib/ipxe/qemu",
+    "/usr/share/qemu",
+    "/usr/share/ipxe/qemu",
+    "/usr/local/share/qemu",
+    "/usr/share/qemu-kvm",
+];
+/// The ROM that QEMU's virtio-net-pci loads by default: iPXE for BIOS and UEFI in one.
+const ROM: &str = "efi-virtio.rom";
+/// iPXE's boot files, for firmware that is not iPXE itself.
+const IPXE_DIRS: [&str; 3] = ["/usr/lib/ipxe", "/usr/share/ipxe", "/usr/share/ipxe/x86_64"];
+/// Directories of programs beyond `PATH`, which lacks them for ordinary users.
+const SBIN: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
+
+/// Something that must be on the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// `qemu-system-x86_64`.
+    Qemu,
+    /// The network boot ROM of QEMU's virtio NIC.
+    IpxeRom,
+    /// `undionly.kpxe`, iPXE for other PXE firmware.
+    IpxeFiles,
+    /// `ip`.
+    Ip,
+    /// `setpriv` and `unshare`.
+    UtilLinux,
+    /// Debian's `docker-registry`.
+    DockerRegistry,
+    /// A static busybox, the rescue shell.
+    Busybox,
+    /// `dnsmasq`, the boot server that is not ours.
+    Dnsmasq,
+}
+
+/// What the demo needs.
+pub const DEMO: [Need; 5] = [Need::Qemu, Need::IpxeRom, Need::IpxeFiles, Need::Ip, Need::UtilLinux];
+
+/// What the whole-system cases need.
+pub const CASES: [Need; 8] = [
+    Need::Qemu,
+    Need::IpxeRom,
+    Need::IpxeFiles,
+    Need::Ip,
+    Need::UtilLinux,
+    Need::DockerRegistry,
+    Need::Busybox,
+    Need::Dnsmasq,
+];
+
+/// A package manager.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manager {
+    /// Debian, Ubuntu and their family.
+    Apt,
+    /// Fedora and its family.
+    Dnf,
+    /// Arch and its family.
+    Pacman,
+}
+
+impl Need {
+    /// The package that brings it; none where the distribution has none.
+    #[must_use]
+    pub fn package(self, manager: Manager) -> Option<&'static str> {
+        let [apt, dnf, pacman] = match self {
+            Self::Qemu => {
+                [Some("qemu-system-x86"), Some("qemu-system-x86-core"), Some("qemu-system-x86")]
+            }
+            Self::IpxeRom => [Some("ipxe-qemu"), Some("ipxe-roms-qemu"), Some("qemu-common")],
+            Self::IpxeFiles => [Some("ipxe"), Some("ipxe-bootimgs-x86"), Some("ipxe")],
+            Self::Ip => [Some("iproute2"), Some("iproute"), Some("iproute2")],
+            Self::UtilLinux => [Some("util-linux"), Some("util-linux"), Some("util-linux")],
+            Self::DockerRegistry => [Some("docker-registry"), Some("docker-distribution"), None],
+            Self::Busybox => [Some("busybox-static"), Some("busybox"), Some("busybox")],
+            Self::Dnsmasq => [Some("dnsmasq-base"), Some("dnsmasq"), Some("dnsmasq")],
+        };
+        match manager {
+            Manager::Apt => apt,
+            Manager::Dnf => dnf,
+            Manager::Pacman => pacman,
+        }
+    }
+
+    fn present(self) -> bool {
+        match self {
+            Self::Qemu => find_program("qemu-system-x86_64").is_some(),
+            Self::IpxeRom => ROM_DIRS.iter().any(|dir| Path::new(dir).join(ROM).exists()),
+            Self::IpxeFiles => ipxe_dir().is_some(),
+            Self::Ip => find_program("ip").is_some(),
+            Self::UtilLinux => {
+                find_program("setpriv").is_some() && find_program("unshare").is_some()
+            }
+            Self::DockerRegistry => find_program("docker-registry").is_some(),
+            Self::Busybox => find_program("busybox").is_some(),
+            Self::Dnsmasq => find_program("dnsmasq").is_some(),
+        }
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Qemu => "qemu-system-x86_64",
+            Self::IpxeRom => "the network boot ROM of QEMU's NIC (efi-virtio.rom)",
+            Self::IpxeFiles => "iPXE's boot files (undionly.kpxe)",
+            Self::Ip => "ip",
+            Self::UtilLinux => "setpriv and unshare",
+            Self::DockerRegistry => "docker-registry",
+            Self::Busybox => "a static busybox",
+            Self::Dnsmasq => "dnsmasq",
+        })
+    }
+}
+
+/// The packages that bring these things, each once, in order.
+#[must_use]
+pub fn packages(missing: &[Need], manager: Manager) -> Vec<&'static str> {
+    let mut packages: Vec<&str> = Vec::new();
+    for package in missing.iter().filter_map(|need| need.package(manager)) {
+        if !packages.contains(&package) {
+            packages.push(package);
+        }
+    }
+    packages
+}
+
+/// What a person types to install these things.
+#[must_use]
+pub fn command_line(missing: &[Need], manager: Manager) -> String {
+    let install = match manager {
+        Manager::Apt => "sudo apt-get update && sudo apt-get install --no-install-recommends",
+        Manager::Dnf => "sudo dnf install --setopt=install_weak_deps=False",
+        Manager::Pacman => "sudo pacman -S --needed",
+    };
+    format!("{install} {}", packages(missing, manager).join(" "))
+}
+
+/// What to tell a person whose machine lacks these things.
+#[must_use]
+pub fn advice(missing: &[Need]) -> String {
+    let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    let lines: Vec<String> =
+        [("Debian, Ubuntu", Manager::Apt), ("Fedora", Manager::Dnf), ("Arch", Manager::Pacman)]
+            .iter()
+            .map(|(family, manager)| format!("  {family}: {}", command_line(missing, *manager)))
+            .collect();
+    format!("missing: {}. Install with\n{}", names.join(", "), lines.join("\n"))
+}
+
+/// Makes sure these things are there, installing what is missing where that can be done without asking.
+///
+/// # Errors
+/// What is missing with the commands that install it, or that installing failed.
+pub fn ensure(needs: &[Need]) -> Result<()> {
+    let missing: Vec<Need> = needs.iter().copied().filter(|need| !need.present()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let may_install = nix::unistd::geteuid().is_root()
+        && !crate::namespace::in_user_namespace()
+        && find_program("apt-get").is_some();
+    if !may_install {
+        bail!("{}", advice(&missing));
+    }
+    let packages = packages(&missing, Manager::Apt);
+    apt_get(&["update", "--quiet"])?;
+    let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
+    apt_get(&[&install[..], &packages].concat())?;
+    let still: Vec<Need> = missing.into_iter().filter(|need| !need.present()).collect();
+    if !still.is_empty() {
+        bail!("apt-get installed {} but {}", packages.join(" "), advice(&still));
+    }
+    Ok(())
+}
+
+/// apt-get with its output on our stderr: stdout is for results.
+fn apt_get(args: &[&str]) -> Result<()> {
+    let status = Command::new("apt-get")
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr())
+        .status()
+        .context("cannot run apt-get")?;
+    if !status.success() {
+        bail!("apt-get {} failed: {status}", args.join(" "));
+    }
+    Ok(())
+}
+
+/// The directory of iPXE's boot files, where it is installed.
+#[must_use]
+pub fn ipxe_dir() -> Option<PathBuf> {
+    IPXE_DIRS.iter().map(PathBuf::from).find(|dir| dir.join("undionly.kpxe").exists())
+}
+
+/// A program in `PATH` or one of the system's sbin directories.
+#[must_use]
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(SBIN.iter().map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_missing_thing_names_its_package_once() {
+        let missing = [Need::IpxeRom, Need::Qemu, Need::IpxeRom];
+        assert_eq!(packages(&missing, Manager::Apt), ["ipxe-qemu", "qemu-system-x86"]);
+        assert_eq!(packages(&missing, Manager::Dnf), ["ipxe-roms-qemu", "qemu-system-x86-core"]);
+    }
+
+    #[test]
+    fn a_thing_without_a_package_is_left_out_of_the_command() {
+        assert_eq!(
+            command_line(&[Need::DockerRegistry, Need::Ip], Manager::Pacman),
+            "sudo pacman -S --needed iproute2"
+        );
+    }
+
+    #[test]
+    fn the_advice_has_one_command_for_each_family() {
+        assert_eq!(
+            advice(&[Need::IpxeFiles, Need::Ip]),
+            "missing: iPXE's boot files (undionly.kpxe), ip. Install with\n  \
+             Debian, Ubuntu: sudo apt-get update && sudo apt-get install --no-install-recommends ipxe iproute2\n  \
+             Fedora: sudo dnf install --setopt=install_weak_deps=False ipxe-bootimgs-x86 iproute\n  \
+             Arch: sudo pacman -S --needed ipxe iproute2"
+        );
+    }
+
+    #[test]
+    fn everything_that_is_needed_has_a_debian_package() {
+        for need in CASES {
+            assert!(need.package(Manager::Apt).is_some(), "{need}");
+        }
+    }
+
+    #[test]
+    fn programs_are_found_in_the_path_and_strange_ones_are_not() {
+        assert!(find_program("sh").is_some());
+        assert_eq!(find_program("no-such-program-anywhere"), None);
+    }
+}

@@ -1,0 +1,261 @@
+//! Machines: QEMU with a tap on the lab's bridge, an empty disk and a serial console. Firmware first, as a real
+//! machine boots; or a kernel handed over directly, for what needs no server.
+
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use protocol::ids::{Mac, NodeId};
+
+use crate::console::Console;
+use crate::lab::Lab;
+use crate::process::Process;
+use crate::{console, prerequisites};
+
+pub mod accelerator;
+
+/// Memory of a machine where nothing else is said, in MB.
+pub const MEMORY_MB: u32 = 512;
+/// Size of the empty disk. It is sparse and takes no space.
+const DISK_BYTES: u64 = 64 << 20;
+/// Most machines of one lab: their number is the last byte of their Ethernet address, and 100 less than that of their
+/// IP address.
+pub const MAX_MACHINES: u8 = 99;
+
+/// How a machine starts.
+#[derive(Debug, Clone)]
+pub enum Boot {
+    /// As its firmware does: the NIC's iPXE ROM, DHCP, TFTP, HTTP.
+    Network,
+    /// With this kernel, initramfs and command line, no firmware in between.
+    Direct {
+        /// The kernel.
+        kernel: PathBuf,
+        /// The initramfs.
+        initramfs: PathBuf,
+        /// The kernel command line.
+        append: String,
+    },
+}
+
+/// A machine to be started.
+#[derive(Debug, Clone)]
+pub struct MachineSpec {
+    /// Its number in the lab, from 1 to [`MAX_MACHINES`].
+    pub number: u8,
+    /// Its memory in MB.
+    pub memory_mb: u32,
+    /// How it starts.
+    pub boot: Boot,
+    /// Whether a reboot starts it again; otherwise it ends QEMU.
+    pub reboots: bool,
+    /// More arguments for QEMU.
+    pub extra: Vec<String>,
+}
+
+impl MachineSpec {
+    /// Machine `number`, booting from the network.
+    #[must_use]
+    pub fn netboot(number: u8) -> Self {
+        Self { number, memory_mb: MEMORY_MB, boot: Boot::Network, reboots: true, extra: Vec::new() }
+    }
+
+    /// Its Ethernet address, `52:54:00:00:00:NN`.
+    #[must_use]
+    pub fn mac(&self) -> Mac {
+        mac(self.number)
+    }
+
+    /// QEMU's arguments. `dir` holds the machine's disk, log and socket.
+    fn args(&self, accelerator: accelerator::Accelerator, dir: &Path) -> Vec<String> {
+        let path = |name: &str| dir.join(name).display().to_string();
+        let mut args: Vec<String> =
+            ["-machine", "q35,graphics=off", "-nodefaults", "-display"].map(str::to_owned).to_vec();
+        args.push("none".to_owned());
+        args.extend(accelerator.args().map(str::to_owned));
+        args.extend(["-m".to_owned(), self.memory_mb.to_string()]);
+        args.extend([
+            "-name".to_owned(),
+            format!("node{}", self.number),
+            "-uuid".to_owned(),
+            format!("52540000-0000-4000-8000-0000000000{:02x}", self.number),
+            "-chardev".to_owned(),
+            format!(
+                "socket,id=s0,path={},server=on,wait=off,logfile={},logappend=on",
+                path("serial.sock"),
+                path("serial.log")
+            ),
+            "-serial".to_owned(),
+            "chardev:s0".to_owned(),
+            "-netdev".to_owned(),
+            format!("tap,id=n0,ifname={},script=no,downscript=no", tap(self.number)),
+            "-drive".to_owned(),
+            format!("if=virtio,format=raw,file={}", path("disk.raw")),
+        ]);
+        let nic = format!("virtio-net-pci,netdev=n0,mac={}", self.mac());
+        match &self.boot {
+            Boot::Network => args.extend(["-device".to_owned(), format!("{nic},bootindex=0")]),
+            Boot::Direct { kernel, initramfs, append } => args.extend([
+                "-device".to_owned(),
+                format!("{nic},romfile="),
+                "-kernel".to_owned(),
+                kernel.display().to_string(),
+                "-initrd".to_owned(),
+                initramfs.display().to_string(),
+                "-append".to_owned(),
+                append.clone(),
+            ]),
+        }
+        if !self.reboots {
+            args.push("-no-reboot".to_owned());
+        }
+        args.extend(self.extra.iter().cloned());
+        args
+    }
+}
+
+/// The Ethernet address of machine `number`.
+#[must_use]
+pub fn mac(number: u8) -> Mac {
+    Mac([0x52, 0x54, 0, 0, 0, number])
+}
+
+/// The id that the lab's server gives machine `number`.
+///
+/// # Errors
+/// Never for a number up to [`MAX_MACHINES`].
+pub fn node_id(number: u8) -> Result<NodeId> {
+    format!("n{number}").parse().context("a machine's number makes no node id")
+}
+
+/// The address that the lab's server gives machine `number`.
+#[must_use]
+pub fn address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 9, 0, 100 + number)
+}
+
+/// The tap of machine `number`.
+#[must_use]
+pub fn tap(number: u8) -> String {
+    format!("tap{number}")
+}
+
+/// A machine that was started. Dropped, it loses its power.
+#[derive(Debug)]
+pub struct Machine {
+    /// Its console.
+    pub console: Console,
+    /// Its id in the lab's server.
+    pub id: NodeId,
+    /// Its address, where the lab's server gives it one.
+    pub address: Ipv4Addr,
+    /// When QEMU was started.
+    pub started: Instant,
+    process: Process,
+}
+
+impl Machine {
+    /// Switches a machine on.
+    ///
+    /// # Errors
+    /// When its disk or its tap cannot be made or QEMU cannot be started.
+    pub fn start(lab: &Lab, spec: &MachineSpec) -> Result<Self> {
+        let dir = lab.dir().join(format!("node{}", spec.number));
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let disk = dir.join("disk.raw");
+        File::create(&disk)
+            .and_then(|file| file.set_len(DISK_BYTES))
+            .with_context(|| format!("cannot make {}", disk.display()))?;
+        lab.add_tap(&tap(spec.number))?;
+        let accelerator = accelerator::best();
+        let qemu = prerequisites::find_program(accelerator::QEMU)
+            .with_context(|| format!("{} is missing", accelerator::QEMU))?;
+        let args = spec.args(accelerator, &dir);
+        let started = Instant::now();
+        let process = Process::start(lab.namespace(), &qemu, args, &dir.join("qemu.log"))?;
+        Ok(Self {
+            console: Console::new(dir.join("serial.log"), dir.join("serial.sock")),
+            id: node_id(spec.number)?,
+            address: address(spec.number),
+            started,
+            process,
+        })
+    }
+
+    /// Fails when QEMU has ended, with what it and the machine said last.
+    ///
+    /// # Errors
+    /// That it has ended.
+    pub fn check_alive(&mut self) -> Result<()> {
+        let situation = || {
+            format!("{}: {} ends with\n{}", self.id, self.console.log().display(), {
+                console::last_lines(self.console.log(), 15)
+            })
+        };
+        self.process.check_alive().with_context(situation)
+    }
+
+    /// Whether the machine has switched itself off.
+    ///
+    /// # Errors
+    /// When QEMU cannot be waited for.
+    pub fn is_off(&mut self) -> Result<bool> {
+        Ok(self.process.ended()?.is_some())
+    }
+
+    /// Waits until the machine has switched itself off (or, without [`MachineSpec::reboots`], wanted to reboot).
+    ///
+    /// # Errors
+    /// When it has not in time.
+    pub fn wait_off(&mut self, within: Duration) -> Result<ExitStatus> {
+        let ended = self.process.wait_end(within);
+        ended.with_context(|| format!("{} stays on; {}", self.id, self.console.situation()))
+    }
+
+    /// Pulls the plug.
+    ///
+    /// # Errors
+    /// When QEMU cannot be killed.
+    pub fn pull_the_plug(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
+    /// Runs a command in the rescue shell on the console; the node must have booted with `layercake.rescue=always`.
+    ///
+    /// # Errors
+    /// As [`Console::shell`].
+    pub fn shell(&mut self, command: &str) -> Result<String> {
+        /// A short command on a loaded emulated machine.
+        const WITHIN: Duration = Duration::from_secs(60);
+        self.check_alive()?;
+        self.console.shell(command, WITHIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_are_told_apart_by_the_last_byte_of_their_address() {
+        assert_eq!(MachineSpec::netboot(17).mac().to_string(), "52:54:00:00:00:11");
+    }
+
+    #[test]
+    fn a_directly_booted_machine_has_no_boot_rom() {
+        let mut spec = MachineSpec::netboot(1);
+        let dir = Path::new("/lab");
+        let args = spec.args(accelerator::Accelerator::Tcg, dir).join(" ");
+        assert!(args.contains("bootindex=0") && !args.contains("-kernel"), "{args}");
+        spec.boot = Boot::Direct {
+            kernel: "k".into(),
+            initramfs: "i".into(),
+            append: "console=ttyS0".to_owned(),
+        };
+        let args = spec.args(accelerator::Accelerator::Tcg, dir).join(" ");
+        assert!(args.contains("romfile= -kernel k -initrd i -append console=ttyS0"), "{args}");
+    }
+}
