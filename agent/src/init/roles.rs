@@ -78,8 +78,10 @@ pub enum Role {
     },
     /// The first process of a container.
     ContainerInit {
-        /// Everything after the role's name.
-        args: Vec<OsString>,
+        /// The container's directory.
+        dir: PathBuf,
+        /// Whether it was born in a cgroup of its own.
+        in_cgroup: bool,
     },
     /// `--help`.
     Help,
@@ -113,7 +115,10 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
             [dir] => Ok(Role::Monitor { dir: PathBuf::from(dir) }),
             _ => Err("monitor needs exactly one directory".to_owned()),
         },
-        Some("container-init") => Ok(Role::ContainerInit { args: rest.to_vec() }),
+        Some("container-init") => match rest {
+            [dir, mode] => Ok(Role::ContainerInit { dir: PathBuf::from(dir), in_cgroup: mode == "cgroup" }),
+            _ => Err("container-init is started by a monitor only".to_owned()),
+        },
         Some("--help" | "-h" | "help") => Ok(Role::Help),
         Some("--version" | "-V") => Ok(Role::Version),
         _ if pid1 => Ok(Role::Init { recover }),
@@ -216,8 +221,8 @@ mod tests {
 
     #[test]
     fn pid_1_of_a_namespace_keeps_its_role() {
-        let expect = Role::ContainerInit { args: vec!["7".into()] };
-        assert_eq!(run("layercake-agent container-init 7", true), Ok(expect));
+        let expect = Role::ContainerInit { dir: "/d".into(), in_cgroup: true };
+        assert_eq!(run("layercake-agent container-init /d cgroup", true), Ok(expect));
         let expect = Role::Monitor { dir: "/d".into() };
         assert_eq!(run("@m monitor /d", false), Ok(expect));
     }

@@ -1,0 +1,331 @@
+//! What a monitor does about what happens. Pure: events and the time go in, actions come out.
+//!
+//! ```text
+//! starting --ready--> created --release--> releasing --exec--> running --stop--> stopping --+
+//!     |                  |                     |                  |                         v
+//!     +------------------+------- ended -------+------------------+-------------------> (record)
+//! ```
+
+use protocol::node::{ContainerState, ExitStatus};
+
+use crate::containers::ExitRecord;
+use crate::containers::control::{Reply, Request, Status};
+
+/// Names a client of the control socket.
+pub type ClientId = u64;
+
+/// What container-init writes when it stands at the barrier.
+pub const READY: &[u8] = b"ready\n";
+/// What it writes before the reason why it could not go on.
+pub const ERROR: &[u8] = b"error ";
+
+/// Something happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// Bytes from container-init.
+    Status(&'a [u8]),
+    /// container-init's status pipe was closed: by the exec, or by its end.
+    StatusClosed,
+    /// A client asks.
+    Request(ClientId, Request),
+    /// A client is gone.
+    Gone(ClientId),
+    /// Somebody wants the container stopped with its own signal and timeout (SIGTERM to the monitor).
+    Terminate,
+    /// Time has passed.
+    Tick,
+}
+
+/// Something is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Let container-init pass the barrier.
+    OpenBarrier,
+    /// Send the container's first process a signal.
+    Signal(i32),
+    /// Kill everything in the container.
+    KillAll,
+    /// Answer a client.
+    Reply(ClientId, Reply),
+    /// Answer a client and close its connection.
+    LastReply(ClientId, Reply),
+}
+
+/// A container as its monitor knows it.
+#[derive(Debug)]
+pub struct Machine {
+    pid: u32,
+    notes: Vec<String>,
+    stop_signal: i32,
+    stop_timeout_ns: u64,
+    step: Step,
+    exec_at_ns: Option<u64>,
+    said: Vec<u8>,
+    asked: bool,
+    kill_at_ns: Option<u64>,
+    watching: Vec<ClientId>,
+    releasing: Vec<ClientId>,
+    stopping: Vec<ClientId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Starting,
+    Created,
+    Releasing,
+    Running,
+    Stopping,
+}
+
+/// Most bytes of container-init's words that are kept.
+const MAX_SAID: usize = 4096;
+
+impl Machine {
+    /// A container that was just cloned.
+    #[must_use]
+    pub fn new(pid: u32, notes: Vec<String>, stop_signal: i32, stop_timeout_s: u32) -> Self {
+        Self {
+            pid,
+            notes,
+            stop_signal,
+            stop_timeout_ns: u64::from(stop_timeout_s) * 1_000_000_000,
+            step: Step::Starting,
+            exec_at_ns: None,
+            said: Vec::new(),
+            asked: false,
+            kill_at_ns: None,
+            watching: Vec::new(),
+            releasing: Vec::new(),
+            stopping: Vec::new(),
+        }
+    }
+
+    /// When [`Event::Tick`] is due.
+    #[must_use]
+    pub fn deadline_ns(&self) -> Option<u64> {
+        self.kill_at_ns
+    }
+
+    /// Takes an event at a time (nanoseconds of CLOCK_BOOTTIME) and says what to do.
+    pub fn handle(&mut self, event: Event<'_>, now_ns: u64) -> Vec<Action> {
+        match event {
+            Event::Status(bytes) => self.status_bytes(bytes),
+            Event::StatusClosed => self.status_closed(now_ns),
+            Event::Request(client, request) => self.request(client, request, now_ns),
+            Event::Gone(client) => {
+                for list in [&mut self.watching, &mut self.releasing, &mut self.stopping] {
+                    list.retain(|known| *known != client);
+                }
+                Vec::new()
+            }
+            Event::Terminate => self.stop(self.stop_signal, self.stop_timeout_ns, now_ns),
+            Event::Tick => match self.kill_at_ns {
+                Some(at) if at <= now_ns => {
+                    self.kill_at_ns = None;
+                    vec![Action::KillAll]
+                }
+                _ => Vec::new(),
+            },
+        }
+    }
+
+    /// The container's first process has ended: how, for the record.
+    #[must_use]
+    pub fn ended(&self, code: Option<i32>, signal: Option<i32>, now_ns: u64) -> ExitRecord {
+        let ran = self.exec_at_ns.is_some();
+        let error = match self.said.strip_prefix(ERROR) {
+            Some(text) if !ran => Some(String::from_utf8_lossy(text).trim_end().to_owned()),
+            _ if !ran && !self.asked => {
+                Some("its container-init died before the program was executed".to_owned())
+            }
+            _ => None,
+        };
+        let (code, signal) = if error.is_some() { (None, None) } else { (code, signal) };
+        ExitRecord {
+            status: ExitStatus { code, signal, error },
+            ended_at_ns: now_ns,
+            exec_at_ns: self.exec_at_ns,
+            asked: self.asked,
+            log_dropped_bytes: 0,
+        }
+    }
+
+    /// Everybody who waits for something that only the end can answer now.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<ClientId> {
+        [&self.watching, &self.releasing, &self.stopping].into_iter().flatten().copied().collect()
+    }
+
+    fn status(&self) -> Reply {
+        let state = match self.step {
+            Step::Starting | Step::Created | Step::Releasing => ContainerState::Created,
+            Step::Running => ContainerState::Running,
+            Step::Stopping => ContainerState::Stopping,
+        };
+        let notes = self.notes.clone();
+        Reply::Status(Status { state, pid: self.pid, exec_at_ns: self.exec_at_ns, notes })
+    }
+
+    fn status_bytes(&mut self, bytes: &[u8]) -> Vec<Action> {
+        let room = MAX_SAID.saturating_sub(self.said.len());
+        self.said.extend(bytes.iter().take(room));
+        if self.step != Step::Starting || !self.said.starts_with(READY) {
+            return Vec::new();
+        }
+        self.said.drain(..READY.len());
+        self.step = Step::Created;
+        self.watching.iter().map(|client| Action::Reply(*client, self.status())).collect()
+    }
+
+    fn status_closed(&mut self, now_ns: u64) -> Vec<Action> {
+        let executed = self.step == Step::Releasing && !self.said.starts_with(ERROR);
+        if !executed {
+            return Vec::new();
+        }
+        self.exec_at_ns = Some(now_ns);
+        self.step = Step::Running;
+        let waiting = std::mem::take(&mut self.releasing);
+        waiting.into_iter().map(|client| Action::LastReply(client, self.status())).collect()
+    }
+
+    fn request(&mut self, client: ClientId, request: Request, now_ns: u64) -> Vec<Action> {
+        match request {
+            Request::Watch => {
+                self.watching.push(client);
+                match self.step {
+                    Step::Starting => Vec::new(),
+                    _ => vec![Action::Reply(client, self.status())],
+                }
+            }
+            Request::Status => vec![Action::LastReply(client, self.status())],
+            Request::Release => self.release(client),
+            Request::Kill { signal } => {
+                vec![Action::Signal(signal), Action::LastReply(client, self.status())]
+            }
+            Request::Stop { signal, timeout_ms } => {
+                self.stopping.push(client);
+                self.stop(signal, timeout_ms.saturating_mul(1_000_000), now_ns)
+            }
+        }
+    }
+
+    fn release(&mut self, client: ClientId) -> Vec<Action> {
+        let refuse =
+            |text: &str| vec![Action::LastReply(client, Reply::Error { message: text.to_owned() })];
+        match self.step {
+            Step::Starting => refuse("it is not at its exec barrier yet"),
+            Step::Stopping => refuse("it is being stopped"),
+            Step::Running => vec![Action::LastReply(client, self.status())],
+            Step::Releasing => {
+                self.releasing.push(client);
+                Vec::new()
+            }
+            Step::Created => {
+                self.step = Step::Releasing;
+                self.releasing.push(client);
+                vec![Action::OpenBarrier]
+            }
+        }
+    }
+
+    /// Before the exec there is no program to ask. A later stop may shorten the time, never lengthen it.
+    fn stop(&mut self, signal: i32, timeout_ns: u64, now_ns: u64) -> Vec<Action> {
+        self.asked = true;
+        let ran = self.exec_at_ns.is_some();
+        self.step = Step::Stopping;
+        if !ran || timeout_ns == 0 {
+            return vec![Action::KillAll];
+        }
+        let at = now_ns.saturating_add(timeout_ns);
+        self.kill_at_ns = Some(self.kill_at_ns.map_or(at, |known| known.min(at)));
+        vec![Action::Signal(signal)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn created() -> Machine {
+        let mut machine = Machine::new(7, vec!["note".to_owned()], 15, 10);
+        assert_eq!(machine.handle(Event::Request(1, Request::Watch), 0), []);
+        assert_eq!(machine.handle(Event::Status(b"rea"), 1), []);
+        let actions = machine.handle(Event::Status(b"dy\n"), 2);
+        assert!(matches!(&actions[..], [Action::Reply(1, Reply::Status(status))]
+            if status.state == ContainerState::Created && status.pid == 7));
+        machine
+    }
+
+    fn running() -> Machine {
+        let mut machine = created();
+        assert_eq!(machine.handle(Event::Request(2, Request::Release), 3), [Action::OpenBarrier]);
+        let actions = machine.handle(Event::StatusClosed, 4);
+        assert!(matches!(&actions[..], [Action::LastReply(2, Reply::Status(status))]
+            if status.exec_at_ns == Some(4) && status.state == ContainerState::Running));
+        machine
+    }
+
+    #[test]
+    fn a_program_runs_from_the_moment_its_status_pipe_closes() {
+        let record = running().ended(Some(3), None, 9);
+        assert_eq!((record.exec_at_ns, record.ended_at_ns), (Some(4), 9));
+        assert_eq!((record.status.code, record.status.error, record.asked), (Some(3), None, false));
+    }
+
+    #[test]
+    fn a_setup_that_fails_ends_with_its_own_sentence() {
+        let mut machine = Machine::new(7, Vec::new(), 15, 10);
+        machine.handle(Event::Request(1, Request::Watch), 0);
+        machine.handle(Event::Status(b"error mount /proc: EPERM\n"), 1);
+        assert_eq!(machine.handle(Event::StatusClosed, 2), []);
+        let record = machine.ended(Some(1), None, 3);
+        assert_eq!(record.status.error.as_deref(), Some("mount /proc: EPERM"));
+        assert_eq!((record.status.code, record.exec_at_ns), (None, None));
+        assert_eq!(machine.waiting(), [1]);
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_executed_ends_with_its_own_sentence() {
+        let mut machine = created();
+        machine.handle(Event::Request(2, Request::Release), 3);
+        machine.handle(Event::Status(b"error exec nope: not found\n"), 4);
+        assert_eq!(machine.handle(Event::StatusClosed, 5), []);
+        assert_eq!(machine.waiting(), [1, 2]);
+        let record = machine.ended(Some(127), None, 6);
+        assert_eq!(record.status.error.as_deref(), Some("exec nope: not found"));
+    }
+
+    #[test]
+    fn a_stop_signals_then_kills_and_a_later_one_only_shortens() {
+        let mut machine = running();
+        let stop = |timeout_ms| Request::Stop { signal: 2, timeout_ms };
+        assert_eq!(machine.handle(Event::Request(3, stop(10)), 100), [Action::Signal(2)]);
+        assert_eq!(machine.deadline_ns(), Some(10_000_100));
+        assert_eq!(machine.handle(Event::Request(4, stop(1000)), 100), [Action::Signal(2)]);
+        assert_eq!(machine.deadline_ns(), Some(10_000_100));
+        assert_eq!(machine.handle(Event::Tick, 10_000_099), []);
+        assert_eq!(machine.handle(Event::Tick, 10_000_100), [Action::KillAll]);
+        assert_eq!(machine.handle(Event::Tick, 10_000_101), []);
+        assert_eq!(machine.handle(Event::Gone(3), 10_000_101), []);
+        assert_eq!(machine.waiting(), [1, 4]);
+        assert!(machine.ended(None, Some(9), 5).asked);
+    }
+
+    #[test]
+    fn a_stop_at_the_barrier_kills_at_once_and_is_no_error() {
+        let mut machine = created();
+        assert_eq!(machine.handle(Event::Terminate, 5), [Action::KillAll]);
+        assert_eq!(machine.ended(None, Some(9), 6).status.error, None);
+        let refused = machine.handle(Event::Request(5, Request::Release), 7);
+        assert!(matches!(&refused[..], [Action::LastReply(5, Reply::Error { .. })]));
+    }
+
+    #[test]
+    fn a_second_release_is_answered_like_the_first() {
+        let mut machine = running();
+        let again = machine.handle(Event::Request(6, Request::Release), 50);
+        assert!(
+            matches!(&again[..], [Action::LastReply(6, Reply::Status(s))] if s.exec_at_ns == Some(4))
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! Processes: clone3(2) into namespaces with an exec, signals by pidfd, mount_setattr(2) and what goes with an execve.
+//!
+//! Not a wrapper of everything: what rustix or nix offer safely is used from there.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::libc;
+
+/// `clone_args` of clone3(2), as of Linux 5.7 (with `cgroup`).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// `CLONE_INTO_CGROUP` (linux/sched.h); libc has it only for some targets.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+/// The first descriptor number that [`spawn`] uses for its copies: above every target number.
+const HIGH_FD: RawFd = 64;
+/// Exit code of a child that could not exec.
+const EXEC_FAILED: i32 = 127;
+
+/// A mount namespace, a process id namespace and so on: everything a container gets of its own.
+pub const CONTAINER_NAMESPACES: u64 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP) as u64;
+
+/// A child that [`spawn`] made.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Its process id in the caller's namespace.
+    pub pid: u32,
+    /// The descriptor that names it for good; readable when it has ended.
+    pub pidfd: OwnedFd,
+}
+
+/// Starts `program` (an open file) in new namespaces, with `fds` as its descriptors 0, 1, 2 and so on.
+///
+/// The caller must have only one thread: the child runs its code up to the exec. The signal mask is emptied in the child.
+///
+/// # Errors
+/// The kernel's error of clone3(2) or fcntl(2). A child that cannot exec ends with 127.
+pub fn spawn(
+    program: BorrowedFd<'_>,
+    args: &[&CStr],
+    namespaces: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<Spawned> {
+    let copies = fds
+        .iter()
+        .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, HIGH_FD))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut argv: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
+    argv.push(std::ptr::null());
+    let envp: [*const libc::c_char; 1] = [std::ptr::null()];
+    let mut pidfd: RawFd = -1;
+    let mut request = CloneArgs {
+        flags: namespaces | libc::CLONE_PIDFD as u64,
+        pidfd: &raw mut pidfd as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = cgroup {
+        request.flags |= CLONE_INTO_CGROUP;
+        request.cgroup = u64::try_from(cgroup.as_raw_fd()).unwrap_or_default();
+    }
+    // SAFETY: `request` is a valid clone_args whose pidfd points to a live i32; without CLONE_VM the child has its own copy of
+    // the memory, and the caller has one thread, so no lock is held by somebody who does not exist in the child.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut request, size_of::<CloneArgs>()) };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pid == 0 {
+        // SAFETY: the child of the clone above; every pointer is to memory of its own copy, argv and envp end with null.
+        unsafe { exec_in_child(program.as_raw_fd(), &copies, argv.as_ptr(), envp.as_ptr()) }
+    }
+    // SAFETY: clone3 stored a new descriptor there, which nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let pid = u32::try_from(pid).map_err(|_| io::Error::other("clone3 returned a strange pid"))?;
+    Ok(Spawned { pid, pidfd })
+}
+
+/// The child's way from clone to exec: descriptors, signal mask, exec. Ends with 127 when that fails.
+///
+/// # Safety
+/// Only in a freshly cloned child; `argv` and `envp` must be arrays of C strings that end with null.
+unsafe fn exec_in_child(
+    program: RawFd,
+    copies: &[OwnedFd],
+    argv: *const *const libc::c_char,
+    envp: *const *const libc::c_char,
+) -> ! {
+    // SAFETY: plain system calls on descriptors that exist and memory that outlives them, as the caller promises.
+    unsafe {
+        for (target, copy) in (0..).zip(copies) {
+            if libc::dup2(copy.as_raw_fd(), target) < 0 {
+                libc::_exit(EXEC_FAILED);
+            }
+        }
+        reset_signals();
+        libc::syscall(libc::SYS_execveat, program, c"".as_ptr(), argv, envp, libc::AT_EMPTY_PATH);
+        libc::_exit(EXEC_FAILED)
+    }
+}
+
+/// Gives every signal its default action and empties the mask: what a program expects to find after an exec.
+///
+/// The Rust runtime ignores SIGPIPE, and ignored signals stay ignored through execve(2).
+pub fn reset_signals() {
+    const LAST_SIGNAL: i32 = 64;
+    // SAFETY: setting the default action runs no code of ours; the set is initialised before it is used.
+    unsafe {
+        for signal in 1..=LAST_SIGNAL {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
+    }
+}
+
+/// Sends a signal, real-time signals included, by pidfd (pidfd_send_signal(2)).
+///
+/// # Errors
+/// ESRCH when the process has ended, EINVAL for no signal.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: no pointer but the null siginfo, which the kernel allows.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Closes every descriptor from `first` on (close_range(2)).
+///
+/// # Errors
+/// The kernel's error; none is known for a plain range.
+///
+/// Only for the first lines of a process: whoever owns such a descriptor would find it gone.
+pub fn close_from(first: RawFd) -> io::Result<()> {
+    // SAFETY: no memory is involved; callers are at the start of a process, before anything owns a descriptor.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Takes ownership of a descriptor that the parent left open under a number both know, and marks it close-on-exec.
+///
+/// # Errors
+/// EBADF when it is not open.
+pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: borrowed only for the call, which fails when the number is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)?;
+    // SAFETY: it is open, and by the protocol between parent and child nobody else in this process owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// `mount_attr` of mount_setattr(2).
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// Adds attributes (`MOUNT_ATTR_*`) to the mount that `mount` is open on, and to those below it when `recursive`.
+///
+/// # Errors
+/// The kernel's error, EINVAL where `mount` is not the root of a mount.
+pub fn mount_setattr(mount: impl AsFd, attributes: u64, recursive: bool) -> io::Result<()> {
+    let request = MountAttr { set: attributes, clear: 0, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a C string and `request` is a live mount_attr of the given size.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const request,
+            size_of::<MountAttr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,534 @@
+//! Containers as the agent uses them, with the real program as monitor and container-init. Needs root and busybox-static.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use agent::containers::{
+    Adopted, ContainerError, ExitRecord, Handle, OnEnd, Place, Spec, adopt, create_with, remove,
+};
+use agent::paths::RunDirs;
+use protocol::ids::Digest;
+use protocol::imageset::{Container, Profile, Restart};
+use protocol::node::ContainerState;
+use protocol::oci::RunConfig;
+
+/// The real program.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_layercake-agent");
+/// Longer than anything here takes on a busy machine.
+const LONG: Duration = Duration::from_secs(60);
+/// Set for a process of this test that plays an agent, with the run directory.
+const PLAY_AGENT: &str = "LAYERCAKE_TEST_PLAY_AGENT";
+
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+
+/// A run directory with one small root, cleaned up at the end.
+struct Bench {
+    dir: tempfile::TempDir,
+    dirs: RunDirs,
+    ended: mpsc::Receiver<(String, ExitRecord)>,
+    on_end: OnEnd,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("tempdir");
+        build_root(&dir.path().join("root"));
+        let (sender, ended) = mpsc::channel();
+        let sender = Mutex::new(sender);
+        let on_end: OnEnd = Arc::new(move |id, record| {
+            drop(sender.lock().expect("sender").send((id.to_owned(), record)));
+        });
+        Self { dirs: RunDirs::new(dir.path().join("run")), dir, ended, on_end }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    fn spec(&self, id: &str, command: &[&str]) -> Spec {
+        spec(self.dir.path(), id, command)
+    }
+
+    fn create(&self, spec: &Spec) -> Result<Handle, ContainerError> {
+        create_with(Path::new(PROGRAM), &self.dirs, spec, Arc::clone(&self.on_end))
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log/web.log")).unwrap_or_default()
+    }
+
+    /// Runs a container to its end and returns its log.
+    #[track_caller]
+    fn run(&self, spec: &Spec) -> (ExitRecord, String) {
+        let handle = self.create(spec).expect("create");
+        handle.release().expect("release");
+        let record = handle.wait(LONG).expect("it ends");
+        handle.remove().expect("remove");
+        (record, self.log())
+    }
+
+    #[track_caller]
+    fn shell(&self, id: &str, script: &str) -> String {
+        let (record, log) = self.run(&self.spec(id, &["sh", "-c", script]));
+        assert_eq!(record.status.code, Some(0), "{record:?}: {log}");
+        log
+    }
+
+    /// Nothing of it is left: no mount and no process that knows the directory, no control group.
+    #[track_caller]
+    fn assert_clean(&self, id: &str) {
+        let here = self.dir.path().to_str().expect("utf-8").to_owned();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        assert!(!mounts.contains(&here), "{mounts}");
+        wait_until("its monitor is gone", || !processes().contains(&here));
+        assert!(agent::containers::cgroup::Cgroup::find(id).is_none(), "a control group is left");
+    }
+}
+
+fn build_root(root: &Path) {
+    let busybox = Path::new("/bin/busybox");
+    assert!(busybox.exists(), "/bin/busybox is missing: apt-get install busybox-static");
+    fs::create_dir_all(root.join("bin")).expect("mkdir");
+    fs::create_dir_all(root.join("etc")).expect("mkdir");
+    fs::copy(busybox, root.join("bin/busybox")).expect("copy busybox");
+    for name in
+        ["sh", "cat", "sleep", "id", "hostname", "seq", "ls", "env", "grep", "readlink", "stat"]
+    {
+        symlink("busybox", root.join("bin").join(name)).expect("symlink");
+    }
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0::/root:/bin/sh\nweb:x:101:102::/srv/web:/bin/sh\n",
+    )
+    .expect("passwd");
+    fs::write(root.join("etc/group"), "root:x:0:\nweb:x:102:\nlog:x:200:web\n").expect("group");
+    fs::set_permissions(root, fs::Permissions::from_mode(0o755)).expect("chmod");
+}
+
+fn spec(base: &Path, id: &str, command: &[&str]) -> Spec {
+    let container = Container {
+        name: "web".parse().expect("name"),
+        image: "web".parse().expect("name"),
+        command: command.iter().map(|&word| word.to_owned()).collect(),
+        env: BTreeMap::new(),
+        user: None,
+        workdir: None,
+        restart: Restart::Never,
+        stop_signal: None,
+        stop_timeout_s: None,
+        profile: Profile::Service,
+        capabilities: Vec::new(),
+    };
+    let place = Place {
+        // Control groups are the machine's, whatever the run directory: two runs of the tests must not meet.
+        id: format!("{id}-{}", base.file_name().expect("name").to_string_lossy().replace('.', "t")),
+        set: "hello".parse().expect("name"),
+        set_digest: Digest::of(b"hello"),
+        root: base.join("root"),
+        hostname: "node7".to_owned(),
+        log_dir: base.join("log"),
+        restarts: 0,
+    };
+    Spec::plan(place, &container, &RunConfig::default()).expect("plan")
+}
+
+/// The command lines of every process.
+fn processes() -> String {
+    let entries = fs::read_dir("/proc").expect("/proc").flatten();
+    let lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " ") + "\n").collect()
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut good: impl FnMut() -> bool) {
+    let until = Instant::now() + LONG;
+    while !good() {
+        assert!(Instant::now() < until, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn alive(pid: u32) -> bool {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("pid")).expect("pid");
+    rustix::process::test_kill_process(pid).is_ok()
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("pid")).expect("pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+}
+
+#[test]
+fn a_container_runs_and_its_exit_code_comes_back() {
+    let bench = Bench::new();
+    let spec = bench.spec("code", &["sh", "-c", "echo out; echo err >&2; exit 7"]);
+    let handle = bench.create(&spec).expect("create");
+    assert_eq!(handle.state(), ContainerState::Created);
+    let released = handle.release().expect("release");
+    assert_eq!(released.pid, handle.pid());
+    let (id, record) = bench.ended.recv_timeout(LONG).expect("on_end");
+    assert_eq!(id, spec.id);
+    assert_eq!((record.status.code, record.status.signal, record.asked), (Some(7), None, false));
+    assert_eq!(record.exec_at_ns, Some(released.exec_at_ns));
+    assert!(record.ended_at_ns >= released.exec_at_ns);
+    assert_eq!(handle.state(), ContainerState::Dead);
+    handle.remove().expect("remove");
+    assert_eq!(bench.log(), "out\nerr\n");
+    bench.assert_clean(&spec.id);
+}
+
+#[test]
+fn inside_it_is_alone_with_a_clean_environment() {
+    let bench = Bench::new();
+    let mut spec = bench.spec(
+        "inside",
+        &["sh", "-c", "echo pid=$$; hostname; pwd; env; ls -d /proc/[0-9]*; cat /proc/self/status; ls -l /proc/self/fd"],
+    );
+    spec.workdir = "/made/for/it".to_owned();
+    let (record, log) = bench.run(&spec);
+    assert_eq!(record.status.code, Some(0), "{log}");
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(&lines[..3], ["pid=1", "node7", "/made/for/it"]);
+    let mut env: Vec<&str> =
+        lines[3..].iter().take_while(|line| !line.starts_with("/proc/")).copied().collect();
+    env.retain(|line| !line.starts_with("SHLVL=") && !line.starts_with("PWD="));
+    env.sort_unstable();
+    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    assert_eq!(env, ["HOME=/root", "HOSTNAME=node7", path, "container=layercake"]);
+    // The shell and its ls: nobody else.
+    assert!(lines.iter().filter(|line| line.starts_with("/proc/")).count() <= 2, "{log}");
+    let field = |name: &str| {
+        let line = lines.iter().find(|line| line.starts_with(name)).expect("field");
+        line.rsplit('\t').next().expect("value").to_owned()
+    };
+    // CHOWN 0, DAC_OVERRIDE 1, FOWNER 3, FSETID 4, KILL 5, SETGID 6, SETUID 7, SETPCAP 8, NET_BIND_SERVICE 10.
+    for (name, expected) in [
+        ("CapBnd", "00000000000005fb"),
+        ("CapPrm", "00000000000005fb"),
+        ("CapEff", "00000000000005fb"),
+        ("CapInh", "0000000000000000"),
+        ("CapAmb", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+        ("SigBlk", "0000000000000000"),
+        ("SigIgn", "0000000000000000"),
+    ] {
+        assert_eq!(field(name), expected, "{name}");
+    }
+    let fds = lines.iter().filter(|line| line.contains(" -> ")).count();
+    assert_eq!(fds, 4, "0, 1, 2 and the directory that ls reads: {log}");
+}
+
+#[test]
+fn it_sees_nothing_of_the_node() {
+    let bench = Bench::new();
+    symlink("../../../../../../etc/shadow", bench.root().join("etc/hosts")).expect("symlink");
+    let log = bench.shell(
+        "view",
+        "cat /proc/self/mountinfo; ls /; cat /proc/cmdline; cat /proc/kcore; \
+         echo x 2>/dev/null > /proc/sys/kernel/hostname && echo WRITABLE; \
+         echo x 2>/dev/null > /sys/x && echo WRITABLE; \
+         echo x 2>/dev/null >> /etc/resolv.conf && echo WRITABLE; \
+         for i in null zero full random urandom tty; do stat -c '%n %a %t:%T' /dev/$i; done; \
+         readlink /etc/hosts && echo LINK; ls /dev/pts; true",
+    );
+    assert!(!log.contains("WRITABLE") && !log.contains("LINK"), "{log}");
+    let mounts: Vec<&str> = log.lines().filter(|line| line.contains(" - ")).collect();
+    let here = bench.dir.path().to_str().expect("utf-8");
+    for line in &mounts {
+        let at = line.split(' ').nth(4).expect("mount point");
+        let known = at == "/"
+            || ["/proc", "/sys", "/dev"].iter().any(|dir| at.starts_with(dir))
+            || ["/etc/resolv.conf", "/etc/hosts", "/etc/hostname"].contains(&at);
+        assert!(known, "{line}");
+        assert!(!at.contains(here), "{line}");
+    }
+    let root = mounts.iter().find(|line| line.split(' ').nth(4) == Some("/")).expect("root");
+    assert!(root.contains("nosuid") && root.contains("nodev"), "{root}");
+    for device in
+        ["/dev/null 666 1:3", "/dev/zero 666 1:5", "/dev/full 666 1:7", "/dev/tty 666 5:0"]
+    {
+        assert!(log.contains(device), "{device}: {log}");
+    }
+    assert!(bench.root().join("etc/hosts").symlink_metadata().expect("hosts").is_file());
+}
+
+#[test]
+fn users_are_the_images_and_have_no_capabilities_but_those_granted() {
+    let bench = Bench::new();
+    let script = "id; echo $HOME; cat /proc/self/status";
+    let mut spec = bench.spec("user", &["sh", "-c", script]);
+    spec.user = Some("web".to_owned());
+    spec.capabilities = vec!["CAP_NET_BIND_SERVICE".to_owned()];
+    let (_, log) = bench.run(&spec);
+    assert!(
+        log.starts_with("uid=101(web) gid=102(web) groups=102(web),200(log)\n/srv/web\n"),
+        "{log}"
+    );
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert!(log.contains(&format!("{set}:\t0000000000000400")), "{set}: {log}");
+    }
+    let bench = Bench::new();
+    let mut spec = bench.spec("nobody", &["sh", "-c", script]);
+    spec.user = Some("4000:4001".to_owned());
+    let (_, log) = bench.run(&spec);
+    assert!(log.starts_with("uid=4000 gid=4001"), "{log}");
+    for set in ["CapPrm", "CapEff", "CapAmb"] {
+        assert!(log.contains(&format!("{set}:\t0000000000000000")), "{set}: {log}");
+    }
+    spec.user = Some("ghost".to_owned());
+    let error = bench.create(&spec).expect_err("no such user").to_string();
+    assert!(error.ends_with("user `ghost` is not in the image's /etc/passwd"), "{error}");
+    bench.assert_clean(&spec.id);
+}
+
+#[test]
+fn nothing_is_executed_before_the_release() {
+    let bench = Bench::new();
+    let spec = bench.spec("barrier", &["sh", "-c", "echo ran > /ran"]);
+    let handle = bench.create(&spec).expect("create");
+    let exe = fs::read_link(format!("/proc/{}/exe", handle.pid())).expect("exe");
+    assert!(exe.ends_with("layercake-agent"), "{exe:?}");
+    assert_eq!(handle.wait(Duration::from_millis(300)), None);
+    assert!(!bench.root().join("ran").exists());
+    assert_eq!(handle.exec_at_ns(), None);
+    handle.release().expect("release");
+    assert_eq!(handle.wait(LONG).expect("ends").status.code, Some(0));
+    assert!(bench.root().join("ran").exists());
+    handle.remove().expect("remove");
+}
+
+#[test]
+fn a_stop_asks_first_and_kills_after_the_timeout() {
+    let bench = Bench::new();
+    let polite = "trap 'echo bye; exit 5' TERM; echo up; while true; do sleep 0.05; done";
+    let handle = bench.create(&bench.spec("polite", &["sh", "-c", polite])).expect("create");
+    handle.release().expect("release");
+    wait_until("the trap is set", || bench.log().contains("up"));
+    let record = handle.stop().expect("stop");
+    assert_eq!((record.status.code, record.asked), (Some(5), true));
+    assert_eq!(handle.state(), ContainerState::Exited);
+    assert_eq!(bench.log(), "up\nbye\n");
+    handle.remove().expect("remove");
+
+    let deaf =
+        bench.create(&bench.spec("deaf", &["sh", "-c", "trap '' TERM; sleep 1000 & sleep 1000"]));
+    let deaf = deaf.expect("create");
+    deaf.release().expect("release");
+    assert!(matches!(deaf.remove(), Err(ContainerError::NotEnded(_))));
+    let before = Instant::now();
+    let record = deaf.stop_with(SIGTERM, Duration::from_millis(300)).expect("stop");
+    assert!(before.elapsed() >= Duration::from_millis(300));
+    assert_eq!((record.status.signal, record.asked), (Some(SIGKILL), true));
+    deaf.remove().expect("remove");
+
+    let held = bench.create(&bench.spec("held", &["sh"])).expect("create");
+    let record = held.stop().expect("stop at the barrier");
+    assert_eq!((record.exec_at_ns, record.status.error), (None, None));
+    assert!(held.release().is_err());
+    held.remove().expect("remove");
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_said_by_release() {
+    let bench = Bench::new();
+    fs::write(bench.root().join("bin/text"), "no program").expect("write");
+    fs::write(bench.root().join("bin/noformat"), "no program").expect("write");
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(bench.root().join("bin/noformat"), mode).expect("chmod");
+    let table = [
+        ("nope", "execute `nope`: No such file or directory"),
+        ("text", "execute `text`: Permission denied"),
+        ("noformat", "execute `noformat`: Exec format error"),
+        ("/bin/nope", "execute `/bin/nope`: No such file or directory"),
+    ];
+    for (number, (program, expected)) in table.into_iter().enumerate() {
+        let spec = bench.spec(&format!("exec{number}"), &[program]);
+        let handle = bench.create(&spec).expect("create");
+        let error = handle.release().expect_err(program).to_string();
+        assert!(error.contains(expected), "{error}");
+        let record = handle.wait(LONG).expect("ended");
+        assert!(record.status.error.expect("error").starts_with(expected));
+        assert_eq!(handle.state(), ContainerState::Dead);
+        handle.remove().expect("remove");
+        bench.assert_clean(&spec.id);
+    }
+}
+
+#[test]
+fn images_that_would_lead_the_setup_astray_are_refused() {
+    for (number, name) in ["proc", "sys", "dev"].into_iter().enumerate() {
+        let bench = Bench::new();
+        symlink("bin", bench.root().join(name)).expect("symlink");
+        let spec = bench.spec(&format!("astray{number}"), &["sh"]);
+        let error = bench.create(&spec).expect_err(name).to_string();
+        let expected =
+            format!("the image's /{name} must be a directory, not a symbolic link or a file");
+        assert!(error.ends_with(&expected), "{error}");
+        bench.assert_clean(&spec.id);
+        assert!(!bench.dirs.containers().join(&spec.id).exists());
+    }
+    let bench = Bench::new();
+    let mut spec = bench.spec("cwd", &["sh"]);
+    spec.workdir = "/proc/self/fd/3".to_owned();
+    let error = bench.create(&spec).expect_err("a working directory outside").to_string();
+    assert!(error.contains("working directory /proc/self/fd/3"), "{error}");
+    spec.root = bench.dir.path().join("nowhere");
+    let error = bench.create(&spec).expect_err("no root").to_string();
+    assert!(error.contains("mount the root"), "{error}");
+    spec.id = "../x".to_owned();
+    assert!(matches!(bench.create(&spec), Err(ContainerError::InvalidId(_))));
+}
+
+#[test]
+fn a_whole_system_gets_run_and_setuid_and_its_cgroup() {
+    let bench = Bench::new();
+    let mut spec =
+        bench.spec("system", &["sh", "-c", "cat /proc/self/mountinfo /proc/self/status"]);
+    spec.profile = Profile::System;
+    let (record, log) = bench.run(&spec);
+    assert_eq!(record.status.code, Some(0), "{log}");
+    let point = |at: &str| {
+        log.lines().find(|line| line.contains(" - ") && line.split(' ').nth(4) == Some(at))
+    };
+    assert!(point("/run").expect("/run").contains("tmpfs"), "{log}");
+    assert!(!point("/").expect("/").contains("nosuid"), "{log}");
+    if let Some(cgroup) = point("/sys/fs/cgroup") {
+        assert_eq!(cgroup.split(' ').nth(3), Some("/"), "its own group is the root: {cgroup}");
+        assert!(cgroup.contains(" rw,"), "{cgroup}");
+    }
+    assert!(log.contains("CapBnd:\t00000000800405fb") && log.contains("NoNewPrivs:\t0"), "{log}");
+}
+
+#[test]
+fn a_container_dies_with_its_monitor_and_is_reported_so() {
+    let bench = Bench::new();
+    let spec = bench.spec("orphan", &["sleep", "1000"]);
+    let handle = bench.create(&spec).expect("create");
+    handle.release().expect("release");
+    let lock = bench.dirs.containers().join(&spec.id).join("lock");
+    let monitor: u32 = fs::read_to_string(lock).expect("lock").trim().parse().expect("pid");
+    kill(monitor);
+    let record = handle.wait(LONG).expect("ended");
+    assert!(record.status.error.expect("error").contains("monitor died"));
+    wait_until("the container is dead", || !alive(handle.pid()));
+    handle.remove().expect("remove");
+    bench.assert_clean(&spec.id);
+}
+
+#[test]
+fn twenty_cycles_leave_nothing_behind() {
+    let bench = Bench::new();
+    for number in 0..20 {
+        let spec = bench.spec(&format!("cycle{number}"), &["sleep", "1000"]);
+        let handle = bench.create(&spec).expect("create");
+        if number % 2 == 0 {
+            handle.release().expect("release");
+        }
+        handle.stop_with(SIGKILL, Duration::ZERO).expect("stop");
+        handle.remove().expect("remove");
+        bench.assert_clean(&spec.id);
+    }
+    assert_eq!(fs::read_dir(bench.dirs.containers()).expect("containers").count(), 0);
+    assert_eq!(bench.ended.iter().take(20).count(), 20);
+    assert!(adopt(&bench.dirs, &bench.on_end).expect("adopt").is_empty());
+}
+
+/// Not a test of its own: the process that the next tests start and kill. Without the variable it does nothing.
+#[test]
+fn play_agent() {
+    let Some(base) = std::env::var_os(PLAY_AGENT).map(PathBuf::from) else { return };
+    let dirs = RunDirs::new(base.join("run"));
+    let spec: Spec =
+        serde_json::from_slice(&fs::read(base.join("play.json")).expect("spec")).expect("spec");
+    let handle =
+        create_with(Path::new(PROGRAM), &dirs, &spec, Arc::new(|_, _| {})).expect("create");
+    handle.release().expect("release");
+    fs::write(base.join("released"), "").expect("tell the test");
+    loop {
+        std::thread::sleep(LONG);
+    }
+}
+
+/// Starts a process that plays an agent with this spec and returns it when the container runs.
+#[track_caller]
+fn another_agent(bench: &Bench, spec: &Spec) -> std::process::Child {
+    let base = bench.dir.path();
+    fs::write(base.join("play.json"), serde_json::to_vec(spec).expect("json")).expect("write");
+    let child = std::process::Command::new(std::env::current_exe().expect("exe"))
+        .args(["play_agent", "--exact", "--nocapture"])
+        .env(PLAY_AGENT, base)
+        .spawn()
+        .expect("another agent");
+    wait_until("the other agent released it", || base.join("released").exists());
+    child
+}
+
+#[test]
+fn log_and_exit_code_outlive_a_killed_agent() {
+    const LINES: usize = 200_000;
+    let bench = Bench::new();
+    let script = format!("seq -f 'line %06.0f of a log at full rate' 1 {LINES}; exit 42");
+    let spec = bench.spec("outlive", &["sh", "-c", &script]);
+    let mut agent = another_agent(&bench, &spec);
+    wait_until("the log has begun", || !bench.log().is_empty());
+    agent.kill().expect("kill");
+    agent.wait().expect("reap");
+    let adopted = adopt(&bench.dirs, &bench.on_end).expect("adopt").pop().expect("one");
+    let exit = match adopted {
+        Adopted::Live(handle) => handle.wait(LONG).expect("ends"),
+        Adopted::Ended { exit, .. } => exit,
+    };
+    assert_eq!((exit.status.code, exit.log_dropped_bytes), (Some(42), 0));
+    let log = bench.log();
+    assert_eq!(log.lines().count(), LINES);
+    for (number, line) in (1..).zip(log.lines()) {
+        assert_eq!(line, format!("line {number:06} of a log at full rate"));
+    }
+    remove(&bench.dirs, &spec.id).expect("remove");
+    bench.assert_clean(&spec.id);
+}
+
+#[test]
+fn another_agent_adopts_what_runs_and_stops_it() {
+    let bench = Bench::new();
+    let script = "trap 'exit 3' TERM; echo up; while true; do sleep 0.05; done";
+    let spec = bench.spec("adopt", &["sh", "-c", script]);
+    let mut agent = another_agent(&bench, &spec);
+    wait_until("the trap is set", || bench.log().contains("up"));
+    agent.kill().expect("kill");
+    agent.wait().expect("reap");
+    let adopted = adopt(&bench.dirs, &bench.on_end).expect("adopt").pop().expect("one");
+    let Adopted::Live(handle) = adopted else { panic!("{adopted:?}") };
+    assert_eq!((handle.spec(), handle.state()), (&spec, ContainerState::Running));
+    assert!(handle.exec_at_ns().is_some() && alive(handle.pid()));
+    assert_eq!(handle.stop().expect("stop").status.code, Some(3));
+    assert_eq!(bench.ended.recv_timeout(LONG).expect("on_end").0, spec.id);
+    handle.remove().expect("remove");
+    bench.assert_clean(&spec.id);
+}
+
+#[test]
+fn one_that_ended_while_no_agent_ran_is_found_with_its_exit_code() {
+    let bench = Bench::new();
+    let spec =
+        bench.spec("ended", &["sh", "-c", "while [ ! -e /go ]; do sleep 0.02; done; exit 9"]);
+    let mut agent = another_agent(&bench, &spec);
+    agent.kill().expect("kill");
+    agent.wait().expect("reap");
+    fs::write(bench.root().join("go"), "").expect("go");
+    let exit = bench.dirs.containers().join(&spec.id).join("exit.json");
+    wait_until("it has ended", || exit.exists());
+    match adopt(&bench.dirs, &bench.on_end).expect("adopt").pop().expect("one") {
+        Adopted::Ended { spec: found, exit } => {
+            assert_eq!((*found, exit.status.code), (spec.clone(), Some(9)));
+        }
+        Adopted::Live(_) => panic!("it has ended"),
+    }
+    remove(&bench.dirs, &spec.id).expect("remove");
+    bench.assert_clean(&spec.id);
+}
