@@ -179,7 +179,7 @@ mod tests {
     fn a_console_line_is_calm() {
         assert_eq!(console_line(1234, "agent", Level::Info, "up"), "[  1.234] agent: up\n");
         let line = console_line(1_000_005, "init", Level::Error, "a\nb\x1b[2J");
-        assert_eq!(line, "[1000.005] init: error: a b  [2J\n");
+        assert_eq!(line, "[1000.005] init: error: a b [2J\n");
     }
 
     #[test]
