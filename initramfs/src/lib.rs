@@ -1,1 +1,25 @@
-//! Stub.
+//! Builds Layer0's image: a kernel, and one initramfs that holds the agent and the modules it needs.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`image`] | the whole build, from a [`image::Config`] to `vmlinuz`, `initramfs.img` and `manifest.json` |
+//! | [`tree`] | the file tree that goes into the archive. Pure |
+//! | [`overlay`] | what the operator adds: directories and CA certificates, read from disk |
+//! | [`archive`] | the tree as newc cpio, compressed, and read back. Pure |
+//! | [`elf`] | a small bounded ELF reader: how the agent is linked, what a module says of itself. Pure |
+//! | [`modules`] | which modules go in, and the index files the agent reads. Pure but for [`modules::files`] |
+//! | [`kernel`] | the kernel: from a Debian package, or from files that were given |
+//!
+//! The crate prints nothing and reads no environment: whoever calls it passes a [`Notice`] to hear what is going on. It
+//! does not build the agent either; that is cargo's work, in xtask.
+
+pub mod archive;
+pub mod elf;
+pub mod image;
+pub mod kernel;
+pub mod modules;
+pub mod overlay;
+pub mod tree;
+
+/// Hears of each step that takes time, one line a call.
+pub type Notice<'a> = &'a dyn Fn(&str);

@@ -1,2 +1,31 @@
-//! Stub.
-fn main() {}
+//! `cargo xtask`: everything about this repository that is more than one cargo command. One file a subcommand.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod agent_build;
+mod build_image;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Builds, shows and checks Layercake.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+enum Cli {
+    /// Build Layer0: vmlinuz, initramfs.img and manifest.json
+    BuildImage(build_image::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse() {
+        Cli::BuildImage(args) => build_image::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

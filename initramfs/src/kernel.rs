@@ -1,0 +1,269 @@
+//! The kernel of an image: out of a Debian package, kept unpacked in a cache, or out of files that were given.
+
+pub mod apt;
+pub mod bzimage;
+pub mod deb;
+pub mod kconfig;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use protocol::ids::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::Notice;
+use crate::modules::files::{self, FilesError};
+use crate::modules::{Catalogue, Module};
+use apt::{Apt, AptError};
+use deb::DebError;
+
+/// Form of what the cache holds. Another form is another directory.
+const CACHE_FORM: &str = "v1";
+
+/// Where the kernel comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The newest kernel package of a flavour.
+    Package {
+        /// `cloud` or `generic`.
+        flavour: String,
+        /// Metapackages that may bring it, the best first.
+        packages: Vec<String>,
+        /// Look for a newer one although one is in the cache.
+        update: bool,
+    },
+    /// Files.
+    Files {
+        /// A bzImage.
+        image: PathBuf,
+        /// A `lib/modules/VERSION` directory.
+        modules: PathBuf,
+        /// Its configuration file.
+        config: Option<PathBuf>,
+    },
+}
+
+/// A kernel that is at hand.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// `uname -r`.
+    pub release: String,
+    /// `cloud`, `generic` or `custom`.
+    pub flavour: String,
+    /// What the manifest says of where it came from.
+    pub source: String,
+    /// The bzImage.
+    pub image: Vec<u8>,
+    /// Text of its configuration, where it is known.
+    pub config: Option<String>,
+    /// The directory its modules' paths are below.
+    pub modules_dir: PathBuf,
+    /// Its modules.
+    pub catalogue: Catalogue,
+}
+
+/// Why there is no kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// No package could be had.
+    #[error(transparent)]
+    Apt(#[from] AptError),
+    /// The package could not be unpacked.
+    #[error(transparent)]
+    Deb(#[from] DebError),
+    /// The modules could not be read.
+    #[error(transparent)]
+    Modules(#[from] FilesError),
+    /// A file could not be read or written.
+    #[error("cannot use {path}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The image is no bzImage.
+    #[error("{0} is not a kernel that x86 firmware boots (bzImage)")]
+    NotKernel(PathBuf),
+    /// The modules are of another kernel.
+    #[error("{image} is kernel {release}, but the modules in {modules} are of {found}")]
+    Mismatch {
+        /// The kernel image.
+        image: PathBuf,
+        /// What it says it is.
+        release: String,
+        /// The modules' directory.
+        modules: PathBuf,
+        /// What its name says.
+        found: String,
+    },
+}
+
+/// What the cache knows of a package it holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    package: String,
+    version: String,
+    digest: Digest,
+    release: String,
+}
+
+/// Gets a kernel. `cache` keeps what was downloaded and unpacked; with something in it, the network is not touched unless
+/// an update is asked for.
+///
+/// # Errors
+/// It cannot be had, or its parts do not belong together.
+pub fn get(source: &Source, cache: &Path, notice: Notice<'_>) -> Result<Kernel, KernelError> {
+    match source {
+        Source::Package { flavour, packages, update } => {
+            let dir = cache.join(format!("{flavour}-{CACHE_FORM}"));
+            if *update || !dir.join("record.json").exists() {
+                fetch(packages, cache, &dir, notice)?;
+            }
+            cached(flavour, &dir)
+        }
+        Source::Files { image, modules, config } => {
+            notice(&format!("reading the modules in {}", modules.display()));
+            given(image, modules, config.as_deref())
+        }
+    }
+}
+
+fn fetch(
+    packages: &[String],
+    cache: &Path,
+    dir: &Path,
+    notice: Notice<'_>,
+) -> Result<(), KernelError> {
+    let fail = io_error(cache);
+    fs::create_dir_all(cache).map_err(&fail)?;
+    let apt = Apt::new(&cache.join("apt"))?;
+    notice("fetching the package lists");
+    apt.update()?;
+    let package = apt.resolve(packages)?;
+    let there = fs::read(dir.join("record.json")).ok();
+    let there = there.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+    if there.is_some_and(|record| record.digest == package.digest) {
+        notice(&format!("{} {} is the newest", package.name, package.version));
+        return Ok(());
+    }
+    let work = tempfile::Builder::new().prefix("unpack-").tempdir_in(cache).map_err(&fail)?;
+    let file = apt.download(&package, work.path(), notice)?;
+    notice(&format!("unpacking {}", package.name));
+    let unpacked = work.path().join("kernel");
+    fs::create_dir(&unpacked).map_err(&fail)?;
+    let release = deb::unpack(&file, &unpacked)?;
+    notice("reading what its modules say of themselves");
+    let modules = files::describe(&unpacked.join("modules"))?;
+    let record =
+        Record { package: package.name, version: package.version, digest: package.digest, release };
+    write_json(&unpacked.join("modules.json"), &modules)?;
+    write_json(&unpacked.join("record.json"), &record)?;
+    if dir.exists() {
+        fs::remove_dir_all(dir).map_err(io_error(dir))?;
+    }
+    fs::rename(&unpacked, dir).map_err(io_error(dir))
+}
+
+fn cached(flavour: &str, dir: &Path) -> Result<Kernel, KernelError> {
+    let record: Record = read_json(&dir.join("record.json"))?;
+    let modules: Vec<Module> = read_json(&dir.join("modules.json"))?;
+    let (image, modules_dir) = (dir.join("vmlinuz"), dir.join("modules"));
+    let (bytes, release) = read_image(&image)?;
+    if release != record.release {
+        let found = record.release;
+        return Err(KernelError::Mismatch { image, release, modules: modules_dir, found });
+    }
+    let config = files::optional(&dir.join("config"))?;
+    let config = String::from_utf8_lossy(&config).into_owned();
+    Ok(Kernel {
+        release,
+        flavour: flavour.to_owned(),
+        source: format!("{} {} {}", record.package, record.version, record.digest),
+        image: bytes,
+        config: (!config.is_empty()).then_some(config),
+        catalogue: files::catalogue(&modules_dir, modules)?,
+        modules_dir,
+    })
+}
+
+fn given(image: &Path, modules: &Path, config: Option<&Path>) -> Result<Kernel, KernelError> {
+    let (bytes, release) = read_image(image)?;
+    let dir = fs::canonicalize(modules).map_err(io_error(modules))?;
+    let found = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if found != release {
+        let (image, modules) = (image.to_owned(), modules.to_owned());
+        return Err(KernelError::Mismatch { image, release, modules, found });
+    }
+    let read = |path: &Path| fs::read_to_string(path).map_err(io_error(path));
+    let config = config.map(read).transpose()?;
+    let catalogue = files::catalogue(&dir, files::describe(&dir)?)?;
+    // The name and the sum, not the path: the same inputs give the same bytes wherever they lie.
+    let name = image.file_name().unwrap_or(image.as_os_str()).to_string_lossy();
+    let source = format!("{name} {}", Digest::of(&bytes));
+    let flavour = "custom".to_owned();
+    Ok(Kernel { release, flavour, source, image: bytes, config, modules_dir: dir, catalogue })
+}
+
+fn read_image(path: &Path) -> Result<(Vec<u8>, String), KernelError> {
+    let bytes = fs::read(path).map_err(io_error(path))?;
+    let release = bzimage::release(&bytes);
+    let release = release.ok_or_else(|| KernelError::NotKernel(path.to_owned()))?;
+    Ok((bytes, release))
+}
+
+fn io_error(path: &Path) -> impl Fn(io::Error) -> KernelError {
+    let path = path.to_owned();
+    move |source| KernelError::Io { path: path.clone(), source }
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, KernelError> {
+    let bytes = fs::read(path).map_err(io_error(path))?;
+    serde_json::from_slice(&bytes).map_err(|error| io_error(path)(error.into()))
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), KernelError> {
+    let bytes = serde_json::to_vec(value).map_err(|error| io_error(path)(error.into()))?;
+    fs::write(path, bytes).map_err(io_error(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::elf::fake;
+
+    fn files(release: &str, modules: &str) -> (tempfile::TempDir, Source) {
+        let dir = tempfile::tempdir().unwrap();
+        let modules = dir.path().join(modules);
+        fs::create_dir_all(modules.join("kernel")).unwrap();
+        fs::write(modules.join("kernel/a.ko"), fake::module(&[("alias", "pci:*")])).unwrap();
+        let image = dir.path().join("vmlinuz");
+        fs::write(&image, bzimage::fake(&format!("{release} (x) #1"))).unwrap();
+        (dir, Source::Files { image, modules, config: None })
+    }
+
+    #[test]
+    fn given_files_make_a_custom_kernel() {
+        let (dir, source) = files("6.12.1", "6.12.1");
+        let kernel = get(&source, dir.path(), &|_| ()).unwrap();
+        assert_eq!((kernel.release.as_str(), kernel.flavour.as_str()), ("6.12.1", "custom"));
+        assert!(kernel.catalogue.get("a").is_some());
+    }
+
+    #[test]
+    fn modules_of_another_kernel_are_refused() {
+        let (dir, source) = files("6.12.1", "6.1.0");
+        let error = get(&source, dir.path(), &|_| ()).unwrap_err().to_string();
+        assert!(error.contains("is kernel 6.12.1") && error.ends_with("are of 6.1.0"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_kernel_is_named() {
+        let (dir, source) = files("6.12.1", "6.12.1");
+        fs::write(dir.path().join("vmlinuz"), b"text").unwrap();
+        let error = get(&source, dir.path(), &|_| ()).unwrap_err().to_string();
+        assert!(error.contains("vmlinuz is not a kernel"), "{error}");
+    }
+}

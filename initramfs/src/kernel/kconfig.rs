@@ -1,0 +1,105 @@
+//! A kernel's configuration file against `kernel-config/required.toml`: what Layer0 relies on. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// One symbol Layer0 relies on.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Symbol {
+    /// `CONFIG_…`.
+    pub name: String,
+    /// What it must be: `y`, or `m` where a module does as well.
+    pub value: Value,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a symbol must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Value {
+    /// Built in.
+    Y,
+    /// Built in or a module.
+    M,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    symbol: Vec<Symbol>,
+}
+
+/// A symbol that is not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The symbol.
+    pub symbol: Symbol,
+    /// What the kernel has: `n` where it is not set.
+    pub has: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let wanted = if self.symbol.value == Value::Y { "y" } else { "y or m" };
+        let Symbol { name, reason, .. } = &self.symbol;
+        write!(f, "{name} is {}, wanted {wanted}: {reason}", self.has)
+    }
+}
+
+/// Reads `required.toml`.
+///
+/// # Errors
+/// It is not TOML, or has keys that are unknown; the error names the line.
+pub fn parse_required(text: &str) -> Result<Vec<Symbol>, toml::de::Error> {
+    Ok(toml::from_str::<File>(text)?.symbol)
+}
+
+/// Everything in which a kernel's configuration (`config-VERSION`) falls short.
+#[must_use]
+pub fn check(config: &str, required: &[Symbol]) -> Vec<Problem> {
+    let set: BTreeMap<&str, &str> = config
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.trim().split_once('='))
+        .collect();
+    let problem = |symbol: &Symbol| {
+        let has = set.get(symbol.name.as_str()).copied().unwrap_or("n");
+        let fine = has == "y" || (has == "m" && symbol.value == Value::M);
+        (!fine).then(|| Problem { symbol: symbol.clone(), has: has.to_owned() })
+    };
+    required.iter().filter_map(problem).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_symbol_that_falls_short_is_reported_with_its_reason() {
+        let entry = |name: &str, value| {
+            format!(
+                "[[symbol]]\nname = \"CONFIG_{name}\"\nvalue = \"{value}\"\nreason = \"why {name}\"\n"
+            )
+        };
+        let text = ["y", "m", "y", "m", "y"].iter().zip(["A", "B", "C", "D", "E"]);
+        let text: String = text.map(|(value, name)| entry(name, value)).collect();
+        let required = parse_required(&text).unwrap();
+        let config = "# a comment\nCONFIG_A=y\nCONFIG_B=m\nCONFIG_C=m\n# CONFIG_D is not set\n";
+        let problems: Vec<_> = check(config, &required).iter().map(ToString::to_string).collect();
+        let expected = [
+            "CONFIG_C is m, wanted y: why C",
+            "CONFIG_D is n, wanted y or m: why D",
+            "CONFIG_E is n, wanted y: why E",
+        ];
+        assert_eq!(problems, expected);
+    }
+
+    #[test]
+    fn an_unknown_key_names_its_line() {
+        let error = parse_required("[[symbol]]\nname = \"A\"\nvalue = \"y\"\nwhy = \"x\"\n");
+        assert!(error.unwrap_err().to_string().contains("line 4"));
+    }
+}

@@ -1,0 +1,165 @@
+//! `kernel-config/modules.toml`: the modules Layer0 wants of each kernel, each with its reason. Pure.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+
+use super::normal;
+
+/// What to do when a kernel lacks a module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Need {
+    /// The build fails.
+    Required,
+    /// It is left out.
+    Optional,
+}
+
+/// How modules are chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pick {
+    /// By the kernel's name.
+    Name(String),
+    /// By a pattern over the path below `lib/modules/VERSION`, with `.ko` and without compression.
+    Path(String),
+}
+
+impl fmt::Display for Pick {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(text) | Self::Path(text) => f.write_str(text),
+        }
+    }
+}
+
+/// One entry of the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Which modules.
+    pub pick: Pick,
+    /// Whether the image can do without.
+    pub need: Need,
+    /// Whether the agent loads it at start whatever the hardware is.
+    pub load: bool,
+    /// Why it is wanted.
+    pub reason: String,
+}
+
+/// The whole file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lists {
+    #[serde(default)]
+    module: Vec<Raw>,
+    #[serde(default)]
+    flavour: BTreeMap<String, RawFlavour>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFlavour {
+    #[serde(default)]
+    packages: Vec<String>,
+    #[serde(default)]
+    module: Vec<Raw>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    name: Option<String>,
+    path: Option<String>,
+    need: Need,
+    #[serde(default)]
+    load: bool,
+    reason: String,
+}
+
+/// Why the list could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum WantedError {
+    /// It is not the TOML it should be; the source names the line.
+    #[error("the module list is wrong")]
+    Toml(#[from] toml::de::Error),
+    /// An entry has neither or both of `name` and `path`, or no reason.
+    #[error("an entry of the module list ({0}) needs a `reason` and either `name` or `path`")]
+    Entry(String),
+}
+
+/// Reads the file.
+///
+/// # Errors
+/// It is not TOML, or has keys that are unknown.
+pub fn parse(text: &str) -> Result<Lists, WantedError> {
+    Ok(toml::from_str(text)?)
+}
+
+impl Lists {
+    /// What is wanted of this flavour: what is wanted of all, then its own.
+    ///
+    /// # Errors
+    /// An entry is not complete.
+    pub fn list(&self, flavour: &str) -> Result<Vec<Wanted>, WantedError> {
+        let own = self.flavour.get(flavour).map(|own| own.module.as_slice()).unwrap_or_default();
+        self.module.iter().chain(own).map(entry).collect()
+    }
+
+    /// The packages that may bring this flavour's kernel, the best first.
+    #[must_use]
+    pub fn packages(&self, flavour: &str) -> Vec<String> {
+        self.flavour.get(flavour).map(|own| own.packages.clone()).unwrap_or_default()
+    }
+}
+
+fn entry(raw: &Raw) -> Result<Wanted, WantedError> {
+    let pick = match (&raw.name, &raw.path) {
+        (Some(name), None) => Pick::Name(normal(name)),
+        (None, Some(path)) => Pick::Path(path.clone()),
+        (name, path) => {
+            let known = name.as_ref().or(path.as_ref());
+            return Err(WantedError::Entry(known.unwrap_or(&raw.reason).clone()));
+        }
+    };
+    if raw.reason.trim().is_empty() {
+        return Err(WantedError::Entry(pick.to_string()));
+    }
+    Ok(Wanted { pick, need: raw.need, load: raw.load, reason: raw.reason.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flavour_has_what_all_have_and_its_own() {
+        let text = r#"
+            module = [{ name = "over-lay", need = "required", load = true, reason = "roots" }]
+            [flavour.cloud]
+            packages = ["a", "b"]
+            module = [{ path = "kernel/x/**", need = "optional", reason = "disks" }]
+        "#;
+        let lists = parse(text).unwrap();
+        let cloud = lists.list("cloud").unwrap();
+        assert_eq!(cloud[0].pick, Pick::Name("over_lay".to_owned()));
+        assert!(cloud[0].load && cloud[0].need == Need::Required);
+        assert_eq!(cloud[1].pick, Pick::Path("kernel/x/**".to_owned()));
+        assert_eq!(lists.list("custom").unwrap().len(), 1);
+        assert_eq!(lists.packages("cloud"), ["a", "b"]);
+        assert!(lists.packages("custom").is_empty());
+    }
+
+    #[test]
+    fn wrong_entries_are_refused_and_named() {
+        let unknown =
+            "module = [{ name = \"a\", need = \"required\", reason = \"x\", lod = true }]";
+        assert!(format!("{:?}", parse(unknown).unwrap_err()).contains("lod"));
+        for fields in
+            ["name = 'a', path = 'b', reason = 'x'", "reason = 'x'", "name = 'a', reason = ''"]
+        {
+            let text = format!("module = [{{ {fields}, need = 'optional' }}]");
+            assert!(parse(&text).unwrap().list("cloud").is_err(), "{fields}");
+        }
+    }
+}
