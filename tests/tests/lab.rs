@@ -17,7 +17,7 @@ fn a_machine_boots_its_rom_and_runs_the_script_that_tftp_gives_it() -> Result<()
         let dnsmasq = find_program("dnsmasq").context("dnsmasq is missing")?;
         let root = lab.dir().join("tftp");
         std::fs::create_dir(&root)?;
-        let script = "#!ipxe\necho The cake ${net0/ip} is baked\nsleep 1\npoweroff\n";
+        let script = "#!ipxe\necho The cake ${net0/ip} is baked\nsleep 1\nreboot\n";
         std::fs::write(root.join("boot.ipxe"), script)?;
         let tftp = format!("--tftp-root={}", root.display());
         let interface = format!("--interface={BRIDGE}");
@@ -37,7 +37,8 @@ fn a_machine_boots_its_rom_and_runs_the_script_that_tftp_gives_it() -> Result<()
         ];
         let mut server =
             Process::start(lab.namespace(), &dnsmasq, args, &lab.dir().join("dnsmasq.log"))?;
-        let mut machine = Machine::start(lab, &MachineSpec::netboot(1))?;
+        let spec = MachineSpec { reboots: false, ..MachineSpec::netboot(1) };
+        let mut machine = Machine::start(lab, &spec)?;
         machine.console.wait_for("iPXE", BOOT)?;
         let configuring = std::time::Instant::now();
         machine.console.wait_for("The cake 10.9.0.5", BOOT)?;

@@ -1,5 +1,5 @@
 //! Which accelerator QEMU gets. A `/dev/kvm` that opens can still hang a guest: KVM is used only where a trial boot
-//! of a 512-byte disk has proved that guests run.
+//! of a 512-byte program has proved that guests run.
 
 use std::fs::File;
 use std::io::Write;
@@ -17,6 +17,8 @@ pub const QEMU: &str = "qemu-system-x86_64";
 pub const ENV_ACCELERATOR: &str = "LAYERCAKE_ACCEL";
 /// How long a trial boot may take. With KVM it is a fraction of a second.
 const TRIAL: Duration = Duration::from_secs(2);
+/// Size of the trial's disk: SeaBIOS finds no disk in one of 512 bytes.
+const DISK_BYTES: u64 = 1 << 20;
 /// What the trial writes to QEMU's exit port.
 const PROOF: u8 = 0x10;
 
@@ -74,6 +76,7 @@ fn boot_sector() -> [u8; 512] {
 fn trial(accelerator: Accelerator, within: Duration) -> Result<bool> {
     let mut disk = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
     disk.write_all(&boot_sector()).context("cannot write a temporary file")?;
+    disk.as_file().set_len(DISK_BYTES).context("cannot size a temporary file")?;
     let qemu = prerequisites::find_program(QEMU).with_context(|| format!("{QEMU} is missing"))?;
     let drive = format!("format=raw,readonly=on,if=none,id=d0,file={}", disk.path().display());
     let setpriv = prerequisites::find_program("setpriv").context("setpriv is missing")?;
