@@ -77,6 +77,7 @@ pub fn run(recover: bool) -> ! {
         if required { log::error!("{problem}") } else { log::debug!("{problem}") }
     }
     if !recover {
+        early::link_devices();
         early::tune_kernel();
         early::prepare_cgroups();
     } else {
@@ -175,10 +176,9 @@ impl PidOne {
                     log::info!("a rescue shell is on the console");
                 }
                 Err(error) => {
-                    let again = shell.ended(now);
-                    if again.wait_ms == 0 || again.failing {
-                        log::warn!("rescue: {error}");
-                    }
+                    shell.ended(now);
+                    // It is tried again, now and then; that it failed is said once.
+                    logging::status(&format!("rescue: {error}"));
                 }
             }
         }

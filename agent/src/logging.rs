@@ -92,7 +92,7 @@ pub fn status(line: &str) {
 /// Lets only kernel warnings of level 3 and above reach the console, and takes our own lines unthrottled. PID 1 calls it.
 pub fn quiet_kernel_console() {
     for (path, value) in
-        [("/proc/sys/kernel/printk", "4"), ("/proc/sys/kernel/printk_devkmsg", "on")]
+        [("/proc/sys/kernel/printk", "4"), ("/proc/sys/kernel/printk_devkmsg", "on\n")]
     {
         if let Err(error) = fs::write(path, value) {
             log::debug!("{path}: {error}");

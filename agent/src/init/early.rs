@@ -89,7 +89,7 @@ pub fn make_root_pivotable() -> Result<(), String> {
     fs::remove_dir(STEP).map_err(|e| fail("rmdir", e))
 }
 
-/// Mounts what is not mounted yet; returns a sentence for each that failed, the required ones first in weight.
+/// Mounts what is not mounted yet; returns a sentence for each that failed, and whether it is required.
 #[must_use]
 pub fn mount_all() -> Vec<(bool, String)> {
     let mut problems = Vec::new();
@@ -116,7 +116,7 @@ fn mount_one(entry: &EarlyMount) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether this path is a mount point: its mount differs from its parent's.
+/// Whether this path is a mount point. Before `/proc` is mounted, nothing is.
 fn is_mounted(path: &str) -> bool {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     mount_points(&text).iter().any(|point| point == path)
@@ -160,6 +160,18 @@ pub fn attach_console() -> std::io::Result<()> {
     rustix::stdio::dup2_stdout(&console)?;
     rustix::stdio::dup2_stderr(&console)?;
     Ok(())
+}
+
+/// The links that programs expect in `/dev` and devtmpfs does not make.
+pub fn link_devices() {
+    for (name, target) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
+        let link = format!("/dev/{name}");
+        match std::os::unix::fs::symlink(format!("/proc/self/fd{target}"), &link) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => log::debug!("{link}: {error}"),
+        }
+    }
 }
 
 /// Hands the cgroup controllers down and makes the agent's cgroup. A controller that the kernel lacks is left out.

@@ -76,6 +76,8 @@ pub fn run(end: End, agent: Option<i32>) -> String {
     }
     log::info!("{}: stopping what is left", end.text());
     signal_all(Signal::TERM);
+    // An interactive shell ignores SIGTERM but not the loss of its terminal.
+    signal_all(Signal::HUP);
     if !wait_until(TERM_MS, no_children) {
         log::warn!("processes that ignore SIGTERM are killed");
         signal_all(Signal::KILL);
