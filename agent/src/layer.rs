@@ -24,7 +24,7 @@ mod corpus;
 #[cfg(test)]
 mod faithful;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::io::{self, BufRead};
 use std::path::Path;

@@ -1,1 +1,561 @@
-//! Stub: to be filled by its room.
+//! Brings an ImageSet from a registry into the store: index, description, manifests, configs, then every missing layer,
+//! several at once, each in one pipeline.
+//!
+//! ```text
+//! socket -> sha256 -> gzip | zstd | plain -> sha256 (diff id) -> tar -> layers/tmp-… -> rename -> layers/HEX
+//!           (digest, declared size)          (ratio guard)
+//! ```
+//! Nothing is written twice and nothing is in the store before its digest was right. A broken connection is resumed
+//! where it broke, in the middle of the pipeline. Does not mount and does not decide which set a node wants.
+
+mod source;
+mod unpack;
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use protocol::ids::{Digest, Name};
+use protocol::imageset::ImageSet;
+use protocol::oci::{
+    self, Descriptor, ImageConfig, MAX_MANIFEST_BYTES, MEDIA_IMAGESET_CONFIG, Manifest, OciError,
+    RunConfig,
+};
+use protocol::reference::Reference;
+
+use crate::layer::{LayerError, Limits};
+use crate::registry::{Registry, RegistryError};
+use crate::store::{Claim, Collected, Store, StoreError};
+use crate::transport::Transport;
+use source::Source;
+use unpack::Compression;
+
+/// Layers that are fetched at the same time.
+pub const PARALLEL_LAYERS: usize = 4;
+/// Tries for one blob, and for one position in it, before the pull fails.
+pub const TRIES: u32 = 3;
+/// Longest pause before the second try; it doubles from try to try, and the pause is random below it (full jitter).
+pub const BACKOFF: Duration = Duration::from_millis(500);
+/// How often a pause looks whether the pull was cancelled.
+const PAUSE_STEP: Duration = Duration::from_millis(50);
+
+/// Why a set was not pulled.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// The registry did not give what was asked for.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The store could not keep it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A document of the set is not what it should be.
+    #[error("{digest}")]
+    Document {
+        /// Its digest.
+        digest: Digest,
+        /// What is wrong.
+        #[source]
+        source: OciError,
+    },
+    /// Documents of the set do not fit together.
+    #[error("{digest}: {reason}")]
+    Set {
+        /// The document that says so.
+        digest: Digest,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A blob is not what its digest says.
+    #[error("{url}: the blob's digest is {found}, expected {expected}")]
+    Digest {
+        /// Where it came from.
+        url: String,
+        /// The digest asked for.
+        expected: Digest,
+        /// The digest of what came.
+        found: Digest,
+    },
+    /// A blob is longer or shorter than its descriptor says.
+    #[error("{url}: the blob has {found} bytes, its descriptor says {expected}")]
+    Size {
+        /// Where it came from.
+        url: String,
+        /// The size declared, in bytes.
+        expected: u64,
+        /// The size found; one more than declared if it was cut off there.
+        found: u64,
+    },
+    /// The connection broke or stalled too often at the same place.
+    #[error("{url}: broke off at byte {at} of {size}, {TRIES} times")]
+    Broken {
+        /// Where it came from.
+        url: String,
+        /// The byte that did not come.
+        at: u64,
+        /// The blob's size, in bytes.
+        size: u64,
+        /// The last failure.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A layer could not be applied although its bytes are right.
+    #[error("layer {digest}")]
+    Layer {
+        /// The layer's blob.
+        digest: Digest,
+        /// What is wrong.
+        #[source]
+        source: LayerError,
+    },
+    /// A layer's content is not what the image's config says.
+    #[error("layer {digest} unpacks to {found}, the image's config says {expected}")]
+    DiffId {
+        /// The layer's blob.
+        digest: Digest,
+        /// `diff_id` in the config.
+        expected: Digest,
+        /// The digest of the uncompressed content.
+        found: Digest,
+    },
+    /// The missing layers cannot fit.
+    #[error(
+        "{needed} bytes of compressed layers are missing, but the store has room for {free} bytes"
+    )]
+    NoSpace {
+        /// Compressed bytes to fetch; unpacked they need more.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// The caller cancelled, or another layer failed first.
+    #[error("the pull was cancelled")]
+    Cancelled,
+}
+
+impl PullError {
+    /// Whether the same blob may be right the next time.
+    fn is_worth_a_retry(&self) -> bool {
+        match self {
+            Self::Registry(error) => error.is_transient(),
+            Self::Digest { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// How far a pull is. Shared with whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Compressed bytes of layers received so far.
+    pub bytes: AtomicU64,
+    /// Compressed bytes of the layers that were not in the store when the pull began; 0 until that is known.
+    pub total: AtomicU64,
+}
+
+/// An ImageSet whose layers all lie in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PulledSet {
+    /// Its description.
+    pub set: ImageSet,
+    /// The digest of its index.
+    pub digest: Digest,
+    /// Its images, by name.
+    pub images: BTreeMap<Name, PulledImage>,
+    /// Compressed bytes of layers that this pull fetched; 0 for a set that was there.
+    pub bytes: u64,
+}
+
+/// An image of a pulled set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PulledImage {
+    /// How it is run.
+    pub config: RunConfig,
+    /// Its unpacked layers, lowest first: shared, never to be written.
+    pub layers: Vec<PathBuf>,
+}
+
+/// How often and how fast a failed fetch is repeated.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Retry {
+    pub(crate) tries: u32,
+    pub(crate) backoff: Duration,
+}
+
+impl Retry {
+    /// Waits before try number `failures + 1`; false if told to stop meanwhile.
+    fn pause(&self, failures: u32, stop: &dyn Fn() -> bool) -> bool {
+        use std::hash::{BuildHasher, Hasher};
+        let longest = self.backoff.saturating_mul(1 << failures.saturating_sub(1).min(6));
+        // std's hash keys are random; the node needs no generator for a pause.
+        let random = std::hash::RandomState::new().build_hasher().finish();
+        let random = u32::try_from(random >> 32).unwrap_or(0);
+        let mut left = longest.mul_f64(f64::from(random) / f64::from(u32::MAX));
+        while !left.is_zero() {
+            if stop() {
+                return false;
+            }
+            let step = left.min(PAUSE_STEP);
+            std::thread::sleep(step);
+            left -= step;
+        }
+        !stop()
+    }
+}
+
+/// A layer to fetch.
+#[derive(Debug, Clone)]
+struct Job {
+    digest: Digest,
+    size: u64,
+    diff_id: Digest,
+    compression: Compression,
+}
+
+/// The documents of a set, read and checked against each other.
+#[derive(Debug)]
+struct Plan {
+    set: ImageSet,
+    digest: Digest,
+    images: BTreeMap<Name, (RunConfig, Vec<Digest>)>,
+    layers: BTreeMap<Digest, Job>,
+    /// Everything the set needs: documents and layers.
+    closure: BTreeSet<Digest>,
+}
+
+/// Pulls sets into one store.
+#[derive(Debug, Clone)]
+pub struct Puller {
+    store: Store,
+    transport: Transport,
+    retry: Retry,
+    limits: Limits,
+}
+
+/// What one pull is about.
+struct Pull<'a> {
+    puller: &'a Puller,
+    registry: &'a Registry,
+    progress: &'a Progress,
+    cancel: &'a AtomicBool,
+    /// Set by the first layer that fails.
+    failed: AtomicBool,
+}
+
+impl Puller {
+    /// Pulls into this store with this client.
+    #[must_use]
+    pub fn new(store: Store, transport: Transport) -> Self {
+        let retry = Retry { tries: TRIES, backoff: BACKOFF };
+        Self { store, transport, retry, limits: Limits::default() }
+    }
+
+    /// The store it pulls into.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Pulls a set: what is missing is fetched, the rest is taken from the store. Blocks; layers are fetched by up to
+    /// [`PARALLEL_LAYERS`] threads, and `cancel` is looked at between reads (a stalled read ends after the transport's
+    /// stall timeout). A reference without digest is resolved by its tag first.
+    ///
+    /// # Errors
+    /// On the first document or layer that cannot be had; what was complete until then stays in the store.
+    pub fn pull_set(
+        &self,
+        reference: &Reference,
+        progress: &Progress,
+        cancel: &AtomicBool,
+    ) -> Result<PulledSet, PullError> {
+        let registry = Registry::new(self.transport.clone(), reference);
+        let failed = AtomicBool::new(false);
+        let pull = Pull { puller: self, registry: &registry, progress, cancel, failed };
+        let digest = match reference.digest {
+            Some(digest) => digest,
+            None => {
+                let tag = reference.manifest_key();
+                let (digest, bytes) = pull.retried(|| Ok(registry.resolve(&tag)?))?;
+                self.store.put_blob(&bytes)?;
+                digest
+            }
+        };
+        let mut pin = self.store.pin([digest]);
+        let plan = plan(&digest, &mut |digest, size, kind| {
+            pin.add([*digest]);
+            pull.document(digest, size, kind)
+        })?;
+        pin.add(plan.closure.iter().copied());
+        let bytes = pull.layers(&plan)?;
+        self.pulled(plan, bytes).ok_or(PullError::Cancelled)
+    }
+
+    /// A set that lies in the store completely, without any network. `None` if a part is missing or damaged.
+    #[must_use]
+    pub fn reopen(&self, digest: &Digest) -> Option<PulledSet> {
+        let plan = self.stored_plan(digest)?;
+        self.pulled(plan, 0)
+    }
+
+    /// Removes from the store what none of these sets needs, nor any pull that is running.
+    ///
+    /// # Errors
+    /// If something could not be removed, or a kept set's documents cannot be read: then nothing is removed.
+    pub fn collect(&self, keep: &[Digest]) -> Result<Collected, PullError> {
+        let mut needed = BTreeSet::new();
+        for digest in keep {
+            let plan = self.stored_plan(digest).ok_or_else(|| PullError::Set {
+                digest: *digest,
+                reason: "the set is to be kept but is not in the store".to_owned(),
+            })?;
+            needed.extend(plan.closure);
+        }
+        Ok(self.store.gc(&needed)?)
+    }
+
+    fn stored_plan(&self, digest: &Digest) -> Option<Plan> {
+        let missing = |digest: &Digest| PullError::Set {
+            digest: *digest,
+            reason: "not in the store".to_owned(),
+        };
+        let planned = plan(digest, &mut |digest, _, _| {
+            self.store.blob(digest)?.ok_or_else(|| missing(digest))
+        });
+        planned.map_err(|error| log::debug!("pull: {digest} cannot be re-opened: {error}")).ok()
+    }
+
+    fn pulled(&self, plan: Plan, bytes: u64) -> Option<PulledSet> {
+        let mut images = BTreeMap::new();
+        for (name, (config, digests)) in plan.images {
+            let layers = digests.iter().map(|digest| self.store.layer(digest));
+            let layers = layers.collect::<Option<Vec<_>>>()?;
+            images.insert(name, PulledImage { config, layers });
+        }
+        Some(PulledSet { set: plan.set, digest: plan.digest, images, bytes })
+    }
+}
+
+/// Which endpoint a document comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DocumentKind {
+    Manifest,
+    Blob,
+}
+
+/// A document by digest, declared size (where a descriptor says it) and endpoint.
+type Load<'a> = dyn FnMut(&Digest, Option<u64>, DocumentKind) -> Result<Vec<u8>, PullError> + 'a;
+
+/// Reads all documents of a set and checks that they fit together. Pure but for `load`.
+fn plan(digest: &Digest, load: &mut Load<'_>) -> Result<Plan, PullError> {
+    fn document(digest: &Digest) -> impl Fn(OciError) -> PullError {
+        let digest = *digest;
+        move |source| PullError::Document { digest, source }
+    }
+    let index = load(digest, None, DocumentKind::Manifest)?;
+    let index = oci::parse_index(&index).map_err(document(digest))?;
+    let entries = oci::resolve_set(&index, architecture()).map_err(document(digest))?;
+    let mut closure = BTreeSet::from([*digest]);
+    let mut read = |descriptor: &Descriptor, kind| {
+        closure.insert(descriptor.digest);
+        load(&descriptor.digest, Some(descriptor.size), kind)
+    };
+    let entry = &entries.description;
+    let manifest = read(entry, DocumentKind::Manifest)?;
+    let manifest = oci::parse_manifest(&manifest).map_err(document(&entry.digest))?;
+    if manifest.config.media_type != MEDIA_IMAGESET_CONFIG {
+        let reason = format!("its config is `{}`", manifest.config.media_type);
+        return Err(PullError::Set { digest: entry.digest, reason });
+    }
+    let set = read(&manifest.config, DocumentKind::Blob)?;
+    let set = oci::parse_imageset(&set).map_err(document(&manifest.config.digest))?;
+    let (mut images, mut layers) = (BTreeMap::new(), BTreeMap::new());
+    for image in &set.images {
+        let entry = entries.images.get(&image.name).ok_or_else(|| PullError::Set {
+            digest: *digest,
+            reason: format!("image `{}` has no linux/{} manifest", image.name, architecture()),
+        })?;
+        let manifest = read(entry, DocumentKind::Manifest)?;
+        let manifest = oci::parse_manifest(&manifest).map_err(document(&entry.digest))?;
+        let config = read(&manifest.config, DocumentKind::Blob)?;
+        let config = oci::parse_image_config(&config).map_err(document(&manifest.config.digest))?;
+        let digests = add_jobs(entry, &manifest, &config, &mut layers)?;
+        images.insert(image.name.clone(), (config.config, digests));
+    }
+    closure.extend(layers.keys());
+    Ok(Plan { set, digest: *digest, images, layers, closure })
+}
+
+/// Adds an image's layers to what is to be there, and returns their digests, lowest first.
+fn add_jobs(
+    entry: &Descriptor,
+    manifest: &Manifest,
+    config: &ImageConfig,
+    layers: &mut BTreeMap<Digest, Job>,
+) -> Result<Vec<Digest>, PullError> {
+    let wrong = |reason| PullError::Set { digest: entry.digest, reason };
+    let (blobs, diffs) = (&manifest.layers, &config.rootfs.diff_ids);
+    if blobs.len() != diffs.len() {
+        let reason = format!("{} layers, but the config has {} diff ids", blobs.len(), diffs.len());
+        return Err(wrong(reason));
+    }
+    for (blob, diff_id) in blobs.iter().zip(diffs) {
+        let compression = Compression::of(&blob.media_type)
+            .ok_or_else(|| wrong(format!("a layer has the media type `{}`", blob.media_type)))?;
+        let (digest, size, diff_id) = (blob.digest, blob.size, *diff_id);
+        let job = layers.entry(digest).or_insert(Job { digest, size, diff_id, compression });
+        if (job.size, job.diff_id, job.compression) != (size, diff_id, compression) {
+            return Err(wrong(format!("layer {digest} is described in two ways")));
+        }
+    }
+    Ok(blobs.iter().map(|blob| blob.digest).collect())
+}
+
+impl Pull<'_> {
+    fn stopped(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Tries a fetch up to [`TRIES`] times.
+    fn retried<T>(&self, mut fetch: impl FnMut() -> Result<T, PullError>) -> Result<T, PullError> {
+        let retry = &self.puller.retry;
+        let mut failures = 0;
+        loop {
+            if self.stopped() {
+                return Err(PullError::Cancelled);
+            }
+            match fetch() {
+                Err(error) if error.is_worth_a_retry() && failures + 1 < retry.tries => {
+                    failures += 1;
+                    log::warn!("pull: try {failures} of {}: {error}", retry.tries);
+                    if !retry.pause(failures, &|| self.stopped()) {
+                        return Err(PullError::Cancelled);
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// A document from the store, else from the registry.
+    fn document(
+        &self,
+        digest: &Digest,
+        size: Option<u64>,
+        kind: DocumentKind,
+    ) -> Result<Vec<u8>, PullError> {
+        let wrong_size = |found: u64| PullError::Size {
+            url: match kind {
+                DocumentKind::Manifest => self.registry.manifest_url(&digest.to_string()),
+                DocumentKind::Blob => self.registry.blob_url(digest),
+            },
+            expected: size.unwrap_or(found),
+            found,
+        };
+        if size.is_some_and(|size| size > MAX_MANIFEST_BYTES as u64) {
+            let reason = "a descriptor declares more than 4 MiB for a document".to_owned();
+            return Err(PullError::Set { digest: *digest, reason });
+        }
+        let bytes = match self.puller.store.blob(digest)? {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = self.retried(|| match kind {
+                    DocumentKind::Manifest => Ok(self.registry.manifest(digest)?),
+                    DocumentKind::Blob => Ok(self.registry.small_blob(digest)?),
+                })?;
+                self.puller.store.put_blob(&bytes)?;
+                bytes
+            }
+        };
+        match size.is_some_and(|size| size != bytes.len() as u64) {
+            true => Err(wrong_size(bytes.len() as u64)),
+            false => Ok(bytes),
+        }
+    }
+
+    /// Fetches the layers that are missing, and returns how many compressed bytes that were.
+    fn layers(&self, plan: &Plan) -> Result<u64, PullError> {
+        let store = &self.puller.store;
+        let missing = plan.layers.values().filter(|job| store.layer(&job.digest).is_none());
+        let mut missing: Vec<&Job> = missing.collect();
+        // The largest first: the last thread to finish then has the least left to do.
+        missing.sort_by_key(|job| std::cmp::Reverse(job.size));
+        let needed = missing.iter().fold(0_u64, |sum, job| sum.saturating_add(job.size));
+        self.progress.total.store(needed, Ordering::Relaxed);
+        let free = store.free_bytes()?;
+        if needed > free {
+            return Err(PullError::NoSpace { needed, free });
+        }
+        let (next, fetched) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let first_error = Mutex::new(None);
+        let work = || {
+            while let Some(job) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                match self.retried(|| self.layer(job)) {
+                    Ok(bytes) => drop(fetched.fetch_add(bytes, Ordering::Relaxed)),
+                    Err(error) => {
+                        let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
+                        // What the others then say is only that they were stopped.
+                        first.get_or_insert(error);
+                        self.failed.store(true, Ordering::Relaxed);
+                        return;
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..PARALLEL_LAYERS.min(missing.len()) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        match first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(fetched.into_inner()),
+        }
+    }
+
+    /// Fetches and unpacks one layer, and returns its compressed size; 0 if somebody else did meanwhile.
+    fn layer(&self, job: &Job) -> Result<u64, PullError> {
+        let stop = || self.stopped();
+        let staged = match self.puller.store.claim(&job.digest, &stop)? {
+            Claim::Mine(staged) => staged,
+            Claim::Stopped => return Err(PullError::Cancelled),
+            Claim::Ready(_) => {
+                self.progress.bytes.fetch_add(job.size, Ordering::Relaxed);
+                return Ok(0);
+            }
+        };
+        let mut source = Source::new(self.registry, job, &self.puller.retry, &stop, self.progress);
+        let unpacked =
+            unpack::unpack(&mut source, job.compression, staged.dir(), &self.puller.limits);
+        // A damaged blob shows as a broken archive first: the digest of the whole says which it is.
+        let checked = source.finish();
+        if checked.is_err() {
+            source.withdraw();
+        }
+        checked?;
+        let layer = |source| PullError::Layer { digest: job.digest, source };
+        let (summary, found) = unpacked.map_err(layer)?;
+        if found != job.diff_id {
+            let (digest, expected) = (job.digest, job.diff_id);
+            return Err(PullError::DiffId { digest, expected, found });
+        }
+        staged.commit()?;
+        log::debug!("pull: layer {}: {summary:?}", job.digest.short());
+        Ok(job.size)
+    }
+}
+
+/// Go's name of this machine's architecture, as image indexes have it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
