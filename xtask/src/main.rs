@@ -1,2 +1,30 @@
-//! Stub.
-fn main() {}
+//! `cargo xtask`: everything about this repository that is more than one cargo command. One file a subcommand.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod demo;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Builds, shows and checks Layercake.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+enum Cli {
+    /// Boot machines in a private lab, run an ImageSet on them and roll it
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse() {
+        Cli::Demo(args) => demo::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
