@@ -151,13 +151,18 @@ impl Drop for Framed<'_> {
     }
 }
 
-fn check_tun() -> Result<()> {
+/// Makes sure that the machines can have a network.
+///
+/// # Errors
+/// `/dev/net/tun` cannot be opened: what to do about it.
+pub fn check_tun() -> Result<()> {
     let tun = "/dev/net/tun";
     File::options().read(true).write(true).open(tun).map(drop).with_context(|| {
-        let advice = if namespace::in_user_namespace() {
-            "run as root, or `sudo chmod 0666 /dev/net/tun`"
-        } else {
+        let root = nix::unistd::geteuid().is_root() && !namespace::in_user_namespace();
+        let advice = if root {
             "`modprobe tun`; in a container give it the device"
+        } else {
+            "run this as root, or `sudo chmod 0666 /dev/net/tun`"
         };
         format!("cannot open {tun}, which the machines' network needs: {advice}")
     })

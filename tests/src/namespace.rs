@@ -30,24 +30,16 @@ pub fn in_user_namespace() -> bool {
     std::env::var_os(ENV_IN_USERNS).is_some()
 }
 
-/// Makes sure that namespaces can be made: as root there is nothing to do, as an ordinary user the program starts
-/// itself again as root of a user namespace of its own. Does not return in that case. To be called first in `main`.
+/// Makes sure that [`become_root`] will work.
 ///
 /// # Errors
 /// Neither root nor user namespaces: what to do about it.
-pub fn become_root() -> Result<()> {
+pub fn check_root() -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }
-    if in_user_namespace() {
-        bail!("unshare gave a user namespace in which we are not root");
-    }
-    let unshare = |command: &mut Command| {
-        command.args(["--user", "--map-root-user", "--"]).stdin(Stdio::inherit());
-    };
-    let mut trial = Command::new("unshare");
-    unshare(&mut trial);
-    let output = trial.arg("true").output().context("cannot run unshare (package util-linux)")?;
+    let trial = unshare_user().arg("true").output();
+    let output = trial.context("cannot run unshare (package util-linux)")?;
     if !output.status.success() {
         bail!(
             "this needs root or user namespaces, and has neither ({}). Run it as root, or allow user namespaces:\n  \
@@ -57,11 +49,33 @@ pub fn become_root() -> Result<()> {
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
-    let mut again = Command::new("unshare");
-    unshare(&mut again);
-    again.arg(std::env::current_exe().context("cannot find this program's own file")?);
-    let error = again.args(std::env::args_os().skip(1)).env(ENV_IN_USERNS, "1").exec();
+    Ok(())
+}
+
+/// Makes sure that namespaces can be made: as root there is nothing to do, as an ordinary user the program starts
+/// itself again, with the same arguments, as root of a user namespace of its own; it does not return in that case.
+/// To be called before any thread or child is started that matters.
+///
+/// # Errors
+/// As [`check_root`].
+pub fn become_root() -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    if in_user_namespace() {
+        bail!("unshare gave a user namespace in which we are not root");
+    }
+    check_root()?;
+    let own = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut again = unshare_user();
+    let error = again.arg(own).args(std::env::args_os().skip(1)).env(ENV_IN_USERNS, "1").exec();
     Err(error).context("cannot run unshare")
+}
+
+fn unshare_user() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--"]);
+    command
 }
 
 type Job = Box<dyn FnOnce() + Send + 'static>;

@@ -4,6 +4,7 @@
 
 mod agent_build;
 mod build_image;
+mod demo;
 
 use std::process::ExitCode;
 
@@ -15,11 +16,14 @@ use clap::Parser;
 enum Cli {
     /// Build Layer0: vmlinuz, initramfs.img and manifest.json
     BuildImage(build_image::Args),
+    /// Boot machines in a private lab, run an ImageSet on them and roll it
+    Demo(demo::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse() {
         Cli::BuildImage(args) => build_image::run(&args),
+        Cli::Demo(args) => demo::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,143 @@
+//! The result of the demo: as a table for people, as JSON for programs. Pure.
+
+use protocol::node::{Phase, RollReport};
+use serde::Serialize;
+
+use super::stage::bytes_in_mb;
+
+/// The whole result.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Report {
+    /// Every node.
+    pub(crate) nodes: Vec<NodeReport>,
+}
+
+/// When a phase was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct PhaseAt {
+    /// The phase.
+    pub(crate) phase: Phase,
+    /// Milliseconds since the machine's power came on, on the server's clock.
+    pub(crate) ms: u64,
+}
+
+/// What was seen of one node.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct NodeReport {
+    /// Its id.
+    pub(crate) node: String,
+    /// Its address.
+    pub(crate) address: String,
+    /// Its boot, phase by phase.
+    pub(crate) phases: Vec<PhaseAt>,
+    /// The kernel's boot id, the same before and after the roll.
+    pub(crate) boot_id: Option<String>,
+    /// Compressed bytes fetched for version 1.
+    pub(crate) pulled_bytes: Option<u64>,
+    /// Compressed bytes fetched for version 2.
+    pub(crate) roll_bytes: Option<u64>,
+    /// The roll's blackout as the agent measured it, in microseconds.
+    pub(crate) blackout_us: Option<u64>,
+    /// The longest time that the service gave a client no answer during the roll, in milliseconds.
+    pub(crate) client_gap_ms: Option<u64>,
+    /// What its service answered before the roll.
+    pub(crate) before: String,
+    /// What its service answered after the roll.
+    pub(crate) after: String,
+}
+
+impl NodeReport {
+    /// A node of which nothing has been seen.
+    pub(crate) fn new(node: String, address: String) -> Self {
+        Self { node, address, ..Self::default() }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let unknown = || "-".to_owned();
+        let mut cells = vec![self.node.clone()];
+        for phase in Phase::ALL {
+            let at = self.phases.iter().find(|at| at.phase == phase);
+            cells.push(at.map_or_else(unknown, |at| seconds(at.ms)));
+        }
+        cells.push(self.pulled_bytes.map_or_else(unknown, bytes_in_mb));
+        cells.push(self.roll_bytes.map_or_else(unknown, bytes_in_mb));
+        cells.push(self.blackout_us.map_or_else(unknown, milliseconds));
+        cells.push(self.client_gap_ms.map_or_else(unknown, |ms| ms.to_string()));
+        cells
+    }
+}
+
+impl Report {
+    /// The result of these nodes.
+    pub(crate) fn new(nodes: Vec<NodeReport>) -> Self {
+        Self { nodes }
+    }
+
+    /// The table.
+    pub(crate) fn table(&self) -> String {
+        let mut head = vec!["node".to_owned()];
+        head.extend(Phase::ALL.iter().map(|phase| phase.as_str().to_owned()));
+        let last = ["pulled MB", "roll MB", "blackout ms", "client ms"];
+        head.extend(last.map(str::to_owned));
+        let mut rows = vec![head];
+        rows.extend(self.nodes.iter().map(NodeReport::cells));
+        let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len))
+            .map(|column| rows.iter().filter_map(|row| row.get(column)).map(String::len).max())
+            .map(Option::unwrap_or_default)
+            .collect();
+        let mut text =
+            String::from("Boot: seconds from power-on to each phase. Roll: version 1 to 2.\n\n");
+        for row in &rows {
+            for (cell, width) in row.iter().zip(&widths) {
+                text.push_str(&format!("{cell:>width$}  "));
+            }
+            text.truncate(text.trim_end().len());
+            text.push('\n');
+        }
+        text.push_str(
+            "\nblackout: from the old program's end to the new one's exec, by the agent's clock. \
+             client: the longest a client at the service waited from one answer to the next.\n",
+        );
+        text
+    }
+}
+
+/// Compressed bytes of a roll.
+pub(crate) fn pulled(report: &RollReport) -> u64 {
+    report.bytes
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{}", ms / 1000, ms % 1000 / 100)
+}
+
+fn milliseconds(us: u64) -> String {
+    format!("{}.{}", us / 1000, us % 1000 / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_lines_up_and_shows_what_is_not_known() {
+        let mut node = NodeReport::new("n1".to_owned(), "10.9.0.101".to_owned());
+        node.phases = vec![
+            PhaseAt { phase: Phase::Dhcp, ms: 2_150 },
+            PhaseAt { phase: Phase::Running, ms: 12_900 },
+        ];
+        node.pulled_bytes = Some(700_000);
+        node.blackout_us = Some(3_450);
+        let report = Report::new(vec![node]);
+        let table = report.table();
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(
+            lines[2],
+            "node  dhcp  ipxe  kernel  init  agent  pulling  staged  running  pulled MB  roll MB  blackout ms  client ms"
+        );
+        assert_eq!(
+            lines[3],
+            "  n1   2.1     -       -     -      -        -       -     12.9        0.7        -          3.4          -"
+        );
+    }
+}
