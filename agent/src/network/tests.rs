@@ -75,7 +75,7 @@ impl Cable {
         let lease_file = self.dir.path().join(format!("leases-{first}"));
         let mut command = self.far_command(&format!(
             "dnsmasq -k -p 0 -C /dev/null -i srv --no-ping -u root --dhcp-authoritative --domain=lab \
-             -F 10.9.0.{first},10.9.0.{},255.255.255.0,2m --dhcp-option=6,10.9.0.1 --pid-file= \
+             --log-facility=- -F 10.9.0.{first},10.9.0.{},255.255.255.0,2m --dhcp-option=6,10.9.0.1 --pid-file= \
              --dhcp-option=26,1400 --dhcp-option=121,10.66.0.0/16,10.9.0.66",
             first + 9
         ));
@@ -83,7 +83,7 @@ impl Cable {
         // It is ready when it has said that it has; before that a DISCOVER is lost and sent again.
         let mut child = command.stderr(Stdio::piped()).spawn().expect("nsenter");
         let mut lines = BufReader::new(child.stderr.take().expect("pipe")).lines();
-        let started = lines.by_ref().any(|line| line.expect("utf-8").contains("DHCP"));
+        let started = lines.by_ref().any(|line| line.expect("utf-8").contains("DHCP, IP range"));
         assert!(started, "is dnsmasq there? apt-get install dnsmasq-base");
         std::thread::spawn(move || lines.count());
         Running(child)
