@@ -1,8 +1,8 @@
 //! container-init: the first process of a container until it becomes the container's program.
 //!
 //! The monitor clones it into its namespaces and executes this program anew in it, so that it runs with one thread and clean
-//! memory. It builds the container's view of the files ([`mounts`]), becomes the user it should be ([`users`],
-//! [`privileges`]), says `ready`, waits at the exec barrier and executes the program ([`exec`]). It leaves no process behind.
+//! memory. It builds the container's view of the files (`mounts`), becomes the user it should be ([`users`],
+//! [`privileges`]), says `ready`, waits at the exec barrier and executes the program (`exec`). It leaves no process behind.
 //!
 //! | descriptor | is |
 //! |---|---|

@@ -18,8 +18,8 @@ use protocol::oci::RunConfig;
 
 /// The real program.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_layercake-agent");
-/// Longer than anything here takes on a busy machine.
-const LONG: Duration = Duration::from_secs(60);
+/// Longer than anything here takes on a busy machine, or in QEMU without KVM.
+const LONG: Duration = Duration::from_secs(180);
 /// Set for a process of this test that plays an agent, with the run directory.
 const PLAY_AGENT: &str = "LAYERCAKE_TEST_PLAY_AGENT";
 
@@ -87,6 +87,22 @@ impl Bench {
         assert!(!mounts.contains(&here), "{mounts}");
         wait_until("its monitor is gone", || !processes().contains(&here));
         assert!(agent::containers::cgroup::Cgroup::find(id).is_none(), "a control group is left");
+    }
+}
+
+/// A test that failed half-way leaves a container that runs.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        for adopted in adopt(&self.dirs, &self.on_end).unwrap_or_default() {
+            let id = match adopted {
+                Adopted::Live(handle) => {
+                    drop(handle.stop_with(SIGKILL, Duration::ZERO));
+                    handle.spec().id.clone()
+                }
+                Adopted::Ended { spec, .. } => spec.id,
+            };
+            drop(remove(&self.dirs, &id));
+        }
     }
 }
 
