@@ -100,6 +100,7 @@ fn become_container(
     die_with_the_monitor()?;
     close_from(STATUS_FD + 1).map_err(step::<io::Error>("close descriptors"))?;
     rustix::process::setsid().map_err(step("setsid"))?;
+    rustix::thread::set_name(c"lc-container").map_err(step("set the process's name"))?;
     rustix::process::umask(Mode::empty());
     let spec: Spec = read_json(&dir.join(SPEC_FILE)).map_err(step::<io::Error>("read its spec"))?;
     set_limits();

@@ -10,8 +10,10 @@
 //! ```
 //! Pulling, mounting and deciding what should run are not done here.
 
+mod adopt;
 pub mod cgroup;
 pub mod control;
+mod create;
 mod handle;
 mod plan;
 pub mod policy;
@@ -24,7 +26,9 @@ use protocol::imageset::{Profile, Restart};
 use protocol::node::ExitStatus;
 use serde::{Deserialize, Serialize};
 
-pub use handle::{Adopted, Handle, OnEnd, Released, adopt, create, create_with, remove};
+pub use adopt::{Adopted, adopt, remove};
+pub use create::{create, create_with};
+pub use handle::{Handle, OnEnd, Released};
 pub use plan::{Place, PlanError};
 
 /// Longest container id.
@@ -191,6 +195,12 @@ pub fn write_json<T: Serialize>(path: &Path, document: &T) -> io::Result<()> {
 /// The kernel's error, or `InvalidData` with serde's sentence.
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<T> {
     serde_json::from_slice(&std::fs::read(path)?).map_err(io::Error::from)
+}
+
+/// Makes [`ContainerError::File`]s of one container.
+fn file_errors(id: &str) -> impl Fn(&'static str, PathBuf, io::Error) -> ContainerError + use<> {
+    let id = id.to_owned();
+    move |action, path, source| ContainerError::File { id: id.clone(), action, path, source }
 }
 
 #[cfg(test)]

@@ -1,4 +1,34 @@
-//! The boot server: DHCP, TFTP and what else `layercake serve` runs.
+//! The boot server and the operator's commands, as a library under the `layercake` binary.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`config`] | `layercake.toml`: types, checks, errors that name file, line and key |
+//! | [`timeline`], [`rolls`], [`desired`], [`boot`] | what is decided, without I/O |
+//! | [`storage`] | the storage trait, and SQLite behind it |
+//! | [`inventory`] | every node and roll in RAM; the one place where they change |
+//! | [`sources`] | from `NAME:VERSION` to a digest: the embedded registry or an external one |
+//! | [`http`] | the HTTP routes |
+//! | [`dhcp`], [`tftp`], [`registry`] | the other services |
+//! | [`serve`] | opens the ports and runs it all |
+//! | [`cli`] | the command line, one file per subcommand |
+
+pub mod config;
+
+pub mod boot;
+pub mod desired;
+pub mod rolls;
+pub mod timeline;
+
+pub mod inventory;
+pub mod sources;
+pub mod storage;
 
 pub mod dhcp;
+pub mod http;
+pub mod registry;
 pub mod tftp;
+
+pub mod clock;
+pub mod serve;
+
+pub mod cli;

@@ -76,7 +76,9 @@ pub(super) fn take(spec: &Spec, user: &User) -> Result<(), InitError> {
 }
 
 fn become_user(user: &User) -> Result<(), InitError> {
-    let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    // Its own group as well: permissions that deny a group must hold for it (CVE-2022-36109).
+    let ids = [user.gid].into_iter().chain(user.groups.iter().copied());
+    let groups: Vec<Gid> = ids.map(Gid::from_raw).collect();
     set_thread_groups(&groups).map_err(step("set the groups"))?;
     let gid = Gid::from_raw(user.gid);
     set_thread_res_gid(gid, gid, gid).map_err(step(format!("become group {}", user.gid)))?;

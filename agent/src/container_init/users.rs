@@ -170,7 +170,8 @@ mod tests {
 
     #[test]
     fn users_are_found_as_docker_finds_them() {
-        let table: [(&str, (u32, u32, &[u32], &str)); 11] = [
+        type Expected = (u32, u32, &'static [u32], &'static str);
+        let table: [(&str, Expected); 11] = [
             ("root", (0, 0, &[], "/root")),
             ("0", (0, 0, &[], "/root")),
             ("", (0, 0, &[], "/root")),

@@ -1,34 +1,22 @@
-//! Handles: starting monitors, finding those that live, and asking them for things.
+//! Handles: asking a container's monitor for things, and being told of its end.
 //!
 //! A handle holds no descriptor that the container depends on: dropping it, or dying, changes nothing for the container.
 
-use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Child;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use protocol::node::{ContainerState, ExitStatus};
-use rustix::fs::FlockOperation;
+use protocol::node::ContainerState;
 
-use super::cgroup::Cgroup;
+use super::adopt::{clear, record_of_the_dead};
 use super::control::{MAX_LINE, Reply, Request, Status, line};
-use super::{
-    ContainerError, EXIT_FILE, ExitRecord, LOCK_FILE, SOCKET_FILE, SPEC_FILE, Spec, boottime_ns,
-    read_json, valid_id, write_json,
-};
-use crate::paths::RunDirs;
+use super::{ContainerError, EXIT_FILE, ExitRecord, SOCKET_FILE, Spec, read_json};
 
 /// Longest time from starting a monitor to its container standing at the exec barrier, and of any quick reply.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest time until a monitor that lives has made its socket.
-const SOCKET_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause between looks for that socket.
-const SOCKET_PAUSE: Duration = Duration::from_millis(10);
+pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Stack of a thread that waits for a container's end: it parses one line.
 const WATCH_STACK: usize = 256 << 10;
 
@@ -60,104 +48,8 @@ pub struct Released {
     pub exec_at_ns: u64,
 }
 
-/// What [`adopt`] found in a container's directory.
-#[derive(Debug)]
-pub enum Adopted {
-    /// Its monitor lives.
-    Live(Handle),
-    /// It ended while no agent looked. [`remove`] takes its directory away.
-    Ended {
-        /// What it was.
-        spec: Box<Spec>,
-        /// How it ended.
-        exit: ExitRecord,
-    },
-}
-
-/// Makes a container and brings it to its exec barrier, with this program as its monitor.
-///
-/// # Errors
-/// As [`create_with`].
-pub fn create(dirs: &RunDirs, spec: &Spec, on_end: OnEnd) -> Result<Handle, ContainerError> {
-    create_with(Path::new("/proc/self/exe"), dirs, spec, on_end)
-}
-
-/// As [`create`], with the agent's program at a given path.
-///
-/// # Errors
-/// [`ContainerError::Refused`] with the step that failed (`mount /proc: …`) when the container could not be set up; nothing of
-/// it is left then. Other variants for the directory and the monitor itself.
-pub fn create_with(
-    program: &Path,
-    dirs: &RunDirs,
-    spec: &Spec,
-    on_end: OnEnd,
-) -> Result<Handle, ContainerError> {
-    if !valid_id(&spec.id) {
-        return Err(ContainerError::InvalidId(spec.id.clone()));
-    }
-    let dir = dirs.containers().join(&spec.id);
-    let file_error = file_errors(&spec.id);
-    fs::create_dir_all(dirs.containers())
-        .map_err(|source| file_error("make", dirs.containers(), source))?;
-    match DirBuilder::new().mode(0o700).create(&dir) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(ContainerError::Exists(spec.id.clone()));
-        }
-        Err(source) => return Err(file_error("make", dir, source)),
-        Ok(()) => {}
-    }
-    let started = start(program, &dir, spec);
-    if started.is_err() {
-        clear(&spec.id, &dir)?;
-    }
-    let (child, stream, status) = started?;
-    Handle::new(spec.clone(), dir, status, stream, Some(child), on_end)
-}
-
-/// Finds the containers that an earlier agent started.
-///
-/// A container whose monitor is gone without an exit record was killed with it; its record says so. Directories of
-/// containers that never came to life are removed.
-///
-/// # Errors
-/// [`ContainerError::File`] when the directory of containers cannot be read. One strange container is logged and passed over.
-pub fn adopt(dirs: &RunDirs, on_end: &OnEnd) -> Result<Vec<Adopted>, ContainerError> {
-    let file_error = file_errors("*");
-    let entries = match fs::read_dir(dirs.containers()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(|source| file_error("list", dirs.containers(), source))?,
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|source| file_error("list", dirs.containers(), source))?;
-        let name = entry.file_name();
-        let Some(id) = name.to_str().filter(|id| valid_id(id)) else { continue };
-        match adopt_one(id, &entry.path(), on_end) {
-            Ok(adopted) => found.extend(adopted),
-            Err(error) => log::warn!("{error}: not adopted"),
-        }
-    }
-    Ok(found)
-}
-
-/// Takes away what is left of an ended container: its control group and its directory. The log stays.
-///
-/// # Errors
-/// [`ContainerError::NotEnded`] while its monitor lives and has not written the exit record.
-pub fn remove(dirs: &RunDirs, id: &str) -> Result<(), ContainerError> {
-    if !valid_id(id) {
-        return Err(ContainerError::InvalidId(id.to_owned()));
-    }
-    let dir = dirs.containers().join(id);
-    if !dir.join(EXIT_FILE).exists() && monitor_lives(&dir) {
-        return Err(ContainerError::NotEnded(id.to_owned()));
-    }
-    clear(id, &dir)
-}
-
 impl Handle {
-    fn new(
+    pub(super) fn new(
         spec: Spec,
         dir: PathBuf,
         status: Status,
@@ -308,18 +200,6 @@ impl ExitRecord {
         let well = self.status.error.is_none() && (self.asked || self.status.code == Some(0));
         if well { ContainerState::Exited } else { ContainerState::Dead }
     }
-
-    /// For a container whose monitor ended without leaving a record: the kernel killed the container with it.
-    fn lost() -> Self {
-        let error = "its monitor died, and it was killed with it".to_owned();
-        Self {
-            status: ExitStatus { code: None, signal: None, error: Some(error) },
-            ended_at_ns: boottime_ns(),
-            exec_at_ns: None,
-            asked: false,
-            log_dropped_bytes: 0,
-        }
-    }
 }
 
 impl Inner {
@@ -382,162 +262,7 @@ impl Inner {
     }
 }
 
-/// Starts the monitor with one end of a socket pair as its first client and waits for the barrier.
-fn start(
-    program: &Path,
-    dir: &Path,
-    spec: &Spec,
-) -> Result<(Child, UnixStream, Status), ContainerError> {
-    let file_error = file_errors(&spec.id);
-    let path = dir.join(SPEC_FILE);
-    write_json(&path, spec).map_err(|source| file_error("write", path, source))?;
-    let path = dir.join(LOCK_FILE);
-    let lock = File::create(&path).map_err(|source| file_error("make", path, source))?;
-    let monitor_error =
-        |what, source| ContainerError::Monitor { id: spec.id.clone(), what, source };
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|source| monitor_error("cannot be locked for", source.into()))?;
-    let (mut ours, theirs) =
-        UnixStream::pair().map_err(|source| monitor_error("cannot be connected", source))?;
-    // The lock lives in the open file: the monitor holds it from its first moment, whatever becomes of this process.
-    let mut child = Command::new(program)
-        .arg("monitor")
-        .arg(dir)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::from(lock))
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|source| monitor_error("cannot be started", source))?;
-    let answer = (|| {
-        ours.set_read_timeout(Some(REPLY_TIMEOUT))?;
-        ours.write_all(&line(&Request::Watch))?;
-        let reply = read_reply(&mut BufReader::with_capacity(1, &ours))?;
-        ours.set_read_timeout(None)?;
-        Ok(reply)
-    })();
-    let reason = match answer {
-        Ok(Reply::Status(status)) => return Ok((child, ours, status)),
-        Ok(Reply::Ended(record)) => {
-            let reason = record.status.error.unwrap_or_else(|| "it ended at once".to_owned());
-            ContainerError::Refused { id: spec.id.clone(), reason }
-        }
-        Ok(Reply::Error { message }) => {
-            ContainerError::Refused { id: spec.id.clone(), reason: message }
-        }
-        Err(source) => monitor_error("did not bring it to its exec barrier", source),
-    };
-    for result in [child.kill(), child.wait().map(drop)] {
-        if let Err(error) = result {
-            log::warn!("container {}: its monitor does not end: {error}", spec.id);
-        }
-    }
-    Err(reason)
-}
-
-fn adopt_one(id: &str, dir: &Path, on_end: &OnEnd) -> Result<Option<Adopted>, ContainerError> {
-    let file_error = file_errors(id);
-    let lives = monitor_lives(dir);
-    let path = dir.join(SPEC_FILE);
-    let spec: Spec = match read_json(&path) {
-        Ok(spec) => spec,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !lives => {
-            clear(id, dir)?;
-            return Ok(None);
-        }
-        Err(source) => return Err(file_error("read", path, source)),
-    };
-    if lives && !dir.join(EXIT_FILE).exists() {
-        match connect(dir) {
-            Ok((stream, Reply::Status(status))) => {
-                let on_end = Arc::clone(on_end);
-                let handle = Handle::new(spec, dir.to_owned(), status, stream, None, on_end)?;
-                return Ok(Some(Adopted::Live(handle)));
-            }
-            Ok((_, Reply::Ended(exit))) => {
-                return Ok(Some(Adopted::Ended { spec: Box::new(spec), exit }));
-            }
-            Ok((_, Reply::Error { message })) => log::warn!("container {id}: {message}"),
-            Err(error) if dir.join(EXIT_FILE).exists() || !monitor_lives(dir) => {
-                log::debug!("container {id} ended while it was being adopted: {error}");
-            }
-            Err(error) => kill_monitor(id, dir, &error),
-        }
-    }
-    let exit = record_of_the_dead(dir);
-    Ok(Some(Adopted::Ended { spec: Box::new(spec), exit }))
-}
-
-/// Watches a monitor that lives, which may not have made its socket yet.
-fn connect(dir: &Path) -> io::Result<(UnixStream, Reply)> {
-    let until = Instant::now() + SOCKET_TIMEOUT;
-    loop {
-        match UnixStream::connect(dir.join(SOCKET_FILE)) {
-            Err(_) if Instant::now() < until && monitor_lives(dir) => {
-                std::thread::sleep(SOCKET_PAUSE)
-            }
-            Err(error) => return Err(error),
-            Ok(mut stream) => {
-                stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
-                stream.write_all(&line(&Request::Watch))?;
-                let reply = read_reply(&mut BufReader::with_capacity(1, &stream))?;
-                stream.set_read_timeout(None)?;
-                return Ok((stream, reply));
-            }
-        }
-    }
-}
-
-/// A monitor that holds its lock but does not answer is of no use: it is killed, and its container with it.
-fn kill_monitor(id: &str, dir: &Path, why: &io::Error) {
-    log::warn!("container {id}: its monitor does not answer ({why}) and is killed");
-    let pid = fs::read_to_string(dir.join(LOCK_FILE))
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .and_then(rustix::process::Pid::from_raw);
-    if let Some(pid) = pid
-        && let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::KILL)
-    {
-        log::warn!("container {id}: its monitor cannot be killed: {error}");
-    }
-}
-
-/// Whether somebody holds the monitor's lock.
-fn monitor_lives(dir: &Path) -> bool {
-    File::open(dir.join(LOCK_FILE)).is_ok_and(|file| {
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-            == Err(rustix::io::Errno::WOULDBLOCK)
-    })
-}
-
-/// The exit record, or one that says that the monitor died without leaving it, written for the next reader.
-fn record_of_the_dead(dir: &Path) -> ExitRecord {
-    let path = dir.join(EXIT_FILE);
-    read_json(&path).unwrap_or_else(|_| {
-        let record = ExitRecord::lost();
-        if let Err(error) = write_json(&path, &record) {
-            log::warn!("cannot write {}: {error}", path.display());
-        }
-        record
-    })
-}
-
-fn clear(id: &str, dir: &Path) -> Result<(), ContainerError> {
-    let file_error = file_errors(id);
-    if let Some(group) = Cgroup::find(id) {
-        if let Err(error) = group.kill() {
-            log::debug!("container {id}: cgroup.kill: {error}");
-        }
-        group.remove().map_err(|source| file_error("remove", group.path().to_owned(), source))?;
-    }
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(|source| file_error("remove", dir.to_owned(), source)),
-    }
-}
-
-fn read_reply(reader: &mut impl BufRead) -> io::Result<Reply> {
+pub(super) fn read_reply(reader: &mut impl BufRead) -> io::Result<Reply> {
     let mut text = Vec::new();
     let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX);
     reader.take(limit).read_until(b'\n', &mut text)?;
@@ -545,9 +270,4 @@ fn read_reply(reader: &mut impl BufRead) -> io::Result<Reply> {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed"));
     }
     serde_json::from_slice(&text).map_err(io::Error::from)
-}
-
-fn file_errors(id: &str) -> impl Fn(&'static str, PathBuf, io::Error) -> ContainerError + use<> {
-    let id = id.to_owned();
-    move |action, path, source| ContainerError::File { id: id.clone(), action, path, source }
 }

@@ -122,17 +122,31 @@ unsafe fn exec_in_child(
 
 /// Gives every signal its default action and empties the mask: what a program expects to find after an exec.
 ///
-/// The Rust runtime ignores SIGPIPE, and ignored signals stay ignored through execve(2).
+/// The Rust runtime ignores SIGPIPE, and ignored signals stay ignored through execve(2). The kernel is asked directly because
+/// glibc keeps 32 and 33 for itself and refuses them.
 pub fn reset_signals() {
     const LAST_SIGNAL: i32 = 64;
-    // SAFETY: setting the default action runs no code of ours; the set is initialised before it is used.
+    const KERNEL_SET: usize = 8;
+    // All zero: SIG_DFL, no flags, an empty mask. As large as the kernel's struct on every 64-bit architecture.
+    let default = [0_u64; 4];
+    // SAFETY: the default action runs no code of ours; the kernel reads `default` and the empty set within their sizes.
     unsafe {
         for signal in 1..=LAST_SIGNAL {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                KERNEL_SET,
+            );
         }
-        let mut none = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
-        libc::sigemptyset(none.as_mut_ptr());
-        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            default.as_ptr(),
+            std::ptr::null_mut::<u64>(),
+            KERNEL_SET,
+        );
     }
 }
 

@@ -1,0 +1,124 @@
+//! The command line: one file per subcommand. Results on stdout, progress and logs on stderr; exit 0 done, 1 failed,
+//! 2 wrong usage.
+
+mod client;
+mod completions;
+mod imageset;
+mod man;
+mod node;
+mod output;
+mod roll;
+mod serve;
+
+use clap::{Parser, Subcommand};
+
+use self::client::Client;
+use self::output::Output;
+
+/// Boots machines over the network and gives them their system as ImageSets from an OCI registry.
+#[derive(Debug, Parser)]
+#[command(name = "layercake", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// The boot server that is spoken to.
+    #[arg(
+        long,
+        global = true,
+        env = "LAYERCAKE_SERVER",
+        default_value = "http://127.0.0.1:8080",
+        value_name = "URL"
+    )]
+    server: crate::config::values::BaseUrl,
+    /// Results as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the boot server: DHCP, TFTP, HTTP and the registry.
+    Serve(serve::Args),
+    /// Look at nodes, and switch them off or on again.
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Build, push and list ImageSets.
+    #[command(subcommand)]
+    Imageset(imageset::Command),
+    /// Bring nodes to a version of an ImageSet.
+    #[command(subcommand)]
+    Roll(roll::Command),
+    /// Print the completions of a shell.
+    Completions(completions::Args),
+    /// Write the man pages.
+    Man(man::Args),
+}
+
+impl Cli {
+    /// Does what was asked.
+    ///
+    /// # Errors
+    /// Whatever went wrong, in words for the person who asked.
+    pub fn run(self) -> anyhow::Result<()> {
+        let output = Output { json: self.json };
+        let client = || Client::new(&self.server);
+        match self.command {
+            Command::Serve(args) => serve::run(&args, output),
+            Command::Node(command) => node::run(command, &client(), output),
+            Command::Imageset(command) => imageset::run(command, &self.server, output),
+            Command::Roll(command) => roll::run(command, &client(), output),
+            Command::Completions(args) => completions::run(&args),
+            Command::Man(args) => man::run(&args),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn usual_command_lines_are_understood() {
+        for line in [
+            "layercake serve --config l.toml",
+            "layercake serve --init",
+            "layercake serve --init l.toml",
+            "layercake node list --json",
+            "layercake --server http://h:1 node show n1",
+            "layercake node power n1 reboot",
+            "layercake imageset build i.toml --out dir",
+            "layercake imageset push i.toml --to http://r:5000/a",
+            "layercake roll start n1,n2 --imageset hello:2 --wait --timeout 60",
+            "layercake roll start all --imageset http://r:1/hello:2",
+            "layercake roll show 3",
+            "layercake completions bash",
+            "layercake man dir",
+        ] {
+            Cli::try_parse_from(line.split(' ')).expect(line);
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        for line in [
+            "layercake serve",
+            "layercake serve --init a --config b",
+            "layercake node power n1 explode",
+            "layercake node show N_1",
+            "layercake roll start n1",
+            "layercake roll start n1 --imageset hello",
+            "layercake roll show x",
+            "layercake --server host node list",
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

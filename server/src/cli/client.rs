@@ -1,0 +1,114 @@
+//! The commands' HTTP client: errors name the URL, and what to do about it.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use protocol::api::ErrorBody;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::config::values::BaseUrl;
+
+/// How long the server may take to answer: none of the commands' requests is a long poll.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may take to stand.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest answer that is read, in bytes: a list of all nodes of a large site.
+const MAX_ANSWER_BYTES: u64 = 256 << 20;
+
+/// A client of one server.
+#[derive(Debug)]
+pub(super) struct Client {
+    agent: ureq::Agent,
+    base: String,
+}
+
+impl Client {
+    pub(super) fn new(server: &BaseUrl) -> Self {
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(TIMEOUT))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .build()
+            .new_agent();
+        Self { agent, base: server.to_string() }
+    }
+
+    pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let url = format!("{}{path}", self.base);
+        let answer = self.agent.get(&url).call();
+        parse(&url, &self.read(&url, answer)?)
+    }
+
+    pub(super) fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        let (url, bytes) = self.send(path, body)?;
+        parse(&url, &bytes)
+    }
+
+    /// Posts what is answered without a body.
+    pub(super) fn post_only(&self, path: &str, body: &impl Serialize) -> anyhow::Result<()> {
+        self.send(path, body).map(drop)
+    }
+
+    fn send(&self, path: &str, body: &impl Serialize) -> anyhow::Result<(String, Vec<u8>)> {
+        let url = format!("{}{path}", self.base);
+        let body = serde_json::to_vec(body)?;
+        let request = self.agent.post(&url).content_type("application/json");
+        let bytes = self.read(&url, request.send(&body))?;
+        Ok((url, bytes))
+    }
+
+    fn read(
+        &self,
+        url: &str,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> anyhow::Result<Vec<u8>> {
+        let mut answer = answer.map_err(|error| {
+            anyhow!(
+                "{url} cannot be reached: {error}; is `layercake serve` running, and is --server \
+                 (or LAYERCAKE_SERVER) right?"
+            )
+        })?;
+        let status = answer.status();
+        let bytes = answer
+            .body_mut()
+            .with_config()
+            .limit(MAX_ANSWER_BYTES)
+            .read_to_vec()
+            .with_context(|| format!("{url}: the answer broke off"))?;
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        match serde_json::from_slice::<ErrorBody>(&bytes) {
+            Ok(body) => Err(anyhow!("{}", body.error.message)),
+            Err(_) => Err(anyhow!("{url} answered {status}; is it a Layercake server?")),
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(url: &str, bytes: &[u8]) -> anyhow::Result<T> {
+    serde_json::from_slice(bytes)
+        .with_context(|| format!("{url} answered what this command does not understand"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unreachable_server_is_named_with_what_to_do() {
+        // Bound and closed again: nobody listens there.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address = listener.local_addr().expect("address");
+        drop(listener);
+        let base = format!("http://{address}").parse().expect("url");
+        let error = Client::new(&base).get::<Vec<u8>>("/v1/nodes").expect_err("nobody").to_string();
+        let expected = format!("http://{address}/v1/nodes cannot be reached: ");
+        assert!(error.starts_with(&expected), "{error}");
+        assert!(error.contains("is `layercake serve` running"), "{error}");
+    }
+}

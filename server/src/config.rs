@@ -1,0 +1,480 @@
+//! `layercake.toml`: what `layercake serve` is told. Types and checks are pure; [`load`] alone reads the file.
+
+mod place;
+pub mod values;
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use protocol::ids::{Mac, NodeId};
+use serde::Deserialize;
+
+use self::values::{BaseUrl, Subnet};
+use crate::sources::SetName;
+
+/// The commented config that `layercake serve --init` writes.
+pub const TEMPLATE: &str = include_str!("config/template.toml");
+
+/// Where DHCP listens: UDP port 67 (RFC 2131).
+pub const DHCP_PORT: u16 = 67;
+
+/// Why a config cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It is not there.
+    #[error("{} does not exist; `layercake serve --init {}` writes one", path.display(), path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It could not be read.
+    #[error("{} could not be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not what it should be. One line for every problem, each naming file, line and key.
+    #[error("{}", problems.join("\n"))]
+    Invalid {
+        /// The problems.
+        problems: Vec<String>,
+    },
+}
+
+/// The whole config.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[server]`.
+    pub server: ServerConfig,
+    /// `[dhcp]`: no DHCP server without it.
+    pub dhcp: Option<DhcpSection>,
+    /// `[tftp]`: no TFTP server without it.
+    pub tftp: Option<TftpSection>,
+    /// `[registry]`: the embedded registry without it.
+    pub registry: Option<RegistrySection>,
+    /// `[boot]`.
+    #[serde(default)]
+    pub boot: BootSection,
+    /// `[[node]]`: the nodes that have names, addresses or ImageSets before they were ever seen.
+    #[serde(default, rename = "node")]
+    pub nodes: Vec<NodeSection>,
+}
+
+/// `[server]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Where HTTP listens.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// Base URL by which nodes reach it; no path.
+    pub url: BaseUrl,
+    /// Inventory and registry are kept here. A relative path begins at the config's directory.
+    pub data_dir: PathBuf,
+    /// `vmlinuz` and `initramfs.img` are read from here. A relative path begins at the config's directory.
+    pub layer0_dir: PathBuf,
+    /// Whether unknown machines are taken into the inventory (lab mode).
+    #[serde(default = "default_true")]
+    pub auto_register: bool,
+}
+
+/// `[dhcp]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DhcpSection {
+    /// The interface to serve.
+    pub interface: String,
+    /// Our own address on it; the host of `server.url` when absent.
+    pub address: Option<Ipv4Addr>,
+    /// The subnet, `10.9.0.0/24`.
+    pub subnet: Subnet,
+    /// First and last address that is given away.
+    pub range: (Ipv4Addr, Ipv4Addr),
+    /// Default gateway for nodes.
+    pub router: Option<Ipv4Addr>,
+    /// Name servers for nodes.
+    #[serde(default)]
+    pub dns: Vec<Ipv4Addr>,
+    /// Search domain for nodes.
+    pub domain: Option<String>,
+    /// Lease time in seconds.
+    #[serde(default = "default_lease_s")]
+    pub lease_s: u32,
+}
+
+/// `[tftp]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TftpSection {
+    /// Where it listens.
+    #[serde(default = "default_tftp_listen")]
+    pub listen: SocketAddr,
+    /// Directory of iPXE binaries; only the built-in `boot.ipxe` is served without it.
+    pub root: Option<PathBuf>,
+}
+
+/// `[registry]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistrySection {
+    /// Base of the external registry; a path is a prefix of the repositories.
+    pub url: BaseUrl,
+}
+
+/// `[boot]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootSection {
+    /// More kernel arguments for every node.
+    #[serde(default)]
+    pub cmdline: String,
+}
+
+/// `[[node]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSection {
+    /// Its id.
+    pub id: NodeId,
+    /// The interface it boots from.
+    pub mac: Mac,
+    /// The address that DHCP gives it.
+    pub address: Option<Ipv4Addr>,
+    /// What it runs until an operator says otherwise, `NAME:VERSION` each.
+    #[serde(default)]
+    pub imagesets: Vec<SetName>,
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 8080))
+}
+
+fn default_tftp_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 69))
+}
+
+fn default_lease_s() -> u32 {
+    3600
+}
+
+fn default_true() -> bool {
+    true
+}
+
+/// A port that the server needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// `UDP` or `TCP`.
+    pub protocol: &'static str,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What for.
+    pub purpose: &'static str,
+}
+
+/// Something wrong with a value that is well-formed by itself.
+struct Problem {
+    section: &'static str,
+    /// Which of several sections of that name, from 0.
+    nth: usize,
+    key: &'static str,
+    text: String,
+}
+
+impl Config {
+    /// Reads a config from text. `path` only names it in errors.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with every problem that was found; each names file, line and key.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let place = error.span().map(|span| place::at(text, span.start)).unwrap_or_default();
+            let problems = vec![format!("{}{place}: {}", path.display(), error.message())];
+            ConfigError::Invalid { problems }
+        })?;
+        let problems: Vec<String> =
+            config.problems().iter().map(|p| p.locate(text, path)).collect();
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError::Invalid { problems }) }
+    }
+
+    /// The address that the DHCP server says is ours, where there is a DHCP server.
+    #[must_use]
+    pub fn dhcp_address(&self) -> Option<Ipv4Addr> {
+        self.dhcp.as_ref()?.address.or_else(|| self.server.url.ipv4_host())
+    }
+
+    /// The ports that this config needs.
+    #[must_use]
+    pub fn ports(&self) -> Vec<Port> {
+        let mut ports = Vec::new();
+        if self.dhcp.is_some() {
+            let address = SocketAddr::from(([0, 0, 0, 0], DHCP_PORT));
+            ports.push(Port { protocol: "UDP", address, purpose: "DHCP" });
+        }
+        if let Some(tftp) = &self.tftp {
+            ports.push(Port { protocol: "UDP", address: tftp.listen, purpose: "TFTP" });
+        }
+        let purpose = "HTTP: boot files, API, registry";
+        ports.push(Port { protocol: "TCP", address: self.server.listen, purpose });
+        ports
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if self.server.url.has_path() {
+            let text = "the URL must be http://HOST[:PORT], without a path".to_owned();
+            problems.push(Problem { section: "server", nth: 0, key: "url", text });
+        }
+        if self.boot.cmdline.chars().any(char::is_control) {
+            let text = "a line break or control character in the kernel command line".to_owned();
+            problems.push(Problem { section: "boot", nth: 0, key: "cmdline", text });
+        }
+        if let Some(dhcp) = &self.dhcp {
+            self.dhcp_problems(dhcp, &mut problems);
+        }
+        self.node_problems(&mut problems);
+        problems
+    }
+
+    fn dhcp_problems(&self, dhcp: &DhcpSection, problems: &mut Vec<Problem>) {
+        let mut say = |key, text| problems.push(Problem { section: "dhcp", nth: 0, key, text });
+        let subnet = dhcp.subnet;
+        let (first, last) = dhcp.range;
+        for address in [first, last] {
+            if !subnet.contains(address) {
+                say("range", format!("{address} is not in the subnet {subnet}"));
+            }
+        }
+        if first > last {
+            say("range", format!("{first} comes after {last}"));
+        }
+        if let Some(router) = dhcp.router.filter(|router| !subnet.contains(*router)) {
+            say("router", format!("{router} is not in the subnet {subnet}"));
+        }
+        match self.dhcp_address() {
+            None => say(
+                "address",
+                format!(
+                    "our own IPv4 address is missing, and server.url ({}) does not tell it",
+                    self.server.url
+                ),
+            ),
+            Some(own) if (first..=last).contains(&own) => {
+                say("range", format!("{own} is our own address; the range must leave it out"));
+            }
+            Some(own) if !subnet.contains(own) => {
+                say("address", format!("our own address {own} is not in the subnet {subnet}"));
+            }
+            Some(_) => {}
+        }
+        if dhcp.lease_s < 60 {
+            say("lease_s", format!("{} s is too short, at least 60", dhcp.lease_s));
+        }
+    }
+
+    fn node_problems(&self, problems: &mut Vec<Problem>) {
+        let (mut ids, mut macs, mut addresses) =
+            (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for (nth, node) in self.nodes.iter().enumerate() {
+            let mut say = |key, text| problems.push(Problem { section: "node", nth, key, text });
+            if !ids.insert(&node.id) {
+                say("id", format!("{} is described twice", node.id));
+            }
+            if !macs.insert(node.mac) {
+                say("mac", format!("{} belongs to two nodes", node.mac));
+            }
+            let mut names = BTreeSet::new();
+            for set in &node.imagesets {
+                if !names.insert(&set.name) {
+                    say("imagesets", format!("{} is there twice", set.name));
+                }
+            }
+            let Some(address) = node.address else { continue };
+            if !addresses.insert(address) {
+                say("address", format!("{address} belongs to two nodes"));
+            }
+            if let Some(dhcp) = &self.dhcp
+                && !dhcp.subnet.contains(address)
+            {
+                say("address", format!("{address} is not in the subnet {}", dhcp.subnet));
+            }
+        }
+    }
+}
+
+impl Problem {
+    fn locate(&self, text: &str, path: &Path) -> String {
+        let line = place::line_of(text, self.section, self.nth, self.key)
+            .map_or(String::new(), |line| format!(", line {line}"));
+        format!("{}{line}, key {}.{}: {}", path.display(), self.section, self.key, self.text)
+    }
+}
+
+/// Reads the config file. Relative paths in it begin at its directory.
+///
+/// # Errors
+/// If the file is missing, unreadable, or wrong in any way.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| {
+        let path = path.to_owned();
+        match source.kind() {
+            std::io::ErrorKind::NotFound => ConfigError::Missing { path },
+            _ => ConfigError::Read { path, source },
+        }
+    })?;
+    let mut config = Config::parse(&text, path)?;
+    let dir = path.parent().unwrap_or(Path::new(""));
+    config.server.data_dir = dir.join(&config.server.data_dir);
+    config.server.layer0_dir = dir.join(&config.server.layer0_dir);
+    if let Some(root) = config.tftp.as_mut().and_then(|tftp| tftp.root.as_mut()) {
+        *root = dir.join(&*root);
+    }
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"[server]
+url = "http://10.9.0.1:8080"
+data_dir = "data"
+layer0_dir = "/l0"
+[dhcp]
+interface = "br0"
+subnet = "10.9.0.0/24"
+range = ["10.9.0.100", "10.9.0.199"]
+[[node]]
+id = "n1"
+mac = "52:54:00:00:00:01"
+address = "10.9.0.11"
+imagesets = ["hello:1"]
+"#;
+
+    #[track_caller]
+    fn check(from: &str, to: &str, expected: &str) {
+        assert!(GOOD.contains(from), "`{from}` is not in the good config");
+        let text = GOOD.replacen(from, to, 1);
+        let error = Config::parse(&text, Path::new("l.toml")).expect_err(to);
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn a_good_config_is_read_with_its_defaults() {
+        let config = Config::parse(GOOD, Path::new("l.toml")).expect("good");
+        assert_eq!(config.server.listen, default_listen());
+        assert!(config.server.auto_register);
+        assert_eq!(config.dhcp_address(), Some(Ipv4Addr::new(10, 9, 0, 1)));
+        let ports: Vec<String> =
+            config.ports().iter().map(|p| format!("{} {}", p.protocol, p.address)).collect();
+        assert_eq!(ports, ["UDP 0.0.0.0:67", "TCP 0.0.0.0:8080"]);
+    }
+
+    #[test]
+    fn the_template_is_a_good_config_that_needs_the_three_ports() {
+        let config = Config::parse(TEMPLATE, Path::new("template.toml")).expect("template");
+        let ports: Vec<u16> = config.ports().iter().map(|port| port.address.port()).collect();
+        assert_eq!(ports, [67, 69, 8080]);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_file_line_and_what_was_expected() {
+        check(
+            "data_dir = \"data\"",
+            "data_dir = \"data\"\ncolour = 1",
+            "l.toml, line 4, key server.colour: unknown field `colour`, expected one of `listen`, \
+             `url`, `data_dir`, `layer0_dir`, `auto_register`",
+        );
+    }
+
+    #[test]
+    fn a_wrong_type_names_the_key() {
+        check(
+            "\"data\"",
+            "5",
+            "l.toml, line 3, key server.data_dir: invalid type: integer `5`, expected path string",
+        );
+        check(
+            "\"br0\"",
+            "\"br0\"\nlease_s = \"long\"",
+            "l.toml, line 7, key dhcp.lease_s: invalid type: string \"long\", expected u32",
+        );
+    }
+
+    #[test]
+    fn a_missing_key_names_its_section() {
+        check(
+            "url = \"http://10.9.0.1:8080\"\n",
+            "",
+            "l.toml, line 1, section [server]: missing field `url`",
+        );
+    }
+
+    #[test]
+    fn a_bad_value_says_what_was_expected() {
+        check(
+            "\"http://10.9.0.1:8080\"",
+            "\"10.9.0.1:8080\"",
+            "l.toml, line 2, key server.url: `10.9.0.1:8080` is not a URL: expected \
+             http://HOST[:PORT] or https://HOST[:PORT]",
+        );
+        check(
+            "\"10.9.0.0/24\"",
+            "\"10.9.0.5/24\"",
+            "l.toml, line 7, key dhcp.subnet: `10.9.0.5/24` is not a subnet: expected its first \
+             address and its prefix length from 1 to 30, such as 10.9.0.0/24",
+        );
+        check(
+            "\"hello:1\"",
+            "\"hello\"",
+            "l.toml, line 13, key node.imagesets: `hello` is not an ImageSet: expected NAME:VERSION",
+        );
+    }
+
+    #[test]
+    fn a_slip_in_the_syntax_names_the_line() {
+        let text = GOOD.replacen("\"br0\"", "br0", 1);
+        let error = Config::parse(&text, Path::new("l.toml")).expect_err("syntax").to_string();
+        assert!(error.starts_with("l.toml, line 6, key dhcp.interface: "), "{error}");
+    }
+
+    #[test]
+    fn values_that_contradict_each_other_are_all_named() {
+        check(
+            "10.9.0.100\", \"10.9.0.199",
+            "10.9.0.1\", \"10.9.1.199",
+            "l.toml, line 8, key dhcp.range: 10.9.1.199 is not in the subnet 10.9.0.0/24\n\
+             l.toml, line 8, key dhcp.range: 10.9.0.1 is our own address; the range must leave it out",
+        );
+        check(
+            "imagesets = [\"hello:1\"]",
+            "[[node]]\nid = \"n1\"\nmac = \"52-54-00-00-00-01\"",
+            "l.toml, line 14, key node.id: n1 is described twice\n\
+             l.toml, line 15, key node.mac: 52:54:00:00:00:01 belongs to two nodes",
+        );
+    }
+
+    #[test]
+    fn a_missing_file_says_how_to_write_one() {
+        let error = load(Path::new("/nonexistent/l.toml")).expect_err("missing").to_string();
+        assert_eq!(
+            error,
+            "/nonexistent/l.toml does not exist; `layercake serve --init /nonexistent/l.toml` writes one"
+        );
+    }
+
+    #[test]
+    fn relative_paths_begin_at_the_directory_of_the_config() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("l.toml");
+        std::fs::write(&path, GOOD).expect("write");
+        let config = load(&path).expect("load");
+        assert_eq!(config.server.data_dir, dir.path().join("data"));
+        assert_eq!(config.server.layer0_dir, Path::new("/l0"));
+    }
+}

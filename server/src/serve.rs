@@ -1,0 +1,343 @@
+//! Opens the ports and runs DHCP, TFTP and HTTP over one inventory until it is told to stop.
+//!
+//! Everything runs on one tokio thread; files and the registry's store are read on its pool of blocking threads.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::serve::ListenerExt;
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::boot::{RenderError, render_chain};
+use crate::clock::now_ms;
+use crate::config::{Config, DhcpSection};
+use crate::dhcp::{DhcpConfig, DhcpError, DhcpSeen};
+use crate::http::{App, error_chain};
+use crate::inventory::{Inventory, InventoryError};
+use crate::registry::{RegistryError, RegistryStore};
+use crate::sources::{SetName, Sources, Wanted};
+use crate::storage::StorageError;
+use crate::storage::sqlite::SqliteStorage;
+use crate::tftp::{TftpConfig, TftpError};
+
+/// How often what was seen of nodes is written.
+const FLUSH_EVERY: Duration = Duration::from_secs(2);
+/// How often an ImageSet that the config assigns is looked for while it is not in the registry.
+const ASSIGN_EVERY: Duration = Duration::from_secs(2);
+/// How long requests may go on after the server was told to stop.
+const GRACE: Duration = Duration::from_millis(1500);
+
+/// Why the server could not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Another program has the port.
+    #[error(
+        "{protocol} port {} on {} is in use; stop the program that has it (`ss -lnp` shows it) or change {key} in the config",
+        address.port(), address.ip()
+    )]
+    InUse {
+        /// `TCP` or `UDP`.
+        protocol: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// The config's key.
+        key: &'static str,
+    },
+    /// The port is for root.
+    #[error(
+        "{protocol} port {} on {} needs root or CAP_NET_BIND_SERVICE; run as root or change {key} in the config",
+        address.port(), address.ip()
+    )]
+    Privileged {
+        /// `TCP` or `UDP`.
+        protocol: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// The config's key.
+        key: &'static str,
+    },
+    /// The port cannot be opened.
+    #[error("{protocol} port {} on {} cannot be opened ({key} in the config)", address.port(), address.ip())]
+    Bind {
+        /// `TCP` or `UDP`.
+        protocol: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// The config's key.
+        key: &'static str,
+        /// The system's words.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The data directory cannot be made.
+    #[error("{} cannot be made (server.data_dir in the config)", path.display())]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// The system's words.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The inventory cannot be opened.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The inventory cannot be read.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// The embedded registry cannot be opened.
+    #[error("the embedded registry cannot be opened")]
+    Registry(#[from] RegistryError),
+    /// A template does not fit.
+    #[error(transparent)]
+    Render(#[from] RenderError),
+    /// DHCP stopped.
+    #[error("DHCP stopped")]
+    Dhcp(#[from] DhcpError),
+    /// TFTP stopped.
+    #[error("TFTP stopped")]
+    Tftp(#[from] TftpError),
+    /// HTTP stopped.
+    #[error("HTTP stopped")]
+    Http(#[source] std::io::Error),
+    /// A part of the server panicked.
+    #[error("a part of the server died")]
+    Died(#[from] tokio::task::JoinError),
+}
+
+impl ServeError {
+    /// What a failed bind means.
+    #[must_use]
+    pub fn bind(
+        protocol: &'static str,
+        address: SocketAddr,
+        key: &'static str,
+        source: std::io::Error,
+    ) -> Self {
+        match source.kind() {
+            std::io::ErrorKind::AddrInUse => Self::InUse { protocol, address, key },
+            std::io::ErrorKind::PermissionDenied => Self::Privileged { protocol, address, key },
+            _ => Self::Bind { protocol, address, key, source },
+        }
+    }
+}
+
+/// A server whose HTTP port is open and whose inventory is read.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    listener: TcpListener,
+    inventory: Arc<Inventory>,
+    sources: Sources,
+    store: Option<RegistryStore>,
+}
+
+impl Server {
+    /// Opens the HTTP port, the inventory and the registry. Nothing is served yet.
+    ///
+    /// # Errors
+    /// If the port is taken or for root only, or the data directory cannot be used.
+    pub async fn open(config: Config) -> Result<Self, ServeError> {
+        // The port first: a second server on the same data must not touch it.
+        let address = config.server.listen;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| ServeError::bind("TCP", address, "server.listen", source))?;
+        let dir = &config.server.data_dir;
+        std::fs::create_dir_all(dir)
+            .map_err(|source| ServeError::DataDir { path: dir.clone(), source })?;
+        let storage = SqliteStorage::open(&dir.join("inventory.db")).await?;
+        let auto_register = config.server.auto_register;
+        let storage = Box::new(storage);
+        let inventory = Inventory::open(storage, &config.nodes, auto_register, now_ms()).await?;
+        let (sources, store) = match &config.registry {
+            Some(registry) => (Sources::External { url: registry.url.clone() }, None),
+            None => {
+                let store = RegistryStore::open(&dir.join("registry"))?;
+                let url = config.server.url.clone();
+                (Sources::Embedded { store: store.clone(), url }, Some(store))
+            }
+        };
+        Ok(Self { config, listener, inventory, sources, store })
+    }
+
+    /// Where HTTP listens: the port that the system chose, where the config says 0.
+    ///
+    /// # Errors
+    /// If the socket does not say.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown` turns true, or a part fails. What was seen of nodes is written before it returns.
+    ///
+    /// # Errors
+    /// If a port is taken or for root only, or a part of the server fails.
+    pub async fn run(self, shutdown: watch::Receiver<bool>) -> Result<(), ServeError> {
+        let Self { config, listener, inventory, sources, store } = self;
+        // Our own switch under the caller's: it turns when the caller's does or when a part fails.
+        let (stop, stopping) = watch::channel(false);
+        let mut parts = JoinSet::new();
+        if let (Some(dhcp), Some(address)) = (&config.dhcp, config.dhcp_address()) {
+            let (sender, seen) = mpsc::unbounded_channel();
+            let dhcp = dhcp_config(&config, dhcp, address);
+            let stopping = stopping.clone();
+            parts.spawn(async move { Ok(crate::dhcp::serve(dhcp, sender, stopping).await?) });
+            tokio::spawn(watch_dhcp(Arc::clone(&inventory), seen));
+        }
+        if let Some(tftp) = &config.tftp {
+            let chain = Bytes::from(render_chain(config.server.url.as_str())?);
+            let builtin = BTreeMap::from([("boot.ipxe".to_owned(), chain)]);
+            let tftp = TftpConfig { bind: tftp.listen, root: tftp.root.clone(), builtin };
+            let stopping = stopping.clone();
+            parts.spawn(async move { Ok(crate::tftp::serve(tftp, stopping).await?) });
+        }
+        let wishes = config
+            .nodes
+            .iter()
+            .flat_map(|node| node.imagesets.iter().map(|set| (node.id.clone(), set.clone())));
+        tokio::spawn(assign(Arc::clone(&inventory), sources.clone(), wishes.collect()));
+        let app = App {
+            inventory: Arc::clone(&inventory),
+            sources,
+            url: config.server.url.to_string(),
+            cmdline: config.boot.cmdline.clone(),
+            layer0_dir: config.server.layer0_dir.clone(),
+            shutdown: stopping.clone(),
+        };
+        let registry = store.map(crate::registry::router).unwrap_or_default();
+        let router = crate::http::router(Arc::new(app), registry);
+        parts.spawn(serve_http(listener, router, stopping.clone()));
+        let flusher = tokio::spawn(flush(Arc::clone(&inventory), stopping));
+        let result = supervise(parts, shutdown, &stop).await;
+        let _ = flusher.await;
+        result
+    }
+}
+
+/// Waits for the first part that ends, or for the caller's word; then stops all of them.
+async fn supervise(
+    mut parts: JoinSet<Result<(), ServeError>>,
+    mut shutdown: watch::Receiver<bool>,
+    stop: &watch::Sender<bool>,
+) -> Result<(), ServeError> {
+    let first = tokio::select! {
+        ended = parts.join_next() => ended,
+        _ = shutdown.wait_for(|stop| *stop) => None,
+    };
+    stop.send_replace(true);
+    let rest = async { while parts.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, rest).await.is_err() {
+        tracing::warn!("requests were still going on and are cut off");
+    }
+    match first {
+        Some(ended) => ended?,
+        None => Ok(()),
+    }
+}
+
+async fn serve_http(
+    listener: TcpListener,
+    router: axum::Router,
+    mut stopping: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+    });
+    let stopped = async move {
+        let _ = stopping.wait_for(|stop| *stop).await;
+    };
+    axum::serve(listener, router).with_graceful_shutdown(stopped).await.map_err(ServeError::Http)
+}
+
+fn dhcp_config(config: &Config, dhcp: &DhcpSection, server: std::net::Ipv4Addr) -> DhcpConfig {
+    let subnet = crate::dhcp::Subnet {
+        network: dhcp.subnet.network(),
+        prefix_len: dhcp.subnet.prefix_len(),
+    };
+    let reservations = config
+        .nodes
+        .iter()
+        .filter_map(|node| node.address.map(|address| (node.mac, address, Some(node.id.clone()))));
+    DhcpConfig {
+        interface: dhcp.interface.clone(),
+        server,
+        subnet,
+        range: dhcp.range,
+        router: dhcp.router,
+        dns: dhcp.dns.clone(),
+        domain: dhcp.domain.clone(),
+        lease_s: dhcp.lease_s,
+        http_base: config.server.url.to_string(),
+        reservations: reservations.collect(),
+        boot_files: crate::dhcp::BootFiles::default(),
+    }
+}
+
+async fn watch_dhcp(inventory: Arc<Inventory>, mut seen: mpsc::UnboundedReceiver<DhcpSeen>) {
+    while let Some(event) = seen.recv().await {
+        match event {
+            DhcpSeen::Discover { mac, uuid, boot: true, .. } => {
+                inventory.dhcp_discover(mac, uuid.as_deref(), now_ms());
+            }
+            DhcpSeen::Discover { .. } => {}
+            DhcpSeen::Leased { mac, address, .. } => {
+                inventory.dhcp_leased(mac, address, now_ms());
+            }
+        }
+    }
+}
+
+/// Gives configured nodes their ImageSets as soon as the registry has them.
+async fn assign(
+    inventory: Arc<Inventory>,
+    sources: Sources,
+    mut wishes: Vec<(protocol::ids::NodeId, SetName)>,
+) {
+    let mut said = false;
+    while !wishes.is_empty() {
+        let mut open = Vec::new();
+        for (node, set) in wishes {
+            let done = match sources.resolve(&Wanted::Named(set.clone())).await {
+                Ok(found) => inventory.assign(&node, found).await.map_err(|e| error_chain(&e)),
+                Err(error) => Err(error_chain(&error)),
+            };
+            match done {
+                Ok(()) => {
+                    tracing::info!(%node, imageset = %set, "the config's ImageSet is assigned")
+                }
+                Err(error) => {
+                    if !said {
+                        tracing::info!(%node, imageset = %set, "waiting for the ImageSet of the config: {error}");
+                    }
+                    open.push((node, set));
+                }
+            }
+        }
+        said = true;
+        wishes = open;
+        tokio::time::sleep(ASSIGN_EVERY).await;
+    }
+}
+
+async fn flush(inventory: Arc<Inventory>, mut stopping: watch::Receiver<bool>) {
+    loop {
+        let stop = tokio::select! {
+            () = tokio::time::sleep(FLUSH_EVERY) => false,
+            _ = stopping.wait_for(|stop| *stop) => true,
+        };
+        if let Err(error) = inventory.flush().await {
+            tracing::error!("{}; it is tried again", error_chain(&error));
+        }
+        if stop {
+            return;
+        }
+    }
+}
