@@ -13,8 +13,8 @@ use crate::artifacts::Artifacts;
 use crate::prerequisites;
 
 /// What the rescue shell can do: busybox under these names.
-const APPLETS: [&str; 22] = [
-    "sh", "ash", "cat", "cut", "dmesg", "echo", "grep", "head", "ip", "kill", "ls", "mount",
+const APPLETS: [&str; 23] = [
+    "sh", "ash", "awk", "cat", "cut", "dmesg", "echo", "grep", "head", "ip", "kill", "ls", "mount",
     "pidof", "ps", "reboot", "sed", "sleep", "sort", "tail", "tr", "uniq", "wc",
 ];
 

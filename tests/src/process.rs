@@ -48,6 +48,7 @@ impl Process {
         let errors = output.try_clone().with_context(|| log.display().to_string())?;
         let mut command = Command::new(setpriv);
         command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(args);
+        without_proxies(&mut command);
         command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
         let name = program.file_name().unwrap_or(program.as_os_str());
         Ok(Self {
@@ -138,6 +139,14 @@ impl Drop for Process {
     fn drop(&mut self) {
         // What cannot be killed has ended already, or nobody is left who could be told.
         drop(self.kill());
+    }
+}
+
+/// Hides the host's HTTP proxy from a child: it cannot be reached from inside.
+pub(crate) fn without_proxies(command: &mut Command) {
+    for name in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"]
+    {
+        command.env_remove(name);
     }
 }
 

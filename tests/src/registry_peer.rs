@@ -1,6 +1,7 @@
 //! Debian's docker-registry (distribution 2.8) in the lab: the registry that is not ours.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -31,7 +32,7 @@ impl Registry {
             .context("docker-registry is missing (package docker-registry)")?;
         let data = lab.dir().join("registry");
         let config = lab.dir().join("registry.yml");
-        std::fs::write(&config, render(&data.display().to_string()))
+        fs::write(&config, render(&data.display().to_string()))
             .with_context(|| format!("cannot write {}", config.display()))?;
         let args = ["serve".into(), config.into_os_string()];
         let log = lab.dir().join("registry.log");
@@ -51,11 +52,30 @@ impl Registry {
         format!("http://{ADDRESS}:{PORT}")
     }
 
-    /// The file of a blob, so that a case can spoil it.
-    #[must_use]
-    pub fn blob_file(&self, hex: &str) -> PathBuf {
-        let first = hex.get(..2).unwrap_or(hex);
-        self.data.join(format!("docker/registry/v2/blobs/sha256/{first}/{hex}/data"))
+    /// Spoils the largest blob in the middle, its size unchanged, and gives its digest in hexadecimal.
+    ///
+    /// # Errors
+    /// When nothing was pushed, or the blob cannot be written.
+    pub fn spoil_largest_blob(&self) -> Result<String> {
+        let root = self.data.join("docker/registry/v2/blobs/sha256");
+        let mut largest: Option<(u64, String, PathBuf)> = None;
+        for first in read_dir(&root)? {
+            for blob in read_dir(&first)? {
+                let file = blob.join("data");
+                let size = fs::metadata(&file).map(|data| data.len()).unwrap_or(0);
+                if largest.as_ref().is_none_or(|(most, ..)| size > *most) {
+                    let hex = blob.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    largest = Some((size, hex, file));
+                }
+            }
+        }
+        let (size, hex, file) = largest.context("nothing was pushed to docker-registry")?;
+        let mut bytes =
+            fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let middle = bytes.get_mut(usize::try_from(size / 2)?).context("an empty blob")?;
+        *middle ^= 0xff;
+        fs::write(&file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(hex)
     }
 
     /// Stops it.
@@ -65,6 +85,11 @@ impl Registry {
     pub fn stop(mut self) -> Result<()> {
         self.process.stop()
     }
+}
+
+fn read_dir(dir: &Path) -> Result<Vec<PathBuf>> {
+    let read = || fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>();
+    read().with_context(|| format!("cannot read {}", dir.display()))
 }
 
 fn render(data: &str) -> String {

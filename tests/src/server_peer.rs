@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::artifacts::Artifacts;
 use crate::client::Client;
 use crate::lab::{ADDRESS, BRIDGE, Lab, SERVER_URL, SUBNET};
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::qemu::{address, mac, node_id};
 use crate::{prerequisites, wait};
 
@@ -132,29 +132,7 @@ impl Server {
     /// # Errors
     /// When it fails, with what it said.
     pub fn layercake<S: AsRef<OsStr>>(&self, lab: &Lab, args: &[S]) -> Result<String> {
-        let shown: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
-        let shown = format!("layercake {}", shown.join(" "));
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(&self.bin).args(args);
-        command.env("LAYERCAKE_SERVER", SERVER_URL);
-        // Files, not pipes: nobody needs to read while it runs.
-        let (out, err) = (lab.dir().join("command.out"), lab.dir().join("command.log"));
-        let create = |path: &Path| {
-            std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))
-        };
-        command.stdin(Stdio::null()).stdout(create(&out)?).stderr(create(&err)?);
-        let mut child = lab.namespace().spawn(command)?;
-        let ended = wait::until(&shown, COMMAND, || Ok(child.try_wait()?));
-        if ended.is_err() {
-            child.kill().with_context(|| format!("cannot kill `{shown}`"))?;
-            child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
-        }
-        let status = ended?;
-        if !status.success() {
-            let said = std::fs::read(&err).unwrap_or_default();
-            bail!("`{shown}` failed: {status}: {}", String::from_utf8_lossy(&said).trim());
-        }
-        std::fs::read_to_string(&out).with_context(|| format!("`{shown}` wrote no text"))
+        layercake(lab, &self.bin, args)
     }
 
     /// Pushes the ImageSet described in this file into the embedded registry.
@@ -165,6 +143,37 @@ impl Server {
         let args = [OsStr::new("imageset"), OsStr::new("push"), imageset.as_os_str()];
         self.layercake(lab, &args).map(drop)
     }
+}
+
+/// Runs an operator's command, `layercake ARGS`, inside the lab, and gives its standard output.
+///
+/// # Errors
+/// When it fails, with what it said.
+pub fn layercake<S: AsRef<OsStr>>(lab: &Lab, bin: &Path, args: &[S]) -> Result<String> {
+    let shown: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
+    let shown = format!("layercake {}", shown.join(" "));
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(bin).args(args);
+    command.env("LAYERCAKE_SERVER", SERVER_URL);
+    process::without_proxies(&mut command);
+    // Files, not pipes: nobody needs to read while it runs.
+    let (out, err) = (lab.dir().join("command.out"), lab.dir().join("command.log"));
+    let create = |path: &Path| {
+        std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))
+    };
+    command.stdin(Stdio::null()).stdout(create(&out)?).stderr(create(&err)?);
+    let mut child = lab.namespace().spawn(command)?;
+    let ended = wait::until(&shown, COMMAND, || Ok(child.try_wait()?));
+    if ended.is_err() {
+        child.kill().with_context(|| format!("cannot kill `{shown}`"))?;
+        child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
+    }
+    let status = ended?;
+    if !status.success() {
+        let said = std::fs::read(&err).unwrap_or_default();
+        bail!("`{shown}` failed: {status}: {}", String::from_utf8_lossy(&said).trim());
+    }
+    std::fs::read_to_string(&out).with_context(|| format!("`{shown}` wrote no text"))
 }
 
 #[cfg(test)]
