@@ -1,9 +1,453 @@
-//! Placeholder of the agent's loop: keeps the signature that `main` calls.
+//! The agent: one loop over one closed set of events, and nothing else changes its state.
+//!
+//! ```text
+//! network ─┐                                   ┌─▶ set workers (mount, create, release, stop)
+//! server ──┼─▶ Event ─▶ loop ─▶ SetMachine ────┼─▶ pulls (one thread a set)
+//! workers ─┘            │       (decides)      └─▶ PID 1 (power, pivot)
+//!                       └─▶ report ─▶ outbox ─▶ server
+//! ```
+//!
+//! It holds nothing a container needs: it may die, or be replaced, at any moment. What a new agent must know stands in
+//! `state/` and in the containers' own directories.
 
-/// Runs the agent.
-///
-/// # Errors
-/// A sentence for the console.
-pub fn run(options: crate::init::roles::AgentOptions) -> Result<(), String> {
-    Err(format!("not built yet: {options:?}"))
+mod adopt;
+mod backoff;
+mod event;
+mod notes;
+mod pulls;
+mod report;
+mod server_link;
+mod set;
+mod start;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use protocol::ids::{Name, NodeId};
+use protocol::node::{Desired, DesiredSet, ExitStatus, Phase, PhaseMark, PowerAction};
+
+use self::event::Event;
+use self::notes::{Commitment, Notes, NotesFile};
+use self::pulls::Pulls;
+use self::report::Facts;
+use self::server_link::{Outbox, ServerLink};
+use self::set::{SetAction, SetEvent, SetMachine};
+use self::worker::{Job, Live, Surroundings, Worker, uptime};
+use crate::init::control::{Control, Request};
+use crate::network::NetworkEvent;
+
+pub use self::start::run;
+
+/// Longest that the loop sleeps without an event: progress of a pull is reported at this pace.
+const PROGRESS_PACE: Duration = Duration::from_millis(500);
+/// What the sets get to stop in when the node goes down; PID 1 waits a little longer.
+const STOP_PATIENCE: Duration = Duration::from_secs(9);
+
+/// The way into the agent's loop.
+#[derive(Debug, Clone)]
+pub struct Sender(mpsc::Sender<Event>);
+
+impl Sender {
+    /// Sends an event. When the loop has ended there is nobody to tell, and nothing left to do.
+    pub fn send(&self, event: Event) {
+        if self.0.send(event).is_err() {
+            log::debug!("an event came after the agent's loop ended");
+        }
+    }
 }
+
+/// An error with its causes, in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// A set on this node: what decides, and what does.
+#[derive(Debug)]
+struct SetSlot {
+    machine: SetMachine,
+    worker: mpsc::Sender<Job>,
+    /// When the target under way was decided on.
+    decided: Duration,
+    /// What was pulled and is not staged yet.
+    pulled: Option<Box<crate::pull::PulledSet>>,
+    /// What will run once the cut-over under way is done.
+    next: Option<Commitment>,
+}
+
+/// The agent's state.
+#[derive(Debug)]
+struct Agent {
+    facts: Facts,
+    notes: Notes,
+    notes_file: NotesFile,
+    around: Surroundings,
+    pulls: Pulls,
+    outbox: Outbox,
+    sets: BTreeMap<Name, SetSlot>,
+    /// How to reach the server, until the link is started.
+    link: Option<start::LinkPlan>,
+    network_waiting: Option<String>,
+    server_waiting: Option<String>,
+    /// Standing when a power request was obeyed.
+    power_done: bool,
+    standalone: bool,
+    status: String,
+}
+
+impl Agent {
+    /// Takes events until asked to end.
+    fn run(&mut self, inbox: &mpsc::Receiver<Event>) {
+        self.publish();
+        loop {
+            let event = match self.patience() {
+                Some(patience) => inbox.recv_timeout(patience),
+                None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+            };
+            match event {
+                Ok(Event::Terminate) => return self.terminate(),
+                Ok(event) => self.take(event),
+                Err(mpsc::RecvTimeoutError::Timeout) => self.tick(),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+            self.publish();
+        }
+    }
+
+    /// How long the loop may sleep; None: until the next event.
+    fn patience(&self) -> Option<Duration> {
+        let now = uptime();
+        let deadline = self.sets.values().filter_map(|slot| slot.machine.deadline()).min();
+        let pulling = self.pulls.any().then_some(PROGRESS_PACE);
+        deadline.map(|at| at.saturating_sub(now)).into_iter().chain(pulling).min()
+    }
+
+    fn take(&mut self, event: Event) {
+        log::debug!("{event}");
+        match event {
+            Event::Network(event) => self.network(event),
+            Event::Desired(desired) => self.desired(desired),
+            Event::ServerReachable => {
+                self.server_waiting = None;
+                self.mark(Phase::Agent);
+            }
+            Event::ServerUnreachable(why) => self.server_waiting = Some(why),
+            Event::Pulled(name, result) => self.pulled(&name, result),
+            Event::Staged(name, result) => {
+                if result.is_ok() {
+                    self.mark(Phase::Staged);
+                }
+                self.step(&name, SetEvent::Staged(result));
+            }
+            Event::CutOver(name, result) => self.cut_over(&name, result),
+            Event::Restarted { set, container, result } => {
+                self.step(&set, SetEvent::Restarted { container, result });
+            }
+            Event::Stopped(name) => {
+                self.notes.commitments.remove(&name);
+                self.notes_file.save(&self.notes);
+                self.step(&name, SetEvent::Stopped);
+            }
+            Event::Ended { instance, exit } => self.ended(&instance, &exit),
+            Event::Terminate => {}
+        }
+    }
+
+    fn network(&mut self, event: NetworkEvent) {
+        match event {
+            NetworkEvent::Configured { link, mac, addresses, .. } => {
+                self.network_waiting = None;
+                let text: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                log::info!("{link}: {}", text.join(", "));
+                self.facts.link(&link, mac, addresses);
+                self.connect(mac);
+            }
+            NetworkEvent::Waiting(why) => {
+                if self.facts.links.iter().all(|link| link.addresses.is_empty()) {
+                    self.network_waiting = Some(why);
+                }
+            }
+            NetworkEvent::Lost { link, .. } => {
+                log::warn!("{link}: address lost");
+                self.facts.lost(&link);
+            }
+            NetworkEvent::LinkUp { .. } => {}
+        }
+    }
+
+    /// Starts what needed an address: the link to the server, or the set of the command line.
+    fn connect(&mut self, mac: protocol::ids::Mac) {
+        let Some(plan) = self.link.take() else { return };
+        let node = plan.node.unwrap_or_else(|| NodeId::from_mac(mac));
+        self.facts.node = Some(node.clone());
+        self.around.hostname = node.to_string();
+        if let Some(reference) = plan.imageset {
+            self.desired(start::desired_of_reference(&node, reference));
+        }
+        if plan.servers.is_empty() {
+            return;
+        }
+        let link = ServerLink { servers: plan.servers, node, transport: plan.transport };
+        let (poller, events) = (link.clone(), self.around.events.clone());
+        let outbox = self.outbox.clone();
+        start::thread("desired", move || poller.poll_desired(&events));
+        start::thread("observed", move || link.write_observed(&outbox));
+    }
+
+    fn desired(&mut self, desired: Desired) {
+        let wanted: BTreeMap<Name, DesiredSet> =
+            desired.imagesets.iter().map(|set| (set.name.clone(), set.clone())).collect();
+        for name in wanted.keys() {
+            self.slot(name, None);
+        }
+        let names: Vec<Name> = self.sets.keys().cloned().collect();
+        self.notes.desired = Some(desired.clone());
+        self.notes_file.save(&self.notes);
+        for name in names {
+            self.step(&name, SetEvent::Want(wanted.get(&name).cloned()));
+        }
+        if let Some(power) = desired.power
+            && power.boot_id == self.notes.boot_id
+            && !self.power_done
+        {
+            self.power_done = true;
+            self.power(power.action);
+        }
+    }
+
+    fn power(&self, action: PowerAction) {
+        let request = match action {
+            PowerAction::Off => Request::PowerOff,
+            PowerAction::Reboot => Request::Reboot,
+        };
+        log::info!("{action:?} requested by the boot server");
+        let pivoted =
+            self.notes.commitments.values().any(|it| it.mode == protocol::imageset::Mode::Pivot);
+        match &self.around.init {
+            Some(init) if !pivoted => {
+                if let Err(error) = init.call(&request) {
+                    log::error!("{action:?}: {}", chain(&error));
+                }
+            }
+            Some(_) => start::power_without_init(action),
+            None => log::warn!("{action:?}: not this agent's machine to switch (--standalone)"),
+        }
+    }
+
+    /// Makes sure that there is a slot for the set.
+    fn slot(&mut self, name: &Name, running: Option<(Live, set::Deployment)>) {
+        if self.sets.contains_key(name) {
+            return;
+        }
+        let (live, deployment) = running.unzip();
+        match Worker::start(name.clone(), self.around.clone(), live) {
+            Ok(worker) => {
+                let machine = SetMachine::new(name.clone(), deployment);
+                let slot = SetSlot { machine, worker, decided: uptime(), pulled: None, next: None };
+                self.sets.insert(name.clone(), slot);
+            }
+            Err(error) => log::error!("{name}: no thread for it: {error}"),
+        }
+    }
+
+    /// Lets the machine of a set take an event, and does what it asks for.
+    fn step(&mut self, name: &Name, event: SetEvent) {
+        let Some(slot) = self.sets.get_mut(name) else { return };
+        let actions = slot.machine.handle(event, uptime(), backoff::jitter());
+        for action in actions {
+            log::debug!("{name}: {action:?}");
+            self.act(name, action);
+        }
+        if self.sets.get(name).is_some_and(|slot| slot.machine.is_spent()) {
+            self.sets.remove(name);
+        }
+    }
+
+    fn act(&mut self, name: &Name, action: SetAction) {
+        let Some(slot) = self.sets.get_mut(name) else { return };
+        match action {
+            SetAction::Pull(set) => {
+                slot.decided = uptime();
+                log::info!("{name}: pulling {}", set.reference);
+                self.pulls.start(name, set.reference, &self.around.events);
+                self.mark(Phase::Pulling);
+            }
+            SetAction::CancelPull => self.pulls.cancel(name),
+            SetAction::Stage(set) => match slot.pulled.take() {
+                Some(pulled) => {
+                    slot.next = Some(Commitment {
+                        set: set.clone(),
+                        digest: pulled.digest,
+                        mode: pulled.set.mode,
+                        last_roll: None,
+                    });
+                    send(&slot.worker, name, Job::Stage(set, pulled));
+                }
+                None => self
+                    .around
+                    .events
+                    .send(Event::Staged(name.clone(), Err("nothing was pulled".to_owned()))),
+            },
+            SetAction::Discard => send(&slot.worker, name, Job::Discard),
+            SetAction::CutOver(_) => {
+                // From here on the new set is what this node runs: a crash now ends in the new one.
+                if let Some(next) = slot.next.take() {
+                    self.notes.commitments.insert(name.clone(), next);
+                    self.notes_file.save(&self.notes);
+                }
+                let decided = slot.decided;
+                send(&slot.worker, name, Job::CutOver { decided });
+            }
+            SetAction::Restart { container, restarts } => {
+                log::warn!("{name}.{container}: starting it again ({restarts})");
+                send(&slot.worker, name, Job::Restart(container, restarts));
+            }
+            SetAction::Stop => send(&slot.worker, name, Job::Stop),
+        }
+    }
+
+    fn pulled(&mut self, name: &Name, result: Result<Box<crate::pull::PulledSet>, String>) {
+        self.pulls.ended(name);
+        if let Err(why) = &result {
+            log::warn!("{name}: {why}");
+        }
+        let outcome = match (result, self.sets.get_mut(name)) {
+            (Ok(pulled), Some(slot)) => {
+                let digest = pulled.digest;
+                slot.pulled = Some(pulled);
+                Ok(digest)
+            }
+            (Ok(pulled), None) => Ok(pulled.digest),
+            (Err(why), _) => Err(why),
+        };
+        self.step(name, SetEvent::Pulled(outcome));
+    }
+
+    fn cut_over(
+        &mut self,
+        name: &Name,
+        result: Result<Box<set::Deployment>, Box<set::CutOverFailure>>,
+    ) {
+        let running = match &result {
+            Ok(deployment) => {
+                self.mark(Phase::Running);
+                log::info!(
+                    "{name}: runs version {} ({})",
+                    deployment.set.version,
+                    deployment.digest.short()
+                );
+                Some(&**deployment)
+            }
+            Err(failure) => {
+                log::error!("{name}: {}", failure.reason);
+                failure.running.as_ref()
+            }
+        };
+        match running {
+            Some(running) => {
+                let commitment = Commitment {
+                    set: running.set.clone(),
+                    digest: running.digest,
+                    mode: running.mode,
+                    last_roll: running.last_roll.clone(),
+                };
+                self.notes.commitments.insert(name.clone(), commitment);
+            }
+            None => drop(self.notes.commitments.remove(name)),
+        }
+        self.notes_file.save(&self.notes);
+        self.step(name, SetEvent::CutOver(result));
+        let keep = self.notes.commitments.values().map(|commitment| commitment.digest).collect();
+        self.pulls.collect_garbage(keep);
+    }
+
+    /// Tells every set: the one whose instance it was knows it.
+    fn ended(&mut self, instance: &str, exit: &ExitStatus) {
+        for name in self.sets.keys().cloned().collect::<Vec<_>>() {
+            self.step(&name, SetEvent::Ended { instance: instance.to_owned(), exit: exit.clone() });
+        }
+    }
+
+    fn tick(&mut self) {
+        let names: Vec<Name> = self.sets.keys().cloned().collect();
+        for name in names {
+            self.step(&name, SetEvent::Tick);
+        }
+    }
+
+    fn mark(&mut self, phase: Phase) {
+        if self.notes.timeline.iter().any(|mark| mark.phase == phase) {
+            return;
+        }
+        let uptime_ms = u64::try_from(uptime().as_millis()).unwrap_or(u64::MAX);
+        self.notes.timeline.push(PhaseMark { phase, uptime_ms });
+        self.notes_file.save(&self.notes);
+    }
+
+    /// What the node waits for, the nearest cause first.
+    fn waiting(&self) -> Option<String> {
+        let sets = || self.sets.values().find_map(|slot| slot.machine.waiting());
+        self.network_waiting.clone().or_else(|| self.server_waiting.clone()).or_else(sets)
+    }
+
+    /// Tells the server and the console how things stand, where that has changed.
+    fn publish(&mut self) {
+        let waiting = self.waiting();
+        let sets: Vec<_> = self
+            .sets
+            .iter()
+            .filter_map(|(name, slot)| slot.machine.observed(self.pulls.progress(name)))
+            .collect();
+        let status = report::status_line(&self.facts, &sets, waiting.as_deref());
+        if status != self.status {
+            crate::logging::status(&status);
+            self.status = status;
+        }
+        if let Some(observed) = self.facts.observed(&self.notes, sets, waiting) {
+            self.outbox.put(observed);
+        }
+    }
+
+    /// Stops every set in Layer0, where the machine goes down with the agent; leaves them running elsewhere.
+    fn terminate(&mut self) {
+        if self.standalone {
+            log::info!("asked to end; containers go on and a new agent will find them");
+            return;
+        }
+        let (done, stopped) = mpsc::channel();
+        for (name, slot) in &self.sets {
+            send(&slot.worker, name, Job::Terminate(done.clone()));
+        }
+        drop(done);
+        let until = Instant::now() + STOP_PATIENCE;
+        for _ in 0..self.sets.len() {
+            let left = until.saturating_duration_since(Instant::now());
+            if stopped.recv_timeout(left).is_err() {
+                log::warn!("not every container stopped within {} s", STOP_PATIENCE.as_secs());
+                return;
+            }
+        }
+        log::info!("every container has stopped");
+    }
+}
+
+fn send(worker: &mpsc::Sender<Job>, name: &Name, job: Job) {
+    if worker.send(job).is_err() {
+        log::error!("{name}: its worker has ended");
+    }
+}
+
+/// The way to PID 1, shared by the workers.
+type Init = Option<Arc<Control>>;

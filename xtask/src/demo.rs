@@ -14,13 +14,13 @@ use tests::qemu::{Machine, MachineSpec, accelerator};
 use tests::server_peer::{Server, ServerSpec};
 use tests::{evidence, lab, namespace, prerequisites, wait};
 
-mod builds;
 mod keep;
 mod report;
 mod screen;
 mod stage;
 mod watch;
 
+use crate::builds;
 use report::{NodeReport, Report};
 use screen::Screen;
 

@@ -4,7 +4,10 @@
 
 mod agent_build;
 mod build_image;
+mod builds;
 mod demo;
+mod gate;
+mod tidy;
 
 use std::process::ExitCode;
 
@@ -18,12 +21,18 @@ enum Cli {
     BuildImage(build_image::Args),
     /// Boot machines in a private lab, run an ImageSet on them and roll it
     Demo(demo::Args),
+    /// Run everything that must hold before a change lands
+    Test(gate::Args),
+    /// Check the house rules that neither rustc nor clippy knows
+    Tidy,
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse() {
         Cli::BuildImage(args) => build_image::run(&args),
         Cli::Demo(args) => demo::run(&args),
+        Cli::Test(args) => gate::run(&args, &tests::artifacts::workspace_root()),
+        Cli::Tidy => tidy::run(&tests::artifacts::workspace_root()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -116,7 +116,9 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
             _ => Err("monitor needs exactly one directory".to_owned()),
         },
         Some("container-init") => match rest {
-            [dir, mode] => Ok(Role::ContainerInit { dir: PathBuf::from(dir), in_cgroup: mode == "cgroup" }),
+            [dir, mode] => {
+                Ok(Role::ContainerInit { dir: PathBuf::from(dir), in_cgroup: mode == "cgroup" })
+            }
             _ => Err("container-init is started by a monitor only".to_owned()),
         },
         Some("--help" | "-h" | "help") => Ok(Role::Help),

@@ -44,14 +44,14 @@ pub(crate) fn artifacts(release: bool) -> Result<Artifacts> {
 /// # Errors
 /// What does not build.
 pub(crate) fn everything(release: bool) -> Result<()> {
-    eprintln!("demo: building the server");
+    eprintln!("building the server");
     let mut server = cargo();
     server.args(["build", "--package", "server", "--bin", "layercake"]);
     if release {
         server.arg("--release");
     }
     run("the server", server)?;
-    eprintln!("demo: building the example");
+    eprintln!("building the example");
     static_program("hello")?;
     // Our own subcommand, as a user would run it.
     let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);

@@ -1,0 +1,118 @@
+//! What the agent says of the node: the observed document, and the one line on the console.
+
+use std::net::IpAddr;
+
+use protocol::PROTOCOL_VERSION;
+use protocol::ids::{Mac, NodeId};
+use protocol::node::{Observed, ObservedLink, ObservedSet, SetState};
+
+use super::notes::Notes;
+use crate::identity::Identity;
+
+/// What is known of the machine.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    /// The node's id, once known.
+    pub node: Option<NodeId>,
+    /// Boot id, kernel, UUID.
+    pub identity: Identity,
+    /// The interfaces.
+    pub links: Vec<ObservedLink>,
+}
+
+impl Facts {
+    /// Notes the addresses of an interface.
+    pub(super) fn link(&mut self, name: &str, mac: Mac, addresses: Vec<IpAddr>) {
+        match self.links.iter_mut().find(|link| link.name == name) {
+            Some(link) => link.addresses = addresses,
+            None => self.links.push(ObservedLink { name: name.to_owned(), mac, addresses }),
+        }
+    }
+
+    /// Notes that an interface lost its addresses.
+    pub(super) fn lost(&mut self, name: &str) {
+        if let Some(link) = self.links.iter_mut().find(|link| link.name == name) {
+            link.addresses.clear();
+        }
+    }
+
+    /// The observed document; None until the node knows who it is.
+    #[must_use]
+    pub(super) fn observed(
+        &self,
+        notes: &Notes,
+        imagesets: Vec<ObservedSet>,
+        waiting: Option<String>,
+    ) -> Option<Observed> {
+        let pivot = protocol::imageset::Mode::Pivot;
+        Some(Observed {
+            protocol: PROTOCOL_VERSION,
+            node: self.node.clone()?,
+            boot_id: self.identity.boot_id.clone(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: self.identity.kernel.clone(),
+            uuid: self.identity.uuid.clone(),
+            agent_starts: notes.starts,
+            pivoted: notes.commitments.values().any(|commitment| commitment.mode == pivot),
+            links: self.links.clone(),
+            desired_version: notes.desired.as_ref().map_or(0, |desired| desired.version),
+            timeline: notes.timeline.clone(),
+            waiting,
+            imagesets,
+        })
+    }
+}
+
+/// The console's line: who the node is, what it runs, what it waits for.
+#[must_use]
+pub(super) fn status_line(facts: &Facts, sets: &[ObservedSet], waiting: Option<&str>) -> String {
+    let mut words = Vec::new();
+    words.push(facts.node.as_ref().map_or("no name yet".to_owned(), ToString::to_string));
+    let addresses = facts.links.iter().flat_map(|link| &link.addresses).map(ToString::to_string);
+    words.extend(addresses);
+    for set in sets {
+        let state = match set.state {
+            SetState::Absent => "absent",
+            SetState::Staged => "staged",
+            SetState::Current => "running",
+            SetState::Degraded => "degraded",
+            SetState::Failed => "failed",
+        };
+        words.push(format!("{}:{} {state}", set.name, set.version));
+    }
+    match waiting {
+        Some(waiting) => words.push(format!("waiting: {waiting}")),
+        None if sets.is_empty() => words.push("nothing to run".to_owned()),
+        None => {}
+    }
+    words.join(" | ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> Facts {
+        let identity = Identity { boot_id: "b".to_owned(), kernel: "6.12".to_owned(), uuid: None };
+        Facts { node: Some("n1".parse().expect("id")), identity, links: Vec::new() }
+    }
+
+    #[test]
+    fn the_status_line_says_who_what_and_why() {
+        let mut facts = facts();
+        facts.link("eth0", Mac([2, 0, 0, 0, 0, 1]), vec!["10.9.0.101".parse().expect("address")]);
+        assert_eq!(status_line(&facts, &[], None), "n1 | 10.9.0.101 | nothing to run");
+        facts.lost("eth0");
+        assert_eq!(
+            status_line(&facts, &[], Some("eth0: no carrier")),
+            "n1 | waiting: eth0: no carrier"
+        );
+    }
+
+    #[test]
+    fn a_node_without_a_name_reports_nothing() {
+        let mut facts = facts();
+        facts.node = None;
+        assert!(facts.observed(&Notes::default(), Vec::new(), None).is_none());
+    }
+}

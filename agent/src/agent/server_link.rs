@@ -1,0 +1,169 @@
+//! The link to the boot server: one thread polls the desired document, one writes the observed document.
+//!
+//! The agent only dials out. Both requests are idempotent; the newest report wins, older ones are never queued.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use protocol::ids::NodeId;
+use protocol::node::{Desired, Observed};
+
+use super::Sender;
+use super::backoff::{jitter, retry_ceiling};
+use super::event::Event;
+use crate::transport::Transport;
+
+/// Seconds that the server may hold the long poll.
+const LONG_POLL_S: u64 = 30;
+/// What a request may take beyond the time it is held.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A report is written at least this often, as a sign of life.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// Where the server is, and who asks.
+#[derive(Debug, Clone)]
+pub(super) struct ServerLink {
+    /// Base URLs, in order of preference.
+    pub servers: Vec<String>,
+    /// The node.
+    pub node: NodeId,
+    /// The HTTP client.
+    pub transport: Transport,
+}
+
+impl ServerLink {
+    fn url(&self, attempt: u32, tail: &str) -> String {
+        let index =
+            usize::try_from(attempt).unwrap_or(0).checked_rem(self.servers.len()).unwrap_or(0);
+        let base = self.servers.get(index).map_or("", String::as_str);
+        format!("{base}/v1/nodes/{}/{tail}", self.node)
+    }
+
+    /// Polls the desired document for ever and sends each new one, and each change between reachable and not.
+    pub(super) fn poll_desired(self, events: &Sender) {
+        let mut known: Option<u64> = None;
+        let mut failures: u32 = 0;
+        loop {
+            let wait = if failures == 0 { LONG_POLL_S } else { 0 };
+            let tail = known.map_or("desired".to_owned(), |version| {
+                format!("desired?after={version}&wait={wait}")
+            });
+            let timeout = REQUEST_TIMEOUT + Duration::from_secs(wait);
+            match self.transport.get_json::<Desired>(&self.url(failures, &tail), timeout) {
+                Ok(desired) => {
+                    failures = 0;
+                    events.send(Event::ServerReachable);
+                    if let Some(desired) = desired {
+                        known = Some(desired.version);
+                        events.send(Event::Desired(desired));
+                    }
+                }
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    events.send(Event::ServerUnreachable(format!(
+                        "boot server: {}",
+                        super::chain(&error)
+                    )));
+                    thread::sleep(retry_ceiling(failures).mul_f64(jitter().max(0.1)));
+                }
+            }
+        }
+    }
+
+    /// Writes reports for ever: each new one at once, the last one again as a heartbeat.
+    pub(super) fn write_observed(self, outbox: &Outbox) {
+        let mut failures: u32 = 0;
+        loop {
+            let Some(observed) = outbox.take(HEARTBEAT) else { continue };
+            match self.transport.put_json(
+                &self.url(failures, "observed"),
+                &observed,
+                REQUEST_TIMEOUT,
+            ) {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    log::debug!("report not delivered: {}", super::chain(&error));
+                    outbox.put_back();
+                    thread::sleep(retry_ceiling(failures).mul_f64(jitter().max(0.1)));
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    report: Option<Observed>,
+    fresh: bool,
+}
+
+/// The one report that waits to be written. A newer one replaces it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Outbox {
+    shared: Arc<(Mutex<Slot>, Condvar)>,
+}
+
+impl Outbox {
+    /// Puts a report in, unless it says what the last one said.
+    pub(super) fn put(&self, observed: Observed) {
+        let (slot, filled) = &*self.shared;
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.report.as_ref() != Some(&observed) {
+            *slot = Slot { report: Some(observed), fresh: true };
+            filled.notify_one();
+        }
+    }
+
+    fn put_back(&self) {
+        let mut slot = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.fresh = true;
+    }
+
+    /// The report, as soon as it is fresh, or after this long all the same; None when there is none yet.
+    fn take(&self, patience: Duration) -> Option<Observed> {
+        let (slot, filled) = &*self.shared;
+        let until = Instant::now() + patience;
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        while !slot.fresh {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            slot = filled.wait_timeout(slot, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        slot.fresh = false;
+        slot.report.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observed(desired_version: u64) -> Observed {
+        let golden = include_str!("../../../protocol/golden/v1/observed.json");
+        Observed { desired_version, ..serde_json::from_str(golden).expect("golden") }
+    }
+
+    #[test]
+    fn the_newest_report_wins_and_the_last_one_is_the_heartbeat() {
+        let outbox = Outbox::default();
+        assert!(outbox.take(Duration::ZERO).is_none());
+        outbox.put(observed(1));
+        outbox.put(observed(2));
+        assert_eq!(outbox.take(Duration::from_secs(9)).expect("fresh").desired_version, 2);
+        assert_eq!(outbox.take(Duration::ZERO).expect("heartbeat").desired_version, 2);
+    }
+
+    #[test]
+    fn the_same_report_again_is_not_fresh() {
+        let outbox = Outbox::default();
+        outbox.put(observed(1));
+        outbox.take(Duration::ZERO);
+        outbox.put(observed(1));
+        let slot = outbox.shared.0.lock().expect("lock");
+        assert!(!slot.fresh);
+    }
+}

@@ -1,0 +1,482 @@
+//! One ImageSet on this node, as a state machine: (event, now) in, actions out. Pure: no I/O, no clock, no threads.
+//!
+//! ```text
+//!            wanted, not running            pulled            staged             cut over
+//!   Idle ─────────────────────────▶ Pulling ──────▶ Staging ────────▶ CuttingOver ────────▶ Idle
+//!     ▲                                │ failed        │ failed           │ failed (old set is back)
+//!     │  wanted changed / time is up   ▼               ▼                  ▼
+//!     └──────────────────────────── Waiting (full jitter, 0.5 s doubling to 30 s)
+//! ```
+//!
+//! Whatever runs goes on running until CuttingOver. Nothing is remembered of a plan: after every step the machine looks
+//! again at what is wanted and what runs.
+
+use std::time::Duration;
+
+use protocol::ids::{Digest, Name};
+use protocol::imageset::{Mode, Restart};
+use protocol::node::{
+    ContainerState, DesiredSet, ExitStatus, ObservedContainer, ObservedSet, PullProgress,
+    RollReport, SetState,
+};
+
+use super::backoff::retry_ceiling;
+use crate::containers::policy::{backoff, failures_after, should_restart};
+
+/// A container of the running set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerRecord {
+    /// Its name in the set.
+    pub name: Name,
+    /// The instance that runs or ran last.
+    pub instance: String,
+    /// What happens when it ends.
+    pub restart: Restart,
+    /// How it stands.
+    pub state: ContainerState,
+    /// Process id of its init on the node.
+    pub pid: Option<u32>,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// How it last ended.
+    pub exit: Option<ExitStatus>,
+    /// When it was last started.
+    pub started: Duration,
+    /// When it is to be started again.
+    pub restart_at: Option<Duration>,
+    /// Failures in a row that the next pause is computed from.
+    pub failures: u32,
+}
+
+/// What runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deployment {
+    /// What it was asked for as.
+    pub set: DesiredSet,
+    /// Digest of its index.
+    pub digest: Digest,
+    /// How it took hold of the node.
+    pub mode: Mode,
+    /// Its containers.
+    pub containers: Vec<ContainerRecord>,
+    /// What the cut-over to it cost.
+    pub last_roll: Option<RollReport>,
+}
+
+/// What the machine is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Work {
+    Idle,
+    Pulling { target: DesiredSet, cancelled: bool },
+    Staging { target: DesiredSet, digest: Digest },
+    CuttingOver { target: DesiredSet, digest: Digest },
+    Stopping,
+    Waiting { until: Duration },
+}
+
+/// What happens to the machine.
+#[derive(Debug)]
+pub(super) enum SetEvent {
+    /// The operator wants this; None: nothing of this name.
+    Want(Option<DesiredSet>),
+    /// The pull ended.
+    Pulled(Result<Digest, String>),
+    /// Every container stands at its exec barrier, or not.
+    Staged(Result<(), String>),
+    /// The new set runs, or the old one again.
+    CutOver(Result<Box<Deployment>, Box<CutOverFailure>>),
+    /// A container ended by itself.
+    Ended {
+        /// The instance.
+        instance: String,
+        /// How it ended.
+        exit: ExitStatus,
+    },
+    /// A container was started again, or not: the new instance and its process id.
+    Restarted {
+        /// Its name.
+        container: Name,
+        /// New instance and process id, or why not.
+        result: Result<(String, u32), String>,
+    },
+    /// Everything of the set has been stopped.
+    Stopped,
+    /// Time has passed.
+    Tick,
+}
+
+/// A cut-over that did not come to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CutOverFailure {
+    /// Why.
+    pub reason: String,
+    /// What runs now: the old set again, where there was one.
+    pub running: Option<Deployment>,
+}
+
+/// What the machine wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum SetAction {
+    /// Fetch and verify it.
+    Pull(DesiredSet),
+    /// Give up the pull under way; it still ends with `Pulled`.
+    CancelPull,
+    /// Bring every container of what was pulled to its exec barrier.
+    Stage(DesiredSet),
+    /// Throw away what was staged.
+    Discard,
+    /// Stop the old, release the new.
+    CutOver(DesiredSet),
+    /// Start this container again.
+    Restart {
+        /// Its name.
+        container: Name,
+        /// How often it has been started again, this time included.
+        restarts: u32,
+    },
+    /// Stop everything.
+    Stop,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub(super) struct SetMachine {
+    name: Name,
+    wanted: Option<DesiredSet>,
+    running: Option<Deployment>,
+    work: Work,
+    /// Why the last attempt failed, and how many did in a row.
+    failure: Option<(String, u32)>,
+}
+
+fn is_target(deployment: &Deployment, wanted: &DesiredSet) -> bool {
+    match wanted.reference.digest {
+        Some(digest) => deployment.digest == digest,
+        None => deployment.set.reference == wanted.reference,
+    }
+}
+
+impl SetMachine {
+    /// A machine for the set of this name; `running` is what an earlier agent left behind.
+    #[must_use]
+    pub(super) fn new(name: Name, running: Option<Deployment>) -> Self {
+        Self { name, wanted: None, running, work: Work::Idle, failure: None }
+    }
+
+    /// Whether nothing is wanted, nothing runs and nothing is under way: the machine can be forgotten.
+    #[must_use]
+    pub(super) fn is_spent(&self) -> bool {
+        self.wanted.is_none() && self.running.is_none() && self.work == Work::Idle
+    }
+
+    /// When the machine next needs a [`SetEvent::Tick`].
+    #[must_use]
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        let retry = match self.work {
+            Work::Waiting { until } => Some(until),
+            _ => None,
+        };
+        let containers = self.running.iter().flat_map(|running| &running.containers);
+        containers.filter_map(|container| container.restart_at).chain(retry).min()
+    }
+
+    /// Takes an event. `jitter` is a fresh random number in 0.0..1.0, for retries.
+    pub(super) fn handle(&mut self, event: SetEvent, now: Duration, jitter: f64) -> Vec<SetAction> {
+        let mut actions = Vec::new();
+        match event {
+            SetEvent::Want(wanted) => self.want(wanted, &mut actions),
+            SetEvent::Pulled(result) => self.pulled(result, now, jitter, &mut actions),
+            SetEvent::Staged(result) => self.staged(result, now, jitter, &mut actions),
+            SetEvent::CutOver(result) => self.cut_over(result, now, jitter),
+            SetEvent::Ended { instance, exit } => self.ended(&instance, exit, now),
+            SetEvent::Restarted { container, result } => self.restarted(&container, result, now),
+            SetEvent::Stopped => {
+                self.running = None;
+                self.work = Work::Idle;
+            }
+            SetEvent::Tick => {}
+        }
+        self.restart_due(now, &mut actions);
+        self.evaluate(now, &mut actions);
+        actions
+    }
+
+    fn want(&mut self, wanted: Option<DesiredSet>, actions: &mut Vec<SetAction>) {
+        if self.wanted == wanted {
+            return;
+        }
+        self.wanted = wanted;
+        self.failure = None;
+        match &mut self.work {
+            Work::Waiting { .. } => self.work = Work::Idle,
+            Work::Pulling { target, cancelled }
+                if self.wanted.as_ref() != Some(target) && !*cancelled =>
+            {
+                *cancelled = true;
+                actions.push(SetAction::CancelPull);
+            }
+            _ => {}
+        }
+    }
+
+    fn fail(&mut self, reason: String, now: Duration, jitter: f64) {
+        let attempts = self.failure.as_ref().map_or(0, |(_, attempts)| *attempts).saturating_add(1);
+        self.work =
+            Work::Waiting { until: now + retry_ceiling(attempts).mul_f64(jitter.clamp(0.05, 1.0)) };
+        self.failure = Some((reason, attempts));
+    }
+
+    fn pulled(
+        &mut self,
+        result: Result<Digest, String>,
+        now: Duration,
+        jitter: f64,
+        actions: &mut Vec<SetAction>,
+    ) {
+        let Work::Pulling { target, cancelled } = std::mem::replace(&mut self.work, Work::Idle)
+        else {
+            return;
+        };
+        if cancelled || self.wanted.as_ref() != Some(&target) {
+            return;
+        }
+        match result {
+            Ok(digest) => {
+                actions.push(SetAction::Stage(target.clone()));
+                self.work = Work::Staging { target, digest };
+            }
+            Err(reason) => self.fail(reason, now, jitter),
+        }
+    }
+
+    fn staged(
+        &mut self,
+        result: Result<(), String>,
+        now: Duration,
+        jitter: f64,
+        actions: &mut Vec<SetAction>,
+    ) {
+        let Work::Staging { target, digest } = std::mem::replace(&mut self.work, Work::Idle) else {
+            return;
+        };
+        match result {
+            Ok(()) if self.wanted.as_ref() == Some(&target) => {
+                actions.push(SetAction::CutOver(target.clone()));
+                self.work = Work::CuttingOver { target, digest };
+            }
+            Ok(()) => actions.push(SetAction::Discard),
+            Err(reason) if self.wanted.as_ref() == Some(&target) => self.fail(reason, now, jitter),
+            Err(_) => {}
+        }
+    }
+
+    fn cut_over(
+        &mut self,
+        result: Result<Box<Deployment>, Box<CutOverFailure>>,
+        now: Duration,
+        jitter: f64,
+    ) {
+        self.work = Work::Idle;
+        match result {
+            Ok(mut deployment) => {
+                deployment.containers.iter_mut().for_each(|container| container.started = now);
+                self.running = Some(*deployment);
+                self.failure = None;
+            }
+            Err(failure) => {
+                self.running = failure.running;
+                if let Some(running) = &mut self.running {
+                    running.containers.iter_mut().for_each(|container| container.started = now);
+                }
+                self.fail(failure.reason, now, jitter);
+            }
+        }
+    }
+
+    fn ended(&mut self, instance: &str, exit: ExitStatus, now: Duration) {
+        let Some(running) = &mut self.running else { return };
+        let Some(container) = running.containers.iter_mut().find(|it| it.instance == instance)
+        else {
+            return;
+        };
+        if matches!(self.work, Work::CuttingOver { .. } | Work::Stopping) {
+            container.state = ContainerState::Exited;
+            container.pid = None;
+            return;
+        }
+        let clean = exit.code == Some(0);
+        container.state = if clean { ContainerState::Exited } else { ContainerState::Dead };
+        container.pid = None;
+        container.exit = Some(exit);
+        let ran = now.saturating_sub(container.started);
+        container.failures = failures_after(container.failures, ran);
+        if container.exit.as_ref().is_some_and(|exit| should_restart(container.restart, exit)) {
+            container.restart_at = Some(now + backoff(container.failures.saturating_sub(1)));
+        }
+    }
+
+    fn restarted(&mut self, name: &Name, result: Result<(String, u32), String>, now: Duration) {
+        let Some(running) = &mut self.running else { return };
+        let Some(container) = running.containers.iter_mut().find(|it| it.name == *name) else {
+            return;
+        };
+        match result {
+            Ok((instance, pid)) => {
+                container.instance = instance;
+                container.pid = Some(pid);
+                container.state = ContainerState::Running;
+                container.started = now;
+            }
+            Err(error) => {
+                container.state = ContainerState::Dead;
+                container.exit = Some(ExitStatus { code: None, signal: None, error: Some(error) });
+                container.restart_at = Some(now + backoff(container.failures));
+                container.failures = container.failures.saturating_add(1);
+            }
+        }
+    }
+
+    /// Restarts what is due, unless the set is being replaced or stopped this very moment.
+    fn restart_due(&mut self, now: Duration, actions: &mut Vec<SetAction>) {
+        if matches!(self.work, Work::CuttingOver { .. } | Work::Stopping) {
+            return;
+        }
+        let containers = self.running.iter_mut().flat_map(|running| &mut running.containers);
+        for container in containers.filter(|it| it.restart_at.is_some_and(|at| at <= now)) {
+            container.restart_at = None;
+            container.state = ContainerState::Created;
+            container.restarts = container.restarts.saturating_add(1);
+            actions.push(SetAction::Restart {
+                container: container.name.clone(),
+                restarts: container.restarts,
+            });
+        }
+    }
+
+    fn evaluate(&mut self, now: Duration, actions: &mut Vec<SetAction>) {
+        if let Work::Waiting { until } = self.work {
+            if now < until {
+                return;
+            }
+            self.work = Work::Idle;
+        }
+        if self.work != Work::Idle {
+            return;
+        }
+        match (&self.wanted, &self.running) {
+            (None, None) => {}
+            (None, Some(running)) if running.mode == Mode::Pivot => {}
+            (None, Some(_)) => {
+                self.work = Work::Stopping;
+                actions.push(SetAction::Stop);
+            }
+            (Some(wanted), Some(running)) if is_target(running, wanted) => self.failure = None,
+            (Some(wanted), Some(running)) if running.mode == Mode::Pivot => {
+                let reason = format!(
+                    "version {} of a pivoted set takes hold at the next reboot",
+                    wanted.version
+                );
+                self.failure = Some((reason, 0));
+            }
+            (Some(wanted), _) => {
+                self.work = Work::Pulling { target: wanted.clone(), cancelled: false };
+                actions.push(SetAction::Pull(wanted.clone()));
+            }
+        }
+    }
+
+    /// The set as it is reported. `pull` is the progress of the pull under way.
+    #[must_use]
+    pub(super) fn observed(&self, pull: Option<PullProgress>) -> Option<ObservedSet> {
+        let pull = pull.filter(|_| matches!(self.work, Work::Pulling { .. }));
+        let failure = self.failure.as_ref().map(|(reason, _)| reason.clone());
+        if let Some(running) = &self.running {
+            let leaving = matches!(self.work, Work::CuttingOver { .. } | Work::Stopping);
+            let healthy = leaving
+                || running.containers.iter().all(|it| {
+                    it.state == ContainerState::Running
+                        || (it.restart != Restart::Always && it.state == ContainerState::Exited)
+                });
+            let ended = running.containers.iter().find(|it| it.state == ContainerState::Dead);
+            let reason = failure.or_else(|| {
+                ended.map(|it| format!("container {} ended: {}", it.name, exit_text(it)))
+            });
+            let degraded = self.failure.is_some() || !healthy;
+            return Some(ObservedSet {
+                name: self.name.clone(),
+                version: running.set.version.clone(),
+                digest: running.digest,
+                state: if degraded { SetState::Degraded } else { SetState::Current },
+                reason: reason.or_else(|| self.activity()),
+                pull,
+                containers: running.containers.iter().map(observed_container).collect(),
+                last_roll: running.last_roll.clone(),
+            });
+        }
+        let wanted = self.wanted.as_ref()?;
+        let (state, digest) = match &self.work {
+            Work::CuttingOver { digest, .. } => (SetState::Staged, Some(*digest)),
+            Work::Staging { digest, .. } => (SetState::Absent, Some(*digest)),
+            _ if self.failure.is_some() => (SetState::Failed, None),
+            _ => (SetState::Absent, None),
+        };
+        Some(ObservedSet {
+            name: self.name.clone(),
+            version: wanted.version.clone(),
+            digest: digest.or(wanted.reference.digest).unwrap_or(Digest([0; 32])),
+            state,
+            reason: failure.or_else(|| self.activity()),
+            pull,
+            containers: Vec::new(),
+            last_roll: None,
+        })
+    }
+
+    fn activity(&self) -> Option<String> {
+        match &self.work {
+            Work::Idle | Work::Waiting { .. } => None,
+            Work::Pulling { target, .. } => Some(format!("pulling version {}", target.version)),
+            Work::Staging { target, .. } => Some(format!("staging version {}", target.version)),
+            Work::CuttingOver { target, .. } => {
+                Some(format!("cutting over to version {}", target.version))
+            }
+            Work::Stopping => Some("stopping".to_owned()),
+        }
+    }
+
+    /// What this set waits for, with the reason; None when it is as wanted.
+    #[must_use]
+    pub(super) fn waiting(&self) -> Option<String> {
+        let version = &self.wanted.as_ref()?.version;
+        let (reason, attempts) = self.failure.as_ref()?;
+        let again = if *attempts == 0 {
+            String::new()
+        } else {
+            format!(" (attempt {attempts}, will try again)")
+        };
+        Some(format!("ImageSet {}:{version}: {reason}{again}", self.name))
+    }
+}
+
+fn exit_text(container: &ContainerRecord) -> String {
+    match &container.exit {
+        Some(ExitStatus { error: Some(error), .. }) => error.clone(),
+        Some(ExitStatus { signal: Some(signal), .. }) => format!("killed by signal {signal}"),
+        Some(ExitStatus { code: Some(code), .. }) => format!("exit code {code}"),
+        _ => "unknown".to_owned(),
+    }
+}
+
+fn observed_container(container: &ContainerRecord) -> ObservedContainer {
+    ObservedContainer {
+        name: container.name.clone(),
+        state: container.state,
+        pid: container.pid,
+        restarts: container.restarts,
+        exit: container.exit.clone(),
+    }
+}
+
+#[cfg(test)]
+#[path = "set_tests.rs"]
+mod tests;

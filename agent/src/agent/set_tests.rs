@@ -1,0 +1,193 @@
+//! Tests of the ImageSet state machine: what it does, in the order in which it happens on a node.
+
+use super::*;
+
+fn set(version: &str) -> DesiredSet {
+    let digest = Digest::of(version.as_bytes());
+    DesiredSet {
+        name: "hello".parse().expect("name"),
+        version: version.parse().expect("version"),
+        reference: format!("http://r:1/hello:{version}@{digest}").parse().expect("reference"),
+    }
+}
+
+fn deployment(version: &str, restart: Restart) -> Deployment {
+    let set = set(version);
+    let container = ContainerRecord {
+        name: "web".parse().expect("name"),
+        instance: format!("hello.web.{version}"),
+        restart,
+        state: ContainerState::Running,
+        pid: Some(7),
+        restarts: 0,
+        exit: None,
+        started: Duration::ZERO,
+        restart_at: None,
+        failures: 0,
+    };
+    let digest = set.reference.digest.expect("digest");
+    Deployment { set, digest, mode: Mode::Contain, containers: vec![container], last_roll: None }
+}
+
+struct Bench {
+    machine: SetMachine,
+    now: Duration,
+}
+
+impl Bench {
+    fn new(running: Option<Deployment>) -> Self {
+        Self {
+            machine: SetMachine::new("hello".parse().expect("name"), running),
+            now: Duration::ZERO,
+        }
+    }
+
+    #[track_caller]
+    fn expect(&mut self, event: SetEvent, actions: &[SetAction]) {
+        assert_eq!(self.machine.handle(event, self.now, 1.0), actions);
+    }
+
+    fn state(&self) -> SetState {
+        self.machine.observed(None).expect("observed").state
+    }
+}
+
+fn ended(version: &str, code: i32) -> SetEvent {
+    SetEvent::Ended {
+        instance: format!("hello.web.{version}"),
+        exit: ExitStatus { code: Some(code), signal: None, error: None },
+    }
+}
+
+#[test]
+fn a_wanted_set_is_pulled_staged_and_cut_over() {
+    let mut bench = Bench::new(None);
+    bench.expect(SetEvent::Want(Some(set("1"))), &[SetAction::Pull(set("1"))]);
+    assert_eq!(bench.state(), SetState::Absent);
+    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"1"))), &[SetAction::Stage(set("1"))]);
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::CutOver(set("1"))]);
+    assert_eq!(bench.state(), SetState::Staged);
+    bench.expect(SetEvent::CutOver(Ok(Box::new(deployment("1", Restart::Always)))), &[]);
+    assert_eq!(bench.state(), SetState::Current);
+    bench.expect(SetEvent::Want(Some(set("1"))), &[]);
+}
+
+#[test]
+fn a_roll_keeps_the_old_set_until_the_new_one_is_staged() {
+    let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
+    bench.expect(SetEvent::Want(Some(set("2"))), &[SetAction::Pull(set("2"))]);
+    let observed = bench.machine.observed(None).expect("observed");
+    assert_eq!((observed.digest, observed.state), (Digest::of(b"1"), SetState::Current));
+    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"2"))), &[SetAction::Stage(set("2"))]);
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::CutOver(set("2"))]);
+    bench.expect(SetEvent::CutOver(Ok(Box::new(deployment("2", Restart::Always)))), &[]);
+    assert_eq!(bench.machine.observed(None).expect("observed").digest, Digest::of(b"2"));
+}
+
+#[test]
+fn a_failed_pull_waits_longer_each_time_and_says_why() {
+    let mut bench = Bench::new(None);
+    bench.expect(SetEvent::Want(Some(set("1"))), &[SetAction::Pull(set("1"))]);
+    bench.expect(SetEvent::Pulled(Err("registry is down".to_owned())), &[]);
+    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(500)));
+    assert_eq!(bench.state(), SetState::Failed);
+    assert!(bench.machine.waiting().expect("waiting").contains("registry is down"));
+    bench.now = Duration::from_millis(499);
+    bench.expect(SetEvent::Tick, &[]);
+    bench.now = Duration::from_millis(500);
+    bench.expect(SetEvent::Tick, &[SetAction::Pull(set("1"))]);
+    bench.expect(SetEvent::Pulled(Err("registry is down".to_owned())), &[]);
+    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(1500)));
+}
+
+#[test]
+fn a_failed_roll_leaves_the_old_set_running_and_degraded() {
+    let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
+    bench.expect(SetEvent::Want(Some(set("2"))), &[SetAction::Pull(set("2"))]);
+    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"2"))), &[SetAction::Stage(set("2"))]);
+    bench.expect(SetEvent::Staged(Err("no /proc in the image".to_owned())), &[]);
+    let observed = bench.machine.observed(None).expect("observed");
+    assert_eq!((observed.digest, observed.state), (Digest::of(b"1"), SetState::Degraded));
+    assert_eq!(observed.reason.as_deref(), Some("no /proc in the image"));
+    bench.expect(SetEvent::Want(Some(set("1"))), &[]);
+    assert_eq!(bench.state(), SetState::Current);
+}
+
+#[test]
+fn a_failed_cut_over_comes_back_to_the_old_set() {
+    let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
+    bench.expect(SetEvent::Want(Some(set("2"))), &[SetAction::Pull(set("2"))]);
+    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"2"))), &[SetAction::Stage(set("2"))]);
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::CutOver(set("2"))]);
+    let running = Some(deployment("1", Restart::Always));
+    let failure = CutOverFailure { reason: "exec /x: not found".to_owned(), running };
+    bench.expect(SetEvent::CutOver(Err(Box::new(failure))), &[]);
+    assert_eq!(bench.state(), SetState::Degraded);
+    assert!(bench.machine.deadline().is_some());
+}
+
+#[test]
+fn a_change_of_mind_cancels_the_pull_and_discards_what_was_staged() {
+    let mut bench = Bench::new(None);
+    bench.expect(SetEvent::Want(Some(set("1"))), &[SetAction::Pull(set("1"))]);
+    bench.expect(SetEvent::Want(Some(set("2"))), &[SetAction::CancelPull]);
+    bench.expect(SetEvent::Want(Some(set("3"))), &[]);
+    bench.expect(SetEvent::Pulled(Err("cancelled".to_owned())), &[SetAction::Pull(set("3"))]);
+    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"3"))), &[SetAction::Stage(set("3"))]);
+    bench.expect(SetEvent::Want(Some(set("4"))), &[]);
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::Discard, SetAction::Pull(set("4"))]);
+}
+
+#[test]
+fn what_is_no_longer_wanted_is_stopped_and_forgotten() {
+    let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
+    bench.expect(SetEvent::Want(Some(set("1"))), &[]);
+    bench.expect(SetEvent::Want(None), &[SetAction::Stop]);
+    assert!(!bench.machine.is_spent());
+    bench.expect(SetEvent::Stopped, &[]);
+    assert!(bench.machine.is_spent());
+}
+
+#[test]
+fn a_dead_container_is_started_again_with_a_growing_pause() {
+    let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
+    bench.expect(SetEvent::Want(Some(set("1"))), &[]);
+    bench.expect(ended("1", 3), &[]);
+    assert_eq!(bench.state(), SetState::Degraded);
+    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(100)));
+    bench.now = Duration::from_millis(100);
+    let web: Name = "web".parse().expect("name");
+    bench.expect(SetEvent::Tick, &[SetAction::Restart { container: web.clone(), restarts: 1 }]);
+    let result = Ok(("hello.web.again".to_owned(), 9));
+    bench.expect(SetEvent::Restarted { container: web.clone(), result }, &[]);
+    assert_eq!(bench.state(), SetState::Current);
+    let exit = ExitStatus { code: None, signal: Some(9), error: None };
+    bench.expect(SetEvent::Ended { instance: "hello.web.again".to_owned(), exit }, &[]);
+    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(300)));
+    assert_eq!(bench.machine.observed(None).expect("observed").containers[0].restarts, 1);
+}
+
+#[test]
+fn restart_policies_are_kept() {
+    for (restart, code, again) in [
+        (Restart::Always, 0, true),
+        (Restart::OnFailure, 0, false),
+        (Restart::OnFailure, 1, true),
+        (Restart::Never, 1, false),
+    ] {
+        let mut bench = Bench::new(Some(deployment("1", restart)));
+        bench.expect(SetEvent::Want(Some(set("1"))), &[]);
+        bench.expect(ended("1", code), &[]);
+        assert_eq!(bench.machine.deadline().is_some(), again, "{restart:?} {code}");
+    }
+}
+
+#[test]
+fn a_pivoted_set_is_not_replaced_and_says_so() {
+    let mut pivoted = deployment("1", Restart::Always);
+    pivoted.mode = Mode::Pivot;
+    let mut bench = Bench::new(Some(pivoted));
+    bench.expect(SetEvent::Want(Some(set("2"))), &[]);
+    assert!(bench.machine.waiting().expect("waiting").contains("next reboot"));
+    bench.expect(SetEvent::Want(None), &[]);
+}

@@ -1,0 +1,245 @@
+//! How the agent comes up: options and kernel command line, store, network, what an earlier agent left, then the loop.
+
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::{fs, io};
+
+use nix::sys::signal::{SigSet, Signal};
+use protocol::boot_args::BootArgs;
+use protocol::ids::{Name, NodeId, Version};
+use protocol::node::{Desired, DesiredSet, PowerAction};
+use protocol::reference::Reference;
+
+use super::event::Event;
+use super::notes::NotesFile;
+use super::pulls::Pulls;
+use super::report::Facts;
+use super::server_link::Outbox;
+use super::worker::Surroundings;
+use super::{Agent, Init, Sender, chain};
+use crate::init::control::Control;
+use crate::init::roles::AgentOptions;
+use crate::paths::{CA_DIR, RunDirs};
+use crate::pull::Puller;
+use crate::store::Store;
+use crate::transport::Transport;
+use crate::{identity, logging, modules, network};
+
+/// How the node will reach its server, once it has an address.
+#[derive(Debug)]
+pub(super) struct LinkPlan {
+    pub(super) servers: Vec<String>,
+    pub(super) node: Option<NodeId>,
+    pub(super) imageset: Option<Reference>,
+    pub(super) transport: Transport,
+}
+
+/// Runs the agent until it is asked to end.
+///
+/// # Errors
+/// A sentence, when the agent cannot work at all: no run directory, no store, no threads.
+pub fn run(options: AgentOptions) -> Result<(), String> {
+    let args = boot_args(&options);
+    let target = if options.standalone {
+        logging::Target::Standalone
+    } else {
+        logging::Target::Layer0("agent")
+    };
+    logging::init(args.log, target);
+    log::info!("agent {} starts", env!("CARGO_PKG_VERSION"));
+    for problem in &args.problems {
+        log::warn!("{problem}");
+    }
+    let signals = block_signals()?;
+    let (sender, inbox) = mpsc::channel();
+    let events = Sender(sender);
+    let terminator = events.clone();
+    thread("signals", move || {
+        if signals.wait().is_ok() {
+            terminator.send(Event::Terminate);
+        }
+    });
+    if !options.standalone {
+        bring_up_machine(&args, &options, &events)?;
+    }
+    let mut agent = build(&options, &args, events)?;
+    agent.adopt();
+    if options.standalone {
+        // The host's network is there already, and not ours to touch.
+        agent.connect(protocol::ids::Mac([0; 6]));
+    }
+    agent.run(&inbox);
+    Ok(())
+}
+
+/// The kernel command line, with what the options say going before it.
+fn boot_args(options: &AgentOptions) -> BootArgs {
+    let mut args = if options.standalone {
+        BootArgs::default()
+    } else {
+        match fs::read_to_string("/proc/cmdline") {
+            Ok(line) => BootArgs::parse(&line),
+            Err(error) => BootArgs {
+                problems: vec![format!("/proc/cmdline: {error}")],
+                ..BootArgs::default()
+            },
+        }
+    };
+    if !options.servers.is_empty() {
+        args.servers.clone_from(&options.servers);
+    }
+    args.imageset = options.imageset.clone().or(args.imageset);
+    args.node = options.node.clone().or(args.node);
+    args.log = options.log.unwrap_or(args.log);
+    args
+}
+
+/// Blocks what asks the agent to end, before any thread starts, so that one thread can wait for it.
+fn block_signals() -> Result<SigSet, String> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        signals.add(signal);
+    }
+    signals.thread_block().map_err(|error| format!("blocking signals: {error}"))?;
+    Ok(signals)
+}
+
+/// Drivers and network of a Layer0 machine. The drivers are loaded in a thread of their own: the network waits for
+/// links, not for modules.
+fn bring_up_machine(
+    args: &BootArgs,
+    options: &AgentOptions,
+    events: &Sender,
+) -> Result<(), String> {
+    // Without drivers there is still a console, and somebody who reads it: go on.
+    if let Err(error) = modules::start(|_| ()) {
+        log::error!("{}", chain(&error));
+    }
+    let settings = network::Settings {
+        etc: Path::new("/etc").to_path_buf(),
+        set_hostname: true,
+        node: args.node.clone().or_else(|| options.node.clone()),
+    };
+    let sink = events.clone();
+    network::start(args, settings, move |event| sink.send(Event::Network(event)))
+        .map_err(|error| chain(&error))
+}
+
+fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agent, String> {
+    let dirs = RunDirs::new(&options.run_dir);
+    let identity = identity::read();
+    let notes_file = NotesFile::open(&dirs.state()).map_err(|error| {
+        format!("{}: {error}; is the run directory writable?", dirs.state().display())
+    })?;
+    let mut notes = notes_file.load(&identity.boot_id);
+    notes.starts = notes.starts.saturating_add(1);
+    notes_file.save(&notes);
+    let transport = Transport::new(Path::new(CA_DIR)).map_err(|error| chain(&error))?;
+    let store = Store::open(&dirs).map_err(|error| chain(&error))?;
+    let init: Init = Control::from_env().map(Arc::new);
+    let around = Surroundings { dirs, events, init, hostname: hostname() };
+    let link = LinkPlan {
+        servers: args.servers.clone(),
+        node: args.node.clone().or_else(|| options.standalone.then(host_node_id).flatten()),
+        imageset: args.imageset.clone(),
+        transport: transport.clone(),
+    };
+    let mut agent = Agent {
+        facts: Facts { node: args.node.clone(), identity, links: Vec::new() },
+        notes,
+        notes_file,
+        around,
+        pulls: Pulls::new(Puller::new(store, transport)),
+        outbox: Outbox::default(),
+        sets: std::collections::BTreeMap::new(),
+        link: Some(link),
+        network_waiting: None,
+        server_waiting: None,
+        power_done: false,
+        standalone: options.standalone,
+        status: String::new(),
+    };
+    if args.servers.is_empty() && args.imageset.is_none() {
+        let nowhere = "neither layercake.server= nor layercake.imageset= is given: nothing to do";
+        agent.server_waiting = Some(nowhere.to_owned());
+    }
+    agent.mark(protocol::node::Phase::Init);
+    Ok(agent)
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn host_node_id() -> Option<NodeId> {
+    hostname().to_ascii_lowercase().parse().ok()
+}
+
+/// A desired document for a node without a server: this one set, named after its repository.
+pub(super) fn desired_of_reference(node: &NodeId, reference: Reference) -> Desired {
+    let last = reference.repository.rsplit('/').next().unwrap_or_default();
+    let fallback = "imageset".parse::<Name>();
+    let name = last.parse::<Name>().or(fallback);
+    let version = reference
+        .tag
+        .as_deref()
+        .unwrap_or("latest")
+        .parse::<Version>()
+        .or_else(|_| "latest".parse());
+    let imagesets = match (name, version) {
+        (Ok(name), Ok(version)) => vec![DesiredSet { name, version, reference }],
+        _ => Vec::new(),
+    };
+    Desired { version: 0, node: node.clone(), imagesets, power: None }
+}
+
+/// Starts a thread of the agent. Where the system has no thread to give, the agent says so and ends: PID 1 starts it
+/// again.
+pub(super) fn thread(name: &str, body: impl FnOnce() + Send + 'static) {
+    let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(512 << 10);
+    if let Err(error) = builder.spawn(body) {
+        log::error!("thread {name}: {error}");
+        std::process::abort();
+    }
+}
+
+/// Power-off or reboot when PID 1 is not ours any more (pivot): sync, then the kernel.
+pub(super) fn power_without_init(action: PowerAction) {
+    rustix::fs::sync();
+    let command = match action {
+        PowerAction::Off => rustix::system::RebootCommand::PowerOff,
+        PowerAction::Reboot => rustix::system::RebootCommand::Restart,
+    };
+    if let Err(error) = rustix::system::reboot(command) {
+        log::error!("reboot(2): {}", io::Error::from(error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::boot_args::LogLevel;
+
+    use super::*;
+
+    #[test]
+    fn a_bare_reference_makes_a_set_named_after_its_repository() {
+        let node: NodeId = "n1".parse().expect("id");
+        let reference: Reference = "http://r:1/site/hello:2".parse().expect("reference");
+        let desired = desired_of_reference(&node, reference);
+        let set = desired.imagesets.first().expect("one set");
+        assert_eq!((set.name.as_str(), set.version.as_str()), ("hello", "2"));
+    }
+
+    #[test]
+    fn options_go_before_the_command_line() {
+        let options = AgentOptions {
+            standalone: true,
+            servers: vec!["http://s:1".to_owned()],
+            log: Some(LogLevel::Debug),
+            ..AgentOptions::default()
+        };
+        let args = boot_args(&options);
+        assert_eq!(args.servers, ["http://s:1"]);
+        assert_eq!(args.log, LogLevel::Debug);
+    }
+}

@@ -1,0 +1,511 @@
+//! The hands of one ImageSet: a thread that mounts, creates, releases and stops its containers, one job after another.
+//!
+//! What to do is decided by [`super::set`]; this only does it and says how it went.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use protocol::ids::Name;
+use protocol::imageset::{Container, Mode};
+use protocol::node::{ContainerState, DesiredSet, RollReport};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::Sender;
+use super::event::Event;
+use super::set::{ContainerRecord, CutOverFailure, Deployment};
+use crate::containers::{self, Handle, OnEnd, Place, Spec};
+use crate::init::control::{self, Control, Request};
+use crate::mounts;
+use crate::paths::RunDirs;
+use crate::pull::PulledSet;
+
+/// A job for the worker of a set.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Mount every image and bring every container to its exec barrier.
+    Stage(DesiredSet, Box<PulledSet>),
+    /// Throw away what was staged.
+    Discard,
+    /// Stop the old, release the new.
+    CutOver {
+        /// When the decision for this version was taken, on CLOCK_BOOTTIME.
+        decided: Duration,
+    },
+    /// Start a container again.
+    Restart(Name, u32),
+    /// Stop everything.
+    Stop,
+    /// Stop everything and tell when it is done; the worker ends.
+    Terminate(mpsc::Sender<()>),
+}
+
+/// A container of a set on this node.
+#[derive(Debug)]
+pub(super) struct Member {
+    /// Its description.
+    pub container: Container,
+    /// Its mounted root's directory.
+    pub mount: PathBuf,
+    /// Its running or created instance; None between an end and the next start.
+    pub handle: Option<Handle>,
+    /// How often it was started again.
+    pub restarts: u32,
+}
+
+/// A set with its mounts and containers.
+#[derive(Debug)]
+pub(super) struct Live {
+    /// What it was asked for as.
+    pub set: DesiredSet,
+    /// Its content.
+    pub pulled: PulledSet,
+    /// Its containers.
+    pub members: Vec<Member>,
+    /// When all of it stood at the exec barrier.
+    pub staged: Duration,
+}
+
+/// What every worker needs of the agent.
+#[derive(Debug, Clone)]
+pub(super) struct Surroundings {
+    /// Where things lie.
+    pub dirs: RunDirs,
+    /// The way back to the agent's loop.
+    pub events: Sender,
+    /// The way to PID 1; None when there is none of ours.
+    pub init: Option<Arc<Control>>,
+    /// The node's host name.
+    pub hostname: String,
+}
+
+/// The worker.
+#[derive(Debug)]
+pub(super) struct Worker {
+    name: Name,
+    around: Surroundings,
+    incoming: Option<Live>,
+    running: Option<Live>,
+}
+
+/// Time since the kernel started, suspend included (CLOCK_BOOTTIME).
+#[must_use]
+pub(super) fn uptime() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+impl Worker {
+    /// Starts the thread; `running` is what an earlier agent left behind. Jobs go into the returned channel.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub(super) fn start(
+        name: Name,
+        around: Surroundings,
+        running: Option<Live>,
+    ) -> std::io::Result<mpsc::Sender<Job>> {
+        let (jobs, inbox) = mpsc::channel();
+        let mut worker = Self { name: name.clone(), around, incoming: None, running };
+        thread::Builder::new().name(format!("set-{name}")).stack_size(256 << 10).spawn(
+            move || {
+                for job in inbox {
+                    if !worker.work(job) {
+                        break;
+                    }
+                }
+            },
+        )?;
+        Ok(jobs)
+    }
+
+    fn work(&mut self, job: Job) -> bool {
+        let name = self.name.clone();
+        match job {
+            Job::Stage(set, pulled) => {
+                let result = self.stage(set, *pulled);
+                self.around.events.send(Event::Staged(name, result));
+            }
+            Job::Discard => {
+                if let Some(live) = self.incoming.take() {
+                    self.take_down(live);
+                }
+            }
+            Job::CutOver { decided } => {
+                let result = self.cut_over(decided);
+                self.around.events.send(Event::CutOver(name, result));
+            }
+            Job::Restart(container, restarts) => {
+                let result = self.restart(&container, restarts);
+                self.around.events.send(Event::Restarted { set: name, container, result });
+            }
+            Job::Stop => {
+                self.stop_all();
+                self.around.events.send(Event::Stopped(name));
+            }
+            Job::Terminate(done) => {
+                self.stop_all();
+                let _ = done.send(());
+                return false;
+            }
+        }
+        true
+    }
+
+    fn stop_all(&mut self) {
+        for live in [self.incoming.take(), self.running.take()].into_iter().flatten() {
+            self.take_down(live);
+        }
+    }
+
+    /// Mounts and creates; what was begun is undone when something fails.
+    fn stage(&mut self, set: DesiredSet, pulled: PulledSet) -> Result<(), String> {
+        if let Some(old) = self.incoming.take() {
+            self.take_down(old);
+        }
+        let mut live = Live { set, pulled, members: Vec::new(), staged: uptime() };
+        let result = match live.pulled.set.mode {
+            Mode::Contain => self.stage_containers(&mut live),
+            Mode::Pivot => self.stage_pivot(&mut live),
+        };
+        live.staged = uptime();
+        match result {
+            Ok(()) => {
+                self.incoming = Some(live);
+                Ok(())
+            }
+            Err(reason) => {
+                self.take_down(live);
+                Err(reason)
+            }
+        }
+    }
+
+    fn stage_containers(&self, live: &mut Live) -> Result<(), String> {
+        for container in live.pulled.set.containers.clone() {
+            let mount = self.mount(&live.pulled, &container.name, &container.image)?;
+            live.members.push(Member { container, mount, handle: None, restarts: 0 });
+            let index = live.members.len().saturating_sub(1);
+            let handle = self.create(live, index)?;
+            if let Some(member) = live.members.get_mut(index) {
+                member.handle = Some(handle);
+            }
+        }
+        Ok(())
+    }
+
+    fn stage_pivot(&self, live: &mut Live) -> Result<(), String> {
+        let image = live.pulled.set.images.first().ok_or("the set has no image")?.name.clone();
+        // A mount without container: remembered as a member that is never created.
+        let mount = self.mount(&live.pulled, &image, &image)?;
+        let container: Container =
+            serde_json::from_value(serde_json::json!({"name": image, "image": image}))
+                .map_err(|error| error.to_string())?;
+        live.members.push(Member { container, mount, handle: None, restarts: 0 });
+        Ok(())
+    }
+
+    /// Mounts the image of a container and returns the directory that holds the mount.
+    fn mount(&self, pulled: &PulledSet, container: &Name, image: &Name) -> Result<PathBuf, String> {
+        let image =
+            pulled.images.get(image).ok_or_else(|| format!("image {image} was not pulled"))?;
+        let digest: String = pulled.digest.hex().chars().take(12).collect();
+        let dir = self.around.dirs.mounts().join(format!("{}.{container}.{digest}", self.name));
+        mounts::unmount_overlay(&dir).map_err(|error| super::chain(&error))?;
+        mounts::mount_overlay(&image.layers, &dir).map_err(|error| super::chain(&error))?;
+        Ok(dir)
+    }
+
+    /// Creates an instance of a member, held at its exec barrier.
+    fn create(&self, live: &Live, index: usize) -> Result<Handle, String> {
+        let member = live.members.get(index).ok_or("no such member")?;
+        let image = live.pulled.images.get(&member.container.image);
+        let config = &image
+            .ok_or_else(|| format!("image {} was not pulled", member.container.image))?
+            .config;
+        let short = |name: &Name| name.as_str().chars().take(20).collect::<String>();
+        let place = Place {
+            id: format!(
+                "{}.{}.{:x}",
+                short(&self.name),
+                short(&member.container.name),
+                uptime().as_micros()
+            ),
+            set: self.name.clone(),
+            set_digest: live.pulled.digest,
+            root: member.mount.join("root"),
+            hostname: self.around.hostname.clone(),
+            log_dir: self.around.dirs.log().join(self.name.as_str()),
+            restarts: member.restarts,
+        };
+        let spec =
+            Spec::plan(place, &member.container, config).map_err(|error| super::chain(&error))?;
+        containers::create(&self.around.dirs, &spec, on_end(&self.around.events)).map_err(|error| {
+            format!("container {}: {}", member.container.name, super::chain(&error))
+        })
+    }
+
+    fn cut_over(&mut self, decided: Duration) -> Result<Box<Deployment>, Box<CutOverFailure>> {
+        let Some(mut live) = self.incoming.take() else {
+            return Err(Box::new(CutOverFailure {
+                reason: "nothing is staged".to_owned(),
+                running: None,
+            }));
+        };
+        if live.pulled.set.mode == Mode::Pivot {
+            return self.pivot(live, decided);
+        }
+        let mut old = self.running.take();
+        let ends = old.as_mut().map_or(Vec::new(), |old| self.stop_members(old));
+        match self.release(&mut live) {
+            Ok(records) => {
+                let starts: Vec<(Name, u64)> =
+                    records.iter().map(|(record, at)| (record.name.clone(), *at)).collect();
+                let report = RollReport {
+                    from: old.as_ref().map(|old| old.pulled.digest),
+                    to: live.pulled.digest,
+                    bytes: live.pulled.bytes,
+                    staging_ms: millis(live.staged.saturating_sub(decided)),
+                    blackout_us: blackout_us(&ends, &starts),
+                };
+                if let Some(old) = old {
+                    self.take_down(old);
+                }
+                let containers = records.into_iter().map(|(record, _)| record).collect();
+                let deployment = deployment(&live, containers, Some(report));
+                self.running = Some(live);
+                Ok(Box::new(deployment))
+            }
+            Err(reason) => {
+                self.take_down(live);
+                let running = old.and_then(|old| self.restore(old));
+                Err(Box::new(CutOverFailure { reason, running }))
+            }
+        }
+    }
+
+    /// Starts the old set again after the new one could not be.
+    fn restore(&mut self, mut old: Live) -> Option<Deployment> {
+        for index in 0..old.members.len() {
+            match self.create(&old, index) {
+                Ok(handle) => old.members.get_mut(index)?.handle = Some(handle),
+                Err(error) => log::error!("{}: going back: {error}", self.name),
+            }
+        }
+        let records = self
+            .release(&mut old)
+            .map_err(|error| log::error!("{}: going back: {error}", self.name));
+        let containers =
+            records.unwrap_or_default().into_iter().map(|(record, _)| record).collect();
+        let deployment = deployment(&old, containers, None);
+        self.running = Some(old);
+        Some(deployment)
+    }
+
+    /// Stops every running instance, all at once; returns when each ended (nanoseconds, the containers' clock).
+    fn stop_members(&self, live: &mut Live) -> Vec<(Name, u64)> {
+        let mut stopping = Vec::new();
+        for member in &mut live.members {
+            if let Some(handle) = member.handle.take() {
+                let name = member.container.name.clone();
+                stopping.push((
+                    name,
+                    thread::spawn(move || {
+                        let record = handle.stop();
+                        let removed = handle.remove();
+                        (record, removed)
+                    }),
+                ));
+            }
+        }
+        let mut ends = Vec::new();
+        for (name, thread) in stopping {
+            let Ok((record, removed)) = thread.join() else { continue };
+            match record {
+                Ok(record) => ends.push((name.clone(), record.ended_at_ns)),
+                Err(error) => {
+                    log::error!("{}.{name}: not stopped: {}", self.name, super::chain(&error))
+                }
+            }
+            if let Err(error) = removed {
+                log::warn!("{}.{name}: {}", self.name, super::chain(&error));
+            }
+        }
+        ends
+    }
+
+    /// Opens every exec barrier; returns a record of each container with the time of its exec (nanoseconds).
+    fn release(&self, live: &mut Live) -> Result<Vec<(ContainerRecord, u64)>, String> {
+        let mut records = Vec::new();
+        for member in &mut live.members {
+            let Some(handle) = &member.handle else { continue };
+            let released = handle.release().map_err(|error| {
+                format!("container {}: {}", member.container.name, super::chain(&error))
+            })?;
+            records.push((
+                record(member, handle.spec().id.as_str(), Some(released.pid)),
+                released.exec_at_ns,
+            ));
+        }
+        Ok(records)
+    }
+
+    fn pivot(
+        &mut self,
+        live: Live,
+        decided: Duration,
+    ) -> Result<Box<Deployment>, Box<CutOverFailure>> {
+        let failed = |reason: String| Box::new(CutOverFailure { reason, running: None });
+        let report = RollReport {
+            from: None,
+            to: live.pulled.digest,
+            bytes: live.pulled.bytes,
+            staging_ms: millis(live.staged.saturating_sub(decided)),
+            blackout_us: None,
+        };
+        let request = pivot_request(&live).map_err(failed)?;
+        let Some(init) = &self.around.init else {
+            self.take_down(live);
+            return Err(failed("mode = \"pivot\" needs Layer0's PID 1".to_owned()));
+        };
+        if let Err(error) = init.call(&request) {
+            self.take_down(live);
+            return Err(failed(format!("pivot: {}", super::chain(&error))));
+        }
+        if let Err(error) = control::detach_layer0() {
+            log::warn!("the old root stays mounted: {error}");
+        }
+        let deployment = deployment(&live, Vec::new(), Some(report));
+        self.running = Some(live);
+        Ok(Box::new(deployment))
+    }
+
+    fn restart(&mut self, container: &Name, restarts: u32) -> Result<(String, u32), String> {
+        let Some(mut live) = self.running.take() else {
+            return Err("the set does not run".to_owned());
+        };
+        let result = self.restart_member(&mut live, container, restarts);
+        self.running = Some(live);
+        result
+    }
+
+    fn restart_member(
+        &self,
+        live: &mut Live,
+        name: &Name,
+        restarts: u32,
+    ) -> Result<(String, u32), String> {
+        let index = live
+            .members
+            .iter()
+            .position(|it| it.container.name == *name)
+            .ok_or("no such container")?;
+        if let Some(member) = live.members.get_mut(index) {
+            member.restarts = restarts;
+            if let Some(old) = member.handle.take() {
+                old.remove().map_err(|error| super::chain(&error))?;
+            }
+        }
+        let handle = self.create(live, index)?;
+        let released = handle.release().map_err(|error| super::chain(&error));
+        let id = handle.spec().id.clone();
+        if let Some(member) = live.members.get_mut(index) {
+            member.handle = Some(handle);
+        }
+        Ok((id, released?.pid))
+    }
+
+    /// Stops and removes everything of a set; what goes wrong is logged, the rest is done all the same.
+    fn take_down(&self, mut live: Live) {
+        self.stop_members(&mut live);
+        for member in &live.members {
+            if let Err(error) = mounts::unmount_overlay(&member.mount) {
+                log::warn!("{}: {}", self.name, super::chain(&error));
+            }
+        }
+    }
+}
+
+/// What is called when a container ends.
+#[must_use]
+pub(super) fn on_end(events: &Sender) -> OnEnd {
+    let events = events.clone();
+    Arc::new(move |instance: &str, record| {
+        events.send(Event::Ended { instance: instance.to_owned(), exit: record.status });
+    })
+}
+
+/// A record of a member that was just started.
+#[must_use]
+pub(super) fn record(member: &Member, instance: &str, pid: Option<u32>) -> ContainerRecord {
+    ContainerRecord {
+        name: member.container.name.clone(),
+        instance: instance.to_owned(),
+        restart: member.container.restart,
+        state: if pid.is_some() { ContainerState::Running } else { ContainerState::Created },
+        pid,
+        restarts: member.restarts,
+        exit: None,
+        started: uptime(),
+        restart_at: None,
+        failures: 0,
+    }
+}
+
+/// What runs, as the state machine knows it.
+#[must_use]
+pub(super) fn deployment(
+    live: &Live,
+    containers: Vec<ContainerRecord>,
+    last_roll: Option<RollReport>,
+) -> Deployment {
+    Deployment {
+        set: live.set.clone(),
+        digest: live.pulled.digest,
+        mode: live.pulled.set.mode,
+        containers,
+        last_roll,
+    }
+}
+
+fn pivot_request(live: &Live) -> Result<Request, String> {
+    let member = live.members.first().ok_or("nothing is staged")?;
+    let image =
+        live.pulled.images.get(&member.container.image).ok_or("the image was not pulled")?;
+    let mut argv = live.pulled.set.init.clone();
+    if argv.is_empty() {
+        argv.push("/sbin/init".to_owned());
+    }
+    Ok(Request::Pivot { root: member.mount.join("root"), argv, env: image.config.env.clone() })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The longest time from a container's end to the exec of its successor, in microseconds.
+fn blackout_us(ends: &[(Name, u64)], starts: &[(Name, u64)]) -> Option<u64> {
+    let gap = |(name, start): &(Name, u64)| {
+        let (_, end) = ends.iter().find(|(ended, _)| ended == name)?;
+        Some(start.saturating_sub(*end) / 1000)
+    };
+    starts.iter().filter_map(gap).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_blackout_is_the_longest_gap_of_containers_that_were_there_before() {
+        let at = |name: &str, ns| (name.parse::<Name>().expect("name"), ns);
+        let ends = [at("a", 1_000_000), at("b", 2_000_000)];
+        assert_eq!(
+            blackout_us(&ends, &[at("a", 4_000_000), at("b", 3_000_000), at("c", 9)]),
+            Some(3000)
+        );
+        assert_eq!(blackout_us(&[], &[at("a", 1)]), None);
+    }
+}

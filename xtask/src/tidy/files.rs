@@ -1,0 +1,112 @@
+//! Rules for one source file. Pure: a path and a text in, problems out.
+
+/// Most lines of a file before its inline tests.
+const MAX_LINES: usize = 500;
+
+/// Where unsafe code may stand.
+const UNSAFE_ROOMS: [&str; 2] = ["agent/src/sys.rs", "agent/src/sys/"];
+
+/// Words that must not stay in the code. Split so that this file does not break its own rule.
+const UNFINISHED: [&str; 7] = [
+    concat!("todo", "!("),
+    concat!("unimplemented", "!("),
+    concat!("dbg", "!("),
+    concat!("FIX", "ME"),
+    concat!("XX", "X"),
+    concat!("#[ig", "nore"),
+    concat!("#[should_", "panic"),
+];
+
+/// What may panic, and must not stand in what runs on a node.
+const PANICS: [&str; 5] = [
+    ".unwrap()",
+    ".expect(",
+    concat!("panic", "!("),
+    concat!("unreachable", "!("),
+    concat!("assert", "!("),
+];
+
+/// What the pure crate must not name.
+const IMPURE: [&str; 6] =
+    ["std::fs", "std::process", "std::thread", "SystemTime", "Instant::now", "tokio"];
+
+/// Everything wrong with this file, each as `PATH:LINE: RULE`.
+pub(crate) fn problems(path: &str, text: &str) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !text.starts_with("//!") {
+        problems.push(format!(
+            "{path}:1: does not open with `//!`: say what it is, and what it is not"
+        ));
+    }
+    let is_test_file =
+        path.contains("/tests/") || path.ends_with("_tests.rs") || path.ends_with("/tests.rs");
+    let code_lines = text
+        .lines()
+        .position(|line| line.starts_with("#[cfg(test)]"))
+        .unwrap_or(text.lines().count());
+    if code_lines > MAX_LINES && !is_test_file {
+        problems.push(format!(
+            "{path}: {code_lines} lines before its tests, more than {MAX_LINES}: find the wall"
+        ));
+    }
+    for (index, line) in text.lines().enumerate() {
+        let place = format!("{path}:{}", index + 1);
+        let code = line.split("//").next().unwrap_or_default();
+        let in_code = index < code_lines && !is_test_file;
+        if line.ends_with([' ', '\t']) {
+            problems.push(format!("{place}: trailing white space"));
+        }
+        for word in UNFINISHED.iter().filter(|word| line.contains(**word)) {
+            problems.push(format!("{place}: `{word}` is left in the code"));
+        }
+        if path.starts_with("agent/src/") && in_code {
+            for word in PANICS.iter().filter(|word| code.contains(**word)) {
+                problems.push(format!(
+                    "{place}: `{word}` may panic, and a panic on a node aborts the agent"
+                ));
+            }
+        }
+        let unsafe_code =
+            code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl");
+        if unsafe_code && !UNSAFE_ROOMS.iter().any(|room| path.starts_with(room)) {
+            problems.push(format!("{place}: unsafe code stands only in agent/src/sys"));
+        }
+        if path.starts_with("protocol/src/") && in_code {
+            for word in IMPURE.iter().filter(|word| code.contains(**word)) {
+                problems.push(format!(
+                    "{place}: `{word}`: protocol is pure, no I/O, no async, no clock"
+                ));
+            }
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(path: &str, text: &str, expected: &str) {
+        let found = problems(path, text).join("\n");
+        assert!(found.contains(expected), "{found}");
+    }
+
+    #[test]
+    fn each_rule_is_noticed_when_broken() {
+        check("a.rs", "fn a() {}\n", "does not open with");
+        check("a.rs", &format!("//! A.\n{}", "\n".repeat(600)), "lines before its tests");
+        check("a.rs", "//! A. \n", "trailing white space");
+        check("a.rs", &format!("//! A.\n{}\n", UNFINISHED[0]), "left in the code");
+        check("agent/src/a.rs", "//! A.\nx.unwrap();\n", "may panic");
+        check("server/src/a.rs", "//! A.\nunsafe { x }\n", "agent/src/sys");
+        check("protocol/src/a.rs", "//! A.\nuse std::fs;\n", "protocol is pure");
+    }
+
+    #[test]
+    fn a_good_file_has_no_problems() {
+        let text = "//! A.\nfn a() {}\n#[cfg(test)]\nmod tests { fn b() { x.unwrap(); } }\n";
+        assert_eq!(problems("agent/src/a.rs", text), Vec::<String>::new());
+        assert_eq!(problems("agent/src/sys/a.rs", "//! A.\nunsafe { x }\n"), Vec::<String>::new());
+    }
+}
