@@ -8,6 +8,7 @@
 //! Nothing is written twice and nothing is in the store before its digest was right. A broken connection is resumed
 //! where it broke, in the middle of the pipeline. Does not mount and does not decide which set a node wants.
 
+mod plan;
 mod source;
 mod unpack;
 
@@ -24,18 +25,15 @@ use std::time::Duration;
 
 use protocol::ids::{Digest, Name};
 use protocol::imageset::ImageSet;
-use protocol::oci::{
-    self, Descriptor, ImageConfig, MAX_MANIFEST_BYTES, MEDIA_IMAGESET_CONFIG, Manifest, OciError,
-    RunConfig,
-};
+use protocol::oci::{MAX_MANIFEST_BYTES, OciError, RunConfig};
 use protocol::reference::Reference;
 
 use crate::layer::{LayerError, Limits};
 use crate::registry::{Registry, RegistryError};
 use crate::store::{Claim, Collected, Store, StoreError};
 use crate::transport::Transport;
+use plan::{DocumentKind, Job, Plan, plan};
 use source::Source;
-use unpack::Compression;
 
 /// Layers that are fetched at the same time.
 pub const PARALLEL_LAYERS: usize = 4;
@@ -209,26 +207,6 @@ impl Retry {
     }
 }
 
-/// A layer to fetch.
-#[derive(Debug, Clone)]
-struct Job {
-    digest: Digest,
-    size: u64,
-    diff_id: Digest,
-    compression: Compression,
-}
-
-/// The documents of a set, read and checked against each other.
-#[derive(Debug)]
-struct Plan {
-    set: ImageSet,
-    digest: Digest,
-    images: BTreeMap<Name, (RunConfig, Vec<Digest>)>,
-    layers: BTreeMap<Digest, Job>,
-    /// Everything the set needs: documents and layers.
-    closure: BTreeSet<Digest>,
-}
-
 /// Pulls sets into one store.
 #[derive(Debug, Clone)]
 pub struct Puller {
@@ -327,7 +305,9 @@ impl Puller {
         let planned = plan(digest, &mut |digest, _, _| {
             self.store.blob(digest)?.ok_or_else(|| missing(digest))
         });
-        planned.map_err(|error| log::debug!("pull: {digest} cannot be re-opened: {error}")).ok()
+        planned
+            .map_err(|error| log::debug!("pull: {digest} cannot be re-opened: {}", chain(&error)))
+            .ok()
     }
 
     fn pulled(&self, plan: Plan, bytes: u64) -> Option<PulledSet> {
@@ -339,81 +319,6 @@ impl Puller {
         }
         Some(PulledSet { set: plan.set, digest: plan.digest, images, bytes })
     }
-}
-
-/// Which endpoint a document comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum DocumentKind {
-    Manifest,
-    Blob,
-}
-
-/// A document by digest, declared size (where a descriptor says it) and endpoint.
-type Load<'a> = dyn FnMut(&Digest, Option<u64>, DocumentKind) -> Result<Vec<u8>, PullError> + 'a;
-
-/// Reads all documents of a set and checks that they fit together. Pure but for `load`.
-fn plan(digest: &Digest, load: &mut Load<'_>) -> Result<Plan, PullError> {
-    fn document(digest: &Digest) -> impl Fn(OciError) -> PullError {
-        let digest = *digest;
-        move |source| PullError::Document { digest, source }
-    }
-    let index = load(digest, None, DocumentKind::Manifest)?;
-    let index = oci::parse_index(&index).map_err(document(digest))?;
-    let entries = oci::resolve_set(&index, architecture()).map_err(document(digest))?;
-    let mut closure = BTreeSet::from([*digest]);
-    let mut read = |descriptor: &Descriptor, kind| {
-        closure.insert(descriptor.digest);
-        load(&descriptor.digest, Some(descriptor.size), kind)
-    };
-    let entry = &entries.description;
-    let manifest = read(entry, DocumentKind::Manifest)?;
-    let manifest = oci::parse_manifest(&manifest).map_err(document(&entry.digest))?;
-    if manifest.config.media_type != MEDIA_IMAGESET_CONFIG {
-        let reason = format!("its config is `{}`", manifest.config.media_type);
-        return Err(PullError::Set { digest: entry.digest, reason });
-    }
-    let set = read(&manifest.config, DocumentKind::Blob)?;
-    let set = oci::parse_imageset(&set).map_err(document(&manifest.config.digest))?;
-    let (mut images, mut layers) = (BTreeMap::new(), BTreeMap::new());
-    for image in &set.images {
-        let entry = entries.images.get(&image.name).ok_or_else(|| PullError::Set {
-            digest: *digest,
-            reason: format!("image `{}` has no linux/{} manifest", image.name, architecture()),
-        })?;
-        let manifest = read(entry, DocumentKind::Manifest)?;
-        let manifest = oci::parse_manifest(&manifest).map_err(document(&entry.digest))?;
-        let config = read(&manifest.config, DocumentKind::Blob)?;
-        let config = oci::parse_image_config(&config).map_err(document(&manifest.config.digest))?;
-        let digests = add_jobs(entry, &manifest, &config, &mut layers)?;
-        images.insert(image.name.clone(), (config.config, digests));
-    }
-    closure.extend(layers.keys());
-    Ok(Plan { set, digest: *digest, images, layers, closure })
-}
-
-/// Adds an image's layers to what is to be there, and returns their digests, lowest first.
-fn add_jobs(
-    entry: &Descriptor,
-    manifest: &Manifest,
-    config: &ImageConfig,
-    layers: &mut BTreeMap<Digest, Job>,
-) -> Result<Vec<Digest>, PullError> {
-    let wrong = |reason| PullError::Set { digest: entry.digest, reason };
-    let (blobs, diffs) = (&manifest.layers, &config.rootfs.diff_ids);
-    if blobs.len() != diffs.len() {
-        let reason = format!("{} layers, but the config has {} diff ids", blobs.len(), diffs.len());
-        return Err(wrong(reason));
-    }
-    for (blob, diff_id) in blobs.iter().zip(diffs) {
-        let compression = Compression::of(&blob.media_type)
-            .ok_or_else(|| wrong(format!("a layer has the media type `{}`", blob.media_type)))?;
-        let (digest, size, diff_id) = (blob.digest, blob.size, *diff_id);
-        let job = layers.entry(digest).or_insert(Job { digest, size, diff_id, compression });
-        if (job.size, job.diff_id, job.compression) != (size, diff_id, compression) {
-            return Err(wrong(format!("layer {digest} is described in two ways")));
-        }
-    }
-    Ok(blobs.iter().map(|blob| blob.digest).collect())
 }
 
 impl Pull<'_> {
@@ -432,7 +337,7 @@ impl Pull<'_> {
             match fetch() {
                 Err(error) if error.is_worth_a_retry() && failures + 1 < retry.tries => {
                     failures += 1;
-                    log::warn!("pull: try {failures} of {}: {error}", retry.tries);
+                    log::warn!("pull: try {failures} of {}: {}", retry.tries, chain(&error));
                     if !retry.pause(failures, &|| self.stopped()) {
                         return Err(PullError::Cancelled);
                     }
@@ -551,11 +456,8 @@ impl Pull<'_> {
     }
 }
 
-/// Go's name of this machine's architecture, as image indexes have it.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

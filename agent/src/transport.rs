@@ -3,6 +3,9 @@
 //!
 //! Not a policy: retrying, digests and tokens are the callers' work. Proxies of the environment are not used.
 
+#[cfg(test)]
+mod tls;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -137,9 +137,19 @@ impl<R: BufRead> Archive<R> {
         self.offset += count as u64;
     }
 
+    /// Skips what is left of an entry. The last one's padding may be missing altogether: `umoci insert` writes such
+    /// layers, and Go's tar reads them.
     fn skip_rest(&mut self) -> Result<(), LayerError> {
-        let mut rest = self.content + self.padding;
+        let (content, padding) = (self.content, self.padding);
         (self.content, self.padding) = (0, 0);
+        self.skip(content)?;
+        match self.skip(padding.min(1)) {
+            Err(LayerError::Truncated { .. }) => Ok(()),
+            done => done.and_then(|()| self.skip(padding.saturating_sub(1))),
+        }
+    }
+
+    fn skip(&mut self, mut rest: u64) -> Result<(), LayerError> {
         while rest > 0 {
             let available = self.fill("inside an entry")?.len();
             let step = usize::try_from(rest).unwrap_or(usize::MAX).min(available);

@@ -226,8 +226,10 @@ fn malformed_headers_are_refused() {
 #[test]
 fn an_archive_cut_inside_an_entry_is_refused() {
     let whole = Tar::default().dir("d").pax(&[("path", b"d/f")]).file("f", &[7; 700]);
-    let borders = [0, 512, whole.0.len()];
-    for length in (0..whole.0.len()).filter(|at| at % 17 == 0 || at % 512 < 2 || at % 512 == 511) {
+    // On the border of an entry, or behind the last content, the stream may end: its digest says whether it is whole.
+    let borders = [0, 512, whole.0.len() - 324, whole.0.len()];
+    let near = |at: &usize| at.is_multiple_of(17) || at % 512 < 2 || borders.contains(at);
+    for length in (0..whole.0.len()).filter(near) {
         let error = outcome(&whole.0[..length]);
         assert_eq!(error.is_ok(), borders.contains(&length), "cut at {length}: {error:?}");
         if let Err(error) = error {

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use protocol::ids::Digest;
 use sha2::{Digest as _, Sha256};
 
-use super::{Job, Progress, PullError, Retry};
+use super::{Job, Progress, PullError, Retry, chain};
 use crate::registry::Registry;
 
 /// Most connections for one blob, however much progress each of them makes.
@@ -110,7 +110,7 @@ impl<'a> Source<'a> {
             let fault = PullError::Broken { url: self.url(), at, size: self.job.size, source };
             return Err(self.fail(fault));
         }
-        log::warn!("pull: {}: broke off at byte {at}: {source}", self.url());
+        log::warn!("pull: {}: broke off at byte {at}: {}", self.url(), chain(&source));
         match self.retry.pause(self.failures, self.stop) {
             true => Ok(()),
             false => Err(self.fail(PullError::Cancelled)),

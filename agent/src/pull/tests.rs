@@ -15,6 +15,7 @@ use protocol::oci::{
 use protocol::reference::Reference;
 
 use super::fake::{Answer, Fake, Fault};
+use super::plan::architecture;
 use super::*;
 use crate::layer::testing::Tar;
 use crate::paths::RunDirs;
@@ -183,13 +184,7 @@ impl Bench {
     fn refused(&self, reference: &Reference) -> String {
         let error = self.pull(reference).expect_err("the pull succeeded");
         assert_eq!(self.layers(), 0, "something was kept of it: {error}");
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
-        text
+        chain(&error)
     }
 }
 
