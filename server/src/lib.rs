@@ -1,1 +1,3 @@
-//! Stub.
+//! The `layercake` binary's parts.
+
+pub mod registry;
