@@ -58,7 +58,7 @@ fn the_digest_of_a_small_set_is_the_pinned_one() {
 }
 
 const GOLDEN_INDEX: &str =
-    "sha256:186a7932da281881db63c19c0b144eafb89f7b46ccdf62ac8841b85110486d99";
+    "sha256:a9a801e89e517f40f169aac5fbeb054396d2631a0e36a5f7228b5f027ae478e7";
 const GOLDEN_IMAGE: &str = "a0015b2d175db5b5d23739952fb9beaf46cff419057c633d2b4845af75057879";
 
 #[test]
