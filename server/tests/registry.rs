@@ -330,10 +330,10 @@ fn an_unreachable_registry_is_one_error_with_url_and_cause() {
 }
 
 /// Answers `/v2/` with 200, every other request with the next of these statuses, and closes each time.
-fn broken_registry(statuses: &[u16]) -> (SocketAddr, Arc<AtomicU64>) {
+fn broken_registry(statuses: &'static [u16]) -> (SocketAddr, Arc<AtomicU64>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let address = listener.local_addr().expect("address");
-    let (asked, mut left) = (Arc::new(AtomicU64::new(0)), statuses.to_vec().into_iter());
+    let (asked, mut left) = (Arc::new(AtomicU64::new(0)), statuses.iter().copied());
     let counter = Arc::clone(&asked);
     std::thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
