@@ -170,6 +170,9 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     let kernel = kernel::get(&config.kernel, &config.cache, notice)?;
     check_config(&kernel, &config.required, notice)?;
     let selection = kernel.catalogue.select(&config.lists.list(&kernel.flavour)?)?;
+    if !selection.absent.is_empty() {
+        notice(&format!("this kernel has no {}: left out", selection.absent.join(", ")));
+    }
     let modules = read_modules(&kernel.modules_dir, &selection)?;
     let builtin = files::optional(&kernel.modules_dir.join("modules.builtin"))?;
     let modules_size = modules.iter().map(|(_, bytes)| size(bytes)).sum();
@@ -259,11 +262,12 @@ pub fn assemble(parts: Parts<'_>) -> Result<Tree, TreeError> {
 }
 
 fn about_text(about: &Manifest) -> String {
-    let Manifest { version, kernel, kernel_source, flavour, agent, agent_digest, .. } = about;
+    // The agent knows its own version, and given as a file it is not known here.
+    let Manifest { version, kernel, kernel_source, flavour, agent_digest, .. } = about;
     let agent_digest = agent_digest.to_string();
     let about = serde_json::json!({
         "version": version, "kernel": kernel, "kernel_source": kernel_source,
-        "flavour": flavour, "agent": agent, "agent_digest": agent_digest,
+        "flavour": flavour, "agent_digest": agent_digest,
     });
     format!("{about:#}\n")
 }

@@ -21,6 +21,9 @@ use deb::DebError;
 /// Form of what the cache holds. Another form is another directory.
 const CACHE_FORM: &str = "v1";
 
+/// How directories of the cache begin in which a package is being unpacked.
+const UNPACKING: &str = "unpack-";
+
 /// Where the kernel comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -110,7 +113,7 @@ struct Record {
     release: String,
 }
 
-/// Gets a kernel. `cache` keeps what was downloaded and unpacked; with something in it, the network is not touched unless
+/// Gets a kernel. `cache`, which no other build may use meanwhile, keeps what was downloaded and unpacked; with something in it, the network is not touched unless
 /// an update is asked for.
 ///
 /// # Errors
@@ -139,7 +142,7 @@ fn fetch(
 ) -> Result<(), KernelError> {
     let fail = io_error(cache);
     fs::create_dir_all(cache).map_err(&fail)?;
-    let apt = Apt::new(&cache.join("apt"))?;
+    let mut apt = Apt::new(&cache.join("apt"))?;
     notice("fetching the package lists");
     apt.update()?;
     let package = apt.resolve(packages)?;
@@ -149,7 +152,8 @@ fn fetch(
         notice(&format!("{} {} is the newest", package.name, package.version));
         return Ok(());
     }
-    let work = tempfile::Builder::new().prefix("unpack-").tempdir_in(cache).map_err(&fail)?;
+    sweep(cache).map_err(&fail)?;
+    let work = tempfile::Builder::new().prefix(UNPACKING).tempdir_in(cache).map_err(&fail)?;
     let file = apt.download(&package, work.path(), notice)?;
     notice(&format!("unpacking {}", package.name));
     let unpacked = work.path().join("kernel");
@@ -165,6 +169,17 @@ fn fetch(
         fs::remove_dir_all(dir).map_err(io_error(dir))?;
     }
     fs::rename(&unpacked, dir).map_err(io_error(dir))
+}
+
+/// Removes what builds that were killed have left. The caller holds the cache's lock.
+fn sweep(cache: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(UNPACKING) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn cached(flavour: &str, dir: &Path) -> Result<Kernel, KernelError> {
@@ -192,8 +207,10 @@ fn cached(flavour: &str, dir: &Path) -> Result<Kernel, KernelError> {
 fn given(image: &Path, modules: &Path, config: Option<&Path>) -> Result<Kernel, KernelError> {
     let (bytes, release) = read_image(image)?;
     let dir = fs::canonicalize(modules).map_err(io_error(modules))?;
-    let found = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    if found != release {
+    // The name it was given by, or, for `.` and links, the one it really has.
+    let names = [modules, &dir].map(|path| path.file_name().map(|name| name.to_string_lossy()));
+    if !names.iter().flatten().any(|name| *name == release) {
+        let found = names.into_iter().flatten().next().unwrap_or_default().into_owned();
         let (image, modules) = (image.to_owned(), modules.to_owned());
         return Err(KernelError::Mismatch { image, release, modules, found });
     }
@@ -257,6 +274,16 @@ mod tests {
         let (dir, source) = files("6.12.1", "6.1.0");
         let error = get(&source, dir.path(), &|_| ()).unwrap_err().to_string();
         assert!(error.contains("is kernel 6.12.1") && error.ends_with("are of 6.1.0"), "{error}");
+    }
+
+    #[test]
+    fn modules_may_be_given_by_a_link_of_the_right_name() {
+        let (dir, source) = files("6.12.1", "elsewhere");
+        let Source::Files { image, modules, config } = source else { unreachable!() };
+        let link = dir.path().join("6.12.1");
+        std::os::unix::fs::symlink(modules, &link).unwrap();
+        let source = Source::Files { image, modules: link, config };
+        assert_eq!(get(&source, dir.path(), &|_| ()).unwrap().release, "6.12.1");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use initramfs::modules::wanted;
 use crate::agent_build;
 
 /// Builds Layer0: vmlinuz, initramfs.img and manifest.json.
-#[derive(Debug, Clone, ClapArgs)]
+#[derive(Debug, Clone, Default, ClapArgs)]
 pub(crate) struct Args {
     /// Which of Debian's kernels
     #[arg(long, value_enum, default_value_t, conflicts_with = "kernel")]

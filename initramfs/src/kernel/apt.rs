@@ -53,9 +53,14 @@ pub enum AptError {
     },
     /// No package of these names.
     #[error(
-        "the archives this machine is set up for have no package {0}; give a kernel with --kernel FILE and --modules DIR"
+        "the archives this machine is set up for have no package {names}{warnings}; or give a kernel with --kernel FILE and --modules DIR"
     )]
-    Unknown(String),
+    Unknown {
+        /// The names that were tried.
+        names: String,
+        /// What fetching the lists warned of, after a colon; empty if nothing.
+        warnings: String,
+    },
     /// apt says something of a package that cannot be used.
     #[error("package {package} cannot be used: {reason}")]
     Odd {
@@ -70,6 +75,10 @@ pub enum AptError {
 #[derive(Debug)]
 pub struct Apt {
     dir: PathBuf,
+    /// Where apt's programs are, if not where the system has them.
+    programs: Option<PathBuf>,
+    /// What fetching the lists warned of.
+    warnings: Vec<String>,
 }
 
 impl Apt {
@@ -84,15 +93,19 @@ impl Apt {
         }
         let dir = fs::canonicalize(dir).map_err(fail)?;
         fs::write(dir.join("apt.conf"), configuration(&dir)).map_err(fail)?;
-        Ok(Self { dir })
+        Ok(Self { dir, programs: None, warnings: Vec::new() })
     }
 
-    /// Fetches the package lists.
+    /// Fetches the package lists. Sources that do not answer are only an error when a package is not found.
     ///
     /// # Errors
     /// There is no apt, or it fails.
-    pub fn update(&self) -> Result<(), AptError> {
-        self.run("apt-get", &["-q", "update"], &self.dir).map(drop)
+    pub fn update(&mut self) -> Result<(), AptError> {
+        let output = self.run("apt-get", &["-q", "update"], &self.dir)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let warning = |line: &str| line.starts_with("W:") || line.starts_with("E:");
+        self.warnings = said.lines().filter(|line| warning(line)).map(str::to_owned).collect();
+        Ok(())
     }
 
     /// Finds the newest kernel package that the first known of these metapackages depends on.
@@ -106,9 +119,15 @@ impl Apt {
                 let reason = format!("it depends on no kernel package ({})", meta.depends);
                 return Err(AptError::Odd { package: name.clone(), reason });
             };
-            return self.show(image)?.ok_or_else(|| AptError::Unknown(image.to_owned()));
+            return self.show(image)?.ok_or_else(|| self.unknown(image));
         }
-        Err(AptError::Unknown(metapackages.join(" or ")))
+        Err(self.unknown(&metapackages.join(" or ")))
+    }
+
+    fn unknown(&self, names: &str) -> AptError {
+        let warnings: String =
+            self.warnings.iter().take(2).map(|line| format!(": {}", line.trim())).collect();
+        AptError::Unknown { names: names.to_owned(), warnings }
     }
 
     /// Downloads a package into `into` and returns its file, whose digest has been checked.
@@ -142,7 +161,7 @@ impl Apt {
 
     fn show(&self, name: &str) -> Result<Option<Package>, AptError> {
         match self.run("apt-cache", &["show", "--no-all-versions", name], &self.dir) {
-            Ok(text) => parse(&text).map_err(|reason| {
+            Ok(output) => parse(&String::from_utf8_lossy(&output.stdout)).map_err(|reason| {
                 let package = name.to_owned();
                 AptError::Odd { package, reason: format!("apt-cache shows no {reason} of it") }
             }),
@@ -152,22 +171,23 @@ impl Apt {
         }
     }
 
-    fn run(&self, program: &'static str, args: &[&str], dir: &Path) -> Result<String, AptError> {
-        let mut command = Command::new(program);
+    fn run(&self, program: &'static str, args: &[&str], dir: &Path) -> Result<Output, AptError> {
+        let path = self.programs.as_ref().map_or_else(|| program.into(), |dir| dir.join(program));
+        let mut command = Command::new(path);
         command.arg("-c").arg(self.dir.join("apt.conf")).args(args).current_dir(dir);
         command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
-        let Output { status, stdout, stderr } = command.output().map_err(|source| {
+        let output = command.output().map_err(|source| {
             if source.kind() == io::ErrorKind::NotFound && dir.is_dir() {
                 AptError::NoApt(program)
             } else {
                 AptError::Io { path: program.into(), source }
             }
         })?;
-        let stdout = String::from_utf8_lossy(&stdout).into_owned();
-        if status.success() {
-            return Ok(stdout);
+        if output.status.success() {
+            return Ok(output);
         }
-        let said = format!("{stdout}\n{}", String::from_utf8_lossy(&stderr));
+        let said = [output.stdout.as_slice(), b"\n", &output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
         let lines: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         let said = lines[lines.len().saturating_sub(4)..].join("; ");
         let command = format!("{program} {}", args.iter().find(|arg| **arg != "-q").unwrap_or(&""));
@@ -241,5 +261,57 @@ mod tests {
         assert_eq!(parse(&STANZA.replace("SHA256", "MD5sum")), Err("SHA256"));
         assert_eq!(parse(&STANZA.replace("1512", "big")), Err("Size"));
         assert_eq!(parse("\n"), Ok(None));
+    }
+
+    /// apt played by shell scripts.
+    fn fake(update: &str, show: &str, download: &str) -> (tempfile::TempDir, Apt) {
+        let dir = tempfile::tempdir().unwrap();
+        let get =
+            format!("#!/bin/sh\ncase \"$4\" in update) {update};; download) {download};; esac\n");
+        for (name, text) in [("apt-get", get), ("apt-cache", format!("#!/bin/sh\n{show}\n"))] {
+            let path = dir.path().join(name);
+            fs::write(&path, text).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            fs::set_permissions(&path, mode).unwrap();
+        }
+        let mut apt = Apt::new(&dir.path().join("apt")).unwrap();
+        apt.programs = Some(dir.path().to_owned());
+        (dir, apt)
+    }
+
+    fn package(contents: &[u8]) -> Package {
+        let (name, version) = ("linux-image-x".to_owned(), "1".to_owned());
+        Package { name, version, digest: Digest::of(contents), size: 4, depends: String::new() }
+    }
+
+    #[test]
+    fn a_download_is_checked_against_the_sum_in_the_lists() {
+        let (dir, apt) = fake(":", ":", "printf data > x.deb");
+        let path = apt.download(&package(b"data"), dir.path(), &|_| ()).unwrap();
+        assert_eq!(fs::read(path).unwrap(), b"data");
+        let error = apt.download(&package(b"other"), dir.path(), &|_| ()).unwrap_err().to_string();
+        assert!(error.contains("its file is not sha256:"), "{error}");
+        let (dir, apt) = fake(":", ":", ":");
+        let error = apt.download(&package(b"data"), dir.path(), &|_| ()).unwrap_err().to_string();
+        assert!(error.ends_with("left no file"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_package_comes_with_what_the_update_warned_of() {
+        let not_found = "echo 'E: No packages found' >&2; exit 100";
+        let (_dir, mut apt) = fake("echo 'W: Failed to fetch http://x' >&2", not_found, ":");
+        apt.update().unwrap();
+        let error = apt.resolve(&["a".to_owned(), "b".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("no package a or b: W: Failed to fetch http://x;"), "{error}");
+    }
+
+    #[test]
+    fn a_failing_apt_is_quoted_and_a_missing_one_points_to_the_way_out() {
+        let (dir, mut apt) = fake("echo 'E: no space left' >&2; exit 100", ":", ":");
+        let error = apt.update().unwrap_err().to_string();
+        assert_eq!(error, "apt-get update failed: E: no space left");
+        apt.programs = Some(dir.path().join("nowhere"));
+        let error = apt.update().unwrap_err().to_string();
+        assert!(error.contains("not a Debian system; give a kernel with --kernel"), "{error}");
     }
 }
