@@ -5,6 +5,7 @@
 //! | [`packet`] | reading requests, writing replies |
 //! | [`leases`] | the table of leases |
 //! | [`engine`] | what is answered |
+//! | [`router`] | optional: "no IPv6 router here", so that iPXE does not wait for one |
 //!
 //! Here: the configuration and the socket. Leases live in memory only; see [`engine`] for why that is enough. There is
 //! no proxyDHCP and no port 4011 yet.
@@ -24,6 +25,7 @@ use packet::SERVER_PORT;
 pub mod engine;
 pub mod leases;
 pub mod packet;
+pub mod router;
 
 /// Longest datagram that is read, in bytes; longer ones are cut and then fail to parse.
 const MAX_PACKET: usize = 4096;

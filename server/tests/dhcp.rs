@@ -60,6 +60,7 @@ fn config() -> DhcpConfig {
 /// udhcpc in a namespace of its own at the other end of the cable; its script prints a line for every event.
 struct Client {
     child: Child,
+    script: std::path::PathBuf,
     lines: std::io::Lines<BufReader<ChildStdout>>,
 }
 
@@ -93,7 +94,7 @@ impl Client {
         ip(&format!("link set cli address {mac} netns {}", child.id()));
         ip("addr add 10.9.0.1/24 dev srv");
         ip("link set srv up");
-        Self { child, lines }
+        Self { child, script: path, lines }
     }
 
     fn go(&mut self) {
@@ -121,6 +122,7 @@ impl Drop for Client {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.script);
     }
 }
 
@@ -202,4 +204,34 @@ fn a_taken_port_and_a_missing_interface_are_named() {
     assert!(error.expect_err("missing").to_string().contains("no interface `nope0`"));
     let bad = DhcpConfig { range: (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST), ..config() };
     assert!(dhcp::bind(bad).expect_err("bad").to_string().contains("not in the subnet"));
+}
+
+/// Router advertisements that this namespace has received.
+fn advertisements() -> u64 {
+    let counters = std::fs::read_to_string("/proc/thread-self/net/snmp6").expect("IPv6");
+    let line = counters.lines().find(|line| line.starts_with("Icmp6InRouterAdvertisements"));
+    line.and_then(|line| line.split_whitespace().last()).expect("counter").parse().expect("number")
+}
+
+#[test]
+fn a_hosts_router_solicitation_is_answered() {
+    if !is_inside("a_hosts_router_solicitation_is_answered") {
+        return;
+    }
+    ip("link add srv type veth peer name cli");
+    let (stop, stopped) = watch::channel(false);
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("runtime").block_on(dhcp::router::serve("srv", stopped))
+    });
+    ip("link set srv up");
+    // The kernel solicits on `cli` by itself, several times; only its counter tells of the answer.
+    ip("link set cli up");
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while advertisements() == 0 {
+        assert!(std::time::Instant::now() < limit, "no advertisement came");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    stop.send(true).expect("server is there");
+    thread.join().expect("no panic").expect("served");
 }
