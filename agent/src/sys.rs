@@ -1,1 +1,2 @@
 //! Stub: to be filled by its room.
+pub mod packet;

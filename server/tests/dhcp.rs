@@ -193,7 +193,7 @@ fn a_taken_port_and_a_missing_interface_are_named() {
     if !is_inside("a_taken_port_and_a_missing_interface_are_named") {
         return;
     }
-    ip("link add srv type dummy");
+    ip("link add srv type veth peer name cli");
     let _first = dhcp::bind(config()).expect("free");
     let error = dhcp::bind(config()).expect_err("taken");
     assert!(matches!(error, DhcpError::PortInUse { .. }), "{error:?}");

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use dhcproto::v4::relay::{RelayAgentInformation, RelayInfo};
 use dhcproto::v4::{Flags, Message, OptionCode, UnknownOption};
 use dhcproto::{Decodable, Decoder, Encodable, Encoder};
 
@@ -227,13 +228,15 @@ fn a_relay_of_the_subnet_is_answered_and_its_option_echoed_others_are_ignored() 
     let relay = Ipv4Addr::new(10, 9, 0, 2);
     let (decision, offer) = client.send(MessageType::Discover, |message| {
         message.set_giaddr(relay);
-        let info = UnknownOption::new(OptionCode::from(82), vec![1, 2, 65, 66]);
-        message.opts_mut().insert(DhcpOption::Unknown(info));
+        let mut info = RelayAgentInformation::default();
+        info.insert(RelayInfo::AgentCircuitId(vec![65, 66]));
+        message.opts_mut().insert(DhcpOption::RelayAgentInformation(info));
     });
     assert!(offer.is_some());
     let reply = decision.reply.expect("reply");
     assert_eq!(reply.destination, SocketAddrV4::new(relay, 67));
-    assert!(reply.bytes.windows(6).any(|part| part == [82, 4, 1, 2, 65, 66]), "option 82");
+    let echoes = reply.bytes.windows(7).filter(|part| *part == [82, 4, 1, 2, 65, 66, 255]);
+    assert_eq!(echoes.count(), 1, "option 82 stands last, once");
     let (_, offer) = client.send(MessageType::Discover, |message| {
         message.set_giaddr(Ipv4Addr::new(10, 8, 0, 2));
     });
@@ -280,7 +283,8 @@ fn each_firmware_gets_its_boot_file_and_ipxe_never_gets_ipxe() {
     ] {
         let (offer, boot) = boot(class, arch, user_class);
         assert!(boot);
-        assert_eq!(offer.fname_str().expect("file").expect("utf-8"), file, "{arch:?}");
+        let name = offer.fname_str().expect("file").expect("utf-8");
+        assert_eq!(name.trim_end_matches('\0'), file, "{arch:?}");
         let option = DhcpOption::BootfileName(file.as_bytes().to_vec());
         assert_eq!(offer.opts().get(OptionCode::BootfileName), Some(&option));
         let by_http = file.starts_with("http");

@@ -14,6 +14,8 @@ const ETHERNET_LEN: usize = 6;
 const MIN_REPLY: usize = 300;
 /// Longest text that fits into the `file` field with its terminating zero, in bytes (RFC 2131 section 2).
 const MAX_FILE: usize = 127;
+/// The option that ends all (RFC 2132 section 3.2).
+const END: u8 = 255;
 /// Port of DHCP servers and relays (RFC 2131 section 4.1).
 pub const SERVER_PORT: u16 = 67;
 /// Port of DHCP clients (RFC 2131 section 4.1).
@@ -270,11 +272,11 @@ impl ReplyBuilder {
 
     /// The bytes and the destination. `unicast` is where a client that already has an address hears.
     pub(super) fn finish(mut self, unicast: Option<Ipv4Addr>) -> Option<Reply> {
-        if let Some(info) = self.relay_info.take() {
-            self = self.raw(82, &info);
-        }
         let mut bytes = Vec::with_capacity(MIN_REPLY);
         self.message.encode(&mut Encoder::new(&mut bytes)).ok()?;
+        if let Some(info) = self.relay_info.take() {
+            append_relay_info(&mut bytes, &info);
+        }
         if bytes.len() < MIN_REPLY {
             bytes.resize(MIN_REPLY, 0);
         }
@@ -285,6 +287,19 @@ impl ReplyBuilder {
         };
         Some(Reply { bytes, destination })
     }
+}
+
+/// Puts option 82 before the end mark. By hand, because the encoder writes it twice when it is given as raw bytes.
+fn append_relay_info(bytes: &mut Vec<u8>, info: &[u8]) {
+    if bytes.last() != Some(&END) {
+        return;
+    }
+    bytes.pop();
+    for chunk in info.chunks(usize::from(u8::MAX)) {
+        bytes.extend([82, u8::try_from(chunk.len()).unwrap_or(u8::MAX)]);
+        bytes.extend_from_slice(chunk);
+    }
+    bytes.push(END);
 }
 
 /// For fuzzers: reads arbitrary bytes as a request.
