@@ -3,3 +3,5 @@
 pub mod crash;
 pub mod process;
 pub mod session;
+//! Stub: to be filled by its room.
+pub mod packet;

@@ -16,9 +16,6 @@ use crate::sources::SetName;
 /// The commented config that `layercake serve --init` writes.
 pub const TEMPLATE: &str = include_str!("config/template.toml");
 
-/// Where DHCP listens: UDP port 67 (RFC 2131).
-pub const DHCP_PORT: u16 = 67;
-
 /// Why a config cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -213,7 +210,7 @@ impl Config {
     pub fn ports(&self) -> Vec<Port> {
         let mut ports = Vec::new();
         if self.dhcp.is_some() {
-            let address = SocketAddr::from(([0, 0, 0, 0], DHCP_PORT));
+            let address = SocketAddr::from(([0, 0, 0, 0], crate::dhcp::packet::SERVER_PORT));
             ports.push(Port { protocol: "UDP", address, purpose: "DHCP" });
         }
         if let Some(tftp) = &self.tftp {

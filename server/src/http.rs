@@ -44,6 +44,8 @@ pub struct App {
     pub cmdline: String,
     /// Where `vmlinuz` and `initramfs.img` are.
     pub layer0_dir: PathBuf,
+    /// Where `ipxe.efi` is, for UEFI HTTP Boot: the TFTP server's directory.
+    pub loader_dir: Option<PathBuf>,
     /// True once the server is to end: long polls end with it.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -76,7 +78,8 @@ pub fn router(app: Arc<App>, registry: Router) -> Router {
     let boot = Router::new()
         .route("/boot/ipxe", get(boot::ipxe))
         .route("/boot/vmlinuz", get(boot::vmlinuz))
-        .route("/boot/initramfs.img", get(boot::initramfs));
+        .route("/boot/initramfs.img", get(boot::initramfs))
+        .route("/boot/ipxe.efi", get(boot::loader));
     api.merge(boot)
         .with_state(app)
         .merge(registry)
@@ -157,3 +160,6 @@ fn query<T>(
 fn node_id(Path(text): &Path<String>) -> Result<NodeId, ApiError> {
     text.parse().map_err(|error: protocol::ids::InvalidId| ApiError::bad_request(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -383,3 +383,6 @@ impl Inventory {
         Ok(saved?)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -190,7 +190,7 @@ mod tests {
     fn a_failed_node_that_tries_again_and_succeeds_is_done_and_stays_so() {
         let new = Digest::of(b"new");
         let mut roll =
-            check(&report(5, new, SetState::Failed, Some("x")), RollState::Failed, { Some("x") });
+            check(&report(5, new, SetState::Failed, Some("x")), RollState::Failed, Some("x"));
         assert!(roll.observe(&report(5, new, SetState::Current, None)));
         assert_eq!((roll.members[0].state, &roll.members[0].reason), (RollState::Done, &None));
         assert!(!roll.observe(&report(5, new, SetState::Failed, Some("later"))));

@@ -16,20 +16,22 @@ use tokio::task::JoinSet;
 
 use crate::boot::{RenderError, render_chain};
 use crate::clock::now_ms;
-use crate::config::{Config, DhcpSection};
-use crate::dhcp::{DhcpConfig, DhcpError, DhcpSeen};
+use crate::config::Config;
+use crate::dhcp::{self, DhcpConfig, DhcpError, DhcpSeen, Reservation};
 use crate::http::{App, error_chain};
 use crate::inventory::{Inventory, InventoryError};
 use crate::registry::{RegistryError, RegistryStore};
 use crate::sources::{SetName, Sources, Wanted};
 use crate::storage::StorageError;
 use crate::storage::sqlite::SqliteStorage;
-use crate::tftp::{TftpConfig, TftpError};
+use crate::tftp::{self, TftpConfig, TftpError};
 
 /// How often what was seen of nodes is written.
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
 /// How often an ImageSet that the config assigns is looked for while it is not in the registry.
 const ASSIGN_EVERY: Duration = Duration::from_secs(2);
+/// The script that iPXE gets over TFTP.
+const CHAIN_FILE: &str = "boot.ipxe";
 /// How long requests may go on after the server was told to stop.
 const GRACE: Duration = Duration::from_millis(1500);
 
@@ -96,11 +98,11 @@ pub enum ServeError {
     /// A template does not fit.
     #[error(transparent)]
     Render(#[from] RenderError),
-    /// DHCP stopped.
-    #[error("DHCP stopped")]
+    /// DHCP cannot be served, or stopped.
+    #[error(transparent)]
     Dhcp(#[from] DhcpError),
-    /// TFTP stopped.
-    #[error("TFTP stopped")]
+    /// TFTP cannot be served, or stopped.
+    #[error(transparent)]
     Tftp(#[from] TftpError),
     /// HTTP stopped.
     #[error("HTTP stopped")]
@@ -127,27 +129,31 @@ impl ServeError {
     }
 }
 
-/// A server whose HTTP port is open and whose inventory is read.
+/// A server whose ports are open and whose inventory is read.
 #[derive(Debug)]
 pub struct Server {
     config: Config,
     listener: TcpListener,
+    dhcp: Option<dhcp::Server>,
+    tftp: Option<tftp::Server>,
     inventory: Arc<Inventory>,
     sources: Sources,
     store: Option<RegistryStore>,
 }
 
 impl Server {
-    /// Opens the HTTP port, the inventory and the registry. Nothing is served yet.
+    /// Opens the ports, the inventory and the registry. Nothing is served yet.
     ///
     /// # Errors
-    /// If the port is taken or for root only, or the data directory cannot be used.
+    /// If a port is taken or for root only, or the data directory cannot be used.
     pub async fn open(config: Config) -> Result<Self, ServeError> {
-        // The port first: a second server on the same data must not touch it.
+        // The ports first: a second server on the same data must not touch it.
         let address = config.server.listen;
         let listener = TcpListener::bind(address)
             .await
             .map_err(|source| ServeError::bind("TCP", address, "server.listen", source))?;
+        let dhcp = dhcp_config(&config).map(dhcp::bind).transpose()?;
+        let tftp = tftp_config(&config)?.map(tftp::bind).transpose()?;
         let dir = &config.server.data_dir;
         std::fs::create_dir_all(dir)
             .map_err(|source| ServeError::DataDir { path: dir.clone(), source })?;
@@ -163,7 +169,7 @@ impl Server {
                 (Sources::Embedded { store: store.clone(), url }, Some(store))
             }
         };
-        Ok(Self { config, listener, inventory, sources, store })
+        Ok(Self { config, listener, dhcp, tftp, inventory, sources, store })
     }
 
     /// Where HTTP listens: the port that the system chose, where the config says 0.
@@ -179,35 +185,41 @@ impl Server {
     /// # Errors
     /// If a port is taken or for root only, or a part of the server fails.
     pub async fn run(self, shutdown: watch::Receiver<bool>) -> Result<(), ServeError> {
-        let Self { config, listener, inventory, sources, store } = self;
+        let Self { config, listener, dhcp, tftp, inventory, sources, store } = self;
         // Our own switch under the caller's: it turns when the caller's does or when a part fails.
         let (stop, stopping) = watch::channel(false);
         let mut parts = JoinSet::new();
-        if let (Some(dhcp), Some(address)) = (&config.dhcp, config.dhcp_address()) {
+        if let Some(dhcp) = dhcp {
             let (sender, seen) = mpsc::unbounded_channel();
-            let dhcp = dhcp_config(&config, dhcp, address);
             let stopping = stopping.clone();
-            parts.spawn(async move { Ok(crate::dhcp::serve(dhcp, sender, stopping).await?) });
+            parts.spawn(async move { Ok(dhcp.run(sender, stopping).await?) });
             tokio::spawn(watch_dhcp(Arc::clone(&inventory), seen));
         }
-        if let Some(tftp) = &config.tftp {
-            let chain = Bytes::from(render_chain(config.server.url.as_str())?);
-            let builtin = BTreeMap::from([("boot.ipxe".to_owned(), chain)]);
-            let tftp = TftpConfig { bind: tftp.listen, root: tftp.root.clone(), builtin };
+        if let Some(tftp) = tftp {
             let stopping = stopping.clone();
-            parts.spawn(async move { Ok(crate::tftp::serve(tftp, stopping).await?) });
+            parts.spawn(async move { Ok(tftp.run(stopping).await?) });
         }
         let wishes = config
             .nodes
             .iter()
             .flat_map(|node| node.imagesets.iter().map(|set| (node.id.clone(), set.clone())));
         tokio::spawn(assign(Arc::clone(&inventory), sources.clone(), wishes.collect()));
+        for name in ["vmlinuz", "initramfs.img"] {
+            let path = config.server.layer0_dir.join(name);
+            if !path.is_file() {
+                let path = path.display();
+                tracing::warn!(
+                    "{path} is not there yet; nodes cannot boot until it is (server.layer0_dir)"
+                );
+            }
+        }
         let app = App {
             inventory: Arc::clone(&inventory),
             sources,
             url: config.server.url.to_string(),
             cmdline: config.boot.cmdline.clone(),
             layer0_dir: config.server.layer0_dir.clone(),
+            loader_dir: config.tftp.as_ref().and_then(|tftp| tftp.root.clone()),
             shutdown: stopping.clone(),
         };
         let registry = store.map(crate::registry::router).unwrap_or_default();
@@ -257,28 +269,32 @@ async fn serve_http(
     axum::serve(listener, router).with_graceful_shutdown(stopped).await.map_err(ServeError::Http)
 }
 
-fn dhcp_config(config: &Config, dhcp: &DhcpSection, server: std::net::Ipv4Addr) -> DhcpConfig {
-    let subnet = crate::dhcp::Subnet {
-        network: dhcp.subnet.network(),
-        prefix_len: dhcp.subnet.prefix_len(),
-    };
-    let reservations = config
-        .nodes
-        .iter()
-        .filter_map(|node| node.address.map(|address| (node.mac, address, Some(node.id.clone()))));
-    DhcpConfig {
-        interface: dhcp.interface.clone(),
-        server,
-        subnet,
-        range: dhcp.range,
-        router: dhcp.router,
-        dns: dhcp.dns.clone(),
-        domain: dhcp.domain.clone(),
-        lease_s: dhcp.lease_s,
+fn dhcp_config(config: &Config) -> Option<DhcpConfig> {
+    let section = config.dhcp.as_ref()?;
+    let reservations = config.nodes.iter().filter_map(|node| {
+        let address = node.address?;
+        Some(Reservation { mac: node.mac, address, node: Some(node.id.clone()) })
+    });
+    Some(DhcpConfig {
+        interface: section.interface.clone(),
+        server: config.dhcp_address()?,
+        subnet: (section.subnet.network(), section.subnet.prefix_len()),
+        range: section.range,
+        router: section.router,
+        dns: section.dns.clone(),
+        domain: section.domain.clone(),
+        lease_s: section.lease_s,
         http_base: config.server.url.to_string(),
         reservations: reservations.collect(),
-        boot_files: crate::dhcp::BootFiles::default(),
-    }
+        boot_files: dhcp::BootFiles { ipxe_script: CHAIN_FILE.to_owned(), ..Default::default() },
+    })
+}
+
+fn tftp_config(config: &Config) -> Result<Option<TftpConfig>, RenderError> {
+    let Some(section) = &config.tftp else { return Ok(None) };
+    let chain = Bytes::from(render_chain(config.server.url.as_str())?);
+    let builtin = BTreeMap::from([(CHAIN_FILE.to_owned(), chain)]);
+    Ok(Some(TftpConfig { bind: section.listen, root: section.root.clone(), builtin }))
 }
 
 async fn watch_dhcp(inventory: Arc<Inventory>, mut seen: mpsc::UnboundedReceiver<DhcpSeen>) {

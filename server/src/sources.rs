@@ -100,14 +100,14 @@ pub enum SourceError {
     #[error("{reference} is not an ImageSet")]
     NotAnImageSet {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// What is wrong with it.
         #[source]
-        source: OciError,
+        source: Box<OciError>,
     },
     /// Its index says neither name nor version, and the reference does not either.
     #[error("{0} has no name and version of an ImageSet in its annotations")]
-    Nameless(Reference),
+    Nameless(String),
     /// The server's URL and the ImageSet's name give no reference.
     #[error(transparent)]
     Reference(#[from] InvalidReference),
@@ -227,7 +227,10 @@ fn reference_name(reference: &Reference) -> String {
 /// Checks that the index is an ImageSet's, and reads its name and version: from its annotations, else from the
 /// reference.
 fn describe(reference: Reference, digest: Digest, bytes: &[u8]) -> Result<DesiredSet, SourceError> {
-    let wrong = |source| SourceError::NotAnImageSet { reference: reference.clone(), source };
+    let wrong = |source| SourceError::NotAnImageSet {
+        reference: reference.to_string(),
+        source: Box::new(source),
+    };
     let index = oci::parse_index(bytes).map_err(wrong)?;
     if index.artifact_type.as_deref() != Some(oci::ARTIFACT_IMAGESET) {
         let found = index.artifact_type.as_deref().unwrap_or("none");
@@ -243,7 +246,7 @@ fn describe(reference: Reference, digest: Digest, bytes: &[u8]) -> Result<Desire
         (Some(name), Some(version)) => {
             Ok(DesiredSet { name, version, reference: reference.with_digest(digest) })
         }
-        _ => Err(SourceError::Nameless(reference)),
+        _ => Err(SourceError::Nameless(reference.to_string())),
     }
 }
 

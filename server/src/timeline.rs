@@ -144,9 +144,10 @@ mod tests {
 
     #[test]
     fn repeated_requests_keep_the_first_time() {
-        check(&[(1, Dhcp), (5, Dhcp), (6, Ipxe), (7, Ipxe), (8, Kernel), (9, Kernel)], {
-            "dhcp@1 ipxe@6 kernel@8"
-        });
+        check(
+            &[(1, Dhcp), (5, Dhcp), (6, Ipxe), (7, Ipxe), (8, Kernel), (9, Kernel)],
+            "dhcp@1 ipxe@6 kernel@8",
+        );
     }
 
     #[test]
@@ -168,7 +169,7 @@ mod tests {
     fn a_late_report_of_the_boot_before_is_not_taken_for_the_new_one() {
         check(
             &[(1, Report("a", &[Phase::Agent])), (5, Dhcp), (6, Report("a", &[Phase::Agent]))],
-            { "dhcp@5" },
+            "dhcp@5",
         );
     }
 

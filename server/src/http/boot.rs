@@ -2,7 +2,7 @@
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use protocol::ids::Mac;
 use serde::Deserialize;
@@ -54,4 +54,12 @@ pub(super) async fn initramfs(
         }
     };
     file::answer(&path, &headers, sent).await
+}
+
+pub(super) async fn loader(State(app): Shared, headers: HeaderMap) -> Result<Response, ApiError> {
+    let dir = app.loader_dir.as_ref().ok_or_else(|| {
+        let text = "ipxe.efi is not served: tftp.root in the config names no directory";
+        ApiError::new(StatusCode::NOT_FOUND, "no_loader", text)
+    })?;
+    file::answer(&dir.join("ipxe.efi"), &headers, || ()).await
 }

@@ -59,11 +59,9 @@ pub(super) async fn answer(
     let fail = |error: &std::io::Error| {
         let what = path.display();
         match error.kind() {
-            std::io::ErrorKind::NotFound => ApiError::new(
-                StatusCode::NOT_FOUND,
-                "no_layer0",
-                format!("{what} does not exist; `cargo xtask build-image` makes it"),
-            ),
+            std::io::ErrorKind::NotFound => {
+                ApiError::new(StatusCode::NOT_FOUND, "no_file", format!("{what} does not exist"))
+            }
             _ => ApiError::internal(format!("{what} could not be read: {error}")),
         }
     };

@@ -1,0 +1,278 @@
+//! One interface's task: its DHCP client or fixed address, between the kernel and the manager.
+
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use protocol::boot_args::StaticIp;
+use rtnetlink::Handle;
+use tokio::sync::{mpsc::UnboundedSender, watch};
+
+use super::client::{Action, Client, Event};
+use super::links::{self, Link};
+use super::message::{self, Grant, Outgoing};
+use super::socket::{PacketSocket, RenewSocket};
+
+/// Pause after a socket failed, so that a lasting failure does not take a whole core.
+const SOCKET_PAUSE: Duration = Duration::from_secs(1);
+
+/// How an interface gets its address.
+#[derive(Debug, Clone)]
+pub(super) enum Mode {
+    Dhcp,
+    /// Fixed; the flag is shared by all interfaces that may take it, the first with a carrier does.
+    Static(StaticIp, Arc<AtomicBool>),
+}
+
+/// What a task tells the manager.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// The interface is set up like this (again).
+    Configured(u32, Grant),
+    /// It has no address any more.
+    Lost(u32, Ipv4Addr),
+    /// It waits; one sentence.
+    Waiting(String),
+}
+
+/// An interface and its surroundings.
+#[derive(Debug)]
+pub(super) struct Nic {
+    pub(super) link: Link,
+    /// Of its default route.
+    pub(super) metric: u32,
+    pub(super) handle: Handle,
+    pub(super) reports: UnboundedSender<Report>,
+}
+
+/// Serves an interface until it disappears.
+pub(super) async fn run(nic: Nic, mode: Mode, carrier: watch::Receiver<bool>) {
+    if let Err(error) = links::up(&nic.handle, nic.link.index).await {
+        nic.say(&format!("cannot be brought up: {error}"));
+    }
+    if !*carrier.borrow() {
+        nic.say("no carrier");
+    }
+    match mode {
+        Mode::Static(ip, taken) => nic.fixed(ip, &taken, carrier).await,
+        Mode::Dhcp => {
+            let old = links::address(&nic.handle, nic.link.index).await.unwrap_or_else(|error| {
+                log::warn!("{}: cannot read its addresses: {error}", nic.link.name);
+                None
+            });
+            let seed = RandomState::new().build_hasher().finish();
+            let client = Client::new(old.map(|(address, _)| address), seed, Instant::now());
+            let mut task = DhcpTask { nic, client, set: old, packet: None, renew: None };
+            task.run(carrier).await;
+        }
+    }
+}
+
+impl Nic {
+    fn say(&self, what: &str) {
+        self.report(Report::Waiting(format!("{}: {what}", self.link.name)));
+    }
+
+    fn report(&self, report: Report) {
+        if self.reports.send(report).is_err() {
+            log::debug!("{}: the network manager has ended", self.link.name);
+        }
+    }
+
+    async fn fixed(&self, ip: StaticIp, taken: &AtomicBool, mut carrier: watch::Receiver<bool>) {
+        if carrier.wait_for(|up| *up).await.is_err() || taken.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        self.apply(&Grant {
+            address: ip.address,
+            prefix_len: ip.prefix_len,
+            router: ip.gateway,
+            dns: ip.dns,
+            domain: None,
+            hostname: ip.hostname,
+            mtu: None,
+        })
+        .await;
+    }
+
+    /// Tells the kernel; says what it refuses and goes on, because half a network is better than none.
+    async fn apply(&self, grant: &Grant) {
+        let (handle, index) = (&self.handle, self.link.index);
+        if let Some(mtu) = grant.mtu
+            && let Err(error) = links::set_mtu(handle, index, mtu).await
+        {
+            log::warn!("{}: the MTU {mtu} was refused: {error}", self.link.name);
+        }
+        if let Err(error) = links::set_address(handle, index, grant).await {
+            let Grant { address, prefix_len, .. } = grant;
+            self.say(&format!("the address {address}/{prefix_len} was refused: {error}"));
+            return;
+        }
+        if let Some(router) = grant.router
+            && let Err(error) =
+                links::set_default_route(handle, index, grant, router, self.metric).await
+        {
+            log::warn!("{}: the default route by {router} was refused: {error}", self.link.name);
+        }
+        self.report(Report::Configured(index, grant.clone()));
+    }
+}
+
+struct DhcpTask {
+    nic: Nic,
+    client: Client,
+    /// The address that the interface has.
+    set: Option<(Ipv4Addr, u8)>,
+    packet: Option<PacketSocket>,
+    renew: Option<RenewSocket>,
+}
+
+enum Wake {
+    Carrier(bool),
+    Gone,
+    Bytes(std::io::Result<Vec<u8>>),
+    Timer,
+}
+
+impl DhcpTask {
+    async fn run(&mut self, mut carrier: watch::Receiver<bool>) {
+        if *carrier.borrow_and_update() {
+            self.step(Event::CarrierUp).await;
+        }
+        loop {
+            let event = match self.wait(&mut carrier).await {
+                Wake::Gone => return,
+                Wake::Carrier(true) => Event::CarrierUp,
+                Wake::Carrier(false) => {
+                    self.nic.say("no carrier");
+                    Event::CarrierLost
+                }
+                Wake::Timer => Event::Timer,
+                Wake::Bytes(Ok(bytes)) => match message::decode(&bytes, self.nic.link.mac) {
+                    Some((xid, answer)) => Event::Heard(xid, answer),
+                    None => continue,
+                },
+                Wake::Bytes(Err(error)) => {
+                    log::warn!("{}: cannot receive: {error}", self.nic.link.name);
+                    tokio::time::sleep(SOCKET_PAUSE).await;
+                    continue;
+                }
+            };
+            self.step(event).await;
+        }
+    }
+
+    async fn wait(&self, carrier: &mut watch::Receiver<bool>) -> Wake {
+        let deadline = self.client.deadline();
+        tokio::select! {
+            changed = carrier.changed() => match changed {
+                Ok(()) => Wake::Carrier(*carrier.borrow_and_update()),
+                Err(_) => Wake::Gone,
+            },
+            bytes = async {
+                match &self.packet {
+                    Some(socket) => socket.receive().await,
+                    None => std::future::pending().await,
+                }
+            } => Wake::Bytes(bytes),
+            bytes = async {
+                match &self.renew {
+                    Some(socket) => socket.receive().await,
+                    None => std::future::pending().await,
+                }
+            } => Wake::Bytes(bytes),
+            () = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                    None => std::future::pending().await,
+                }
+            } => Wake::Timer,
+        }
+    }
+
+    async fn step(&mut self, event: Event) {
+        let actions = self.client.handle(event, Instant::now());
+        self.open_sockets().await;
+        for action in actions {
+            self.act(action).await;
+        }
+    }
+
+    /// Opens and closes the sockets as the client's state wants.
+    async fn open_sockets(&mut self) {
+        if !self.client.listens_to_broadcasts() {
+            self.packet = None;
+        } else if self.packet.is_none() {
+            match PacketSocket::open(self.nic.link.index) {
+                Ok(socket) => self.packet = Some(socket),
+                Err(error) => self.nic.say(&format!("DHCP: cannot open a packet socket: {error}")),
+            }
+        }
+        match self.client.renewing() {
+            None => self.renew = None,
+            Some(address) if self.renew.as_ref().is_some_and(|s| s.address() == address) => {}
+            Some(address) => match RenewSocket::open(address).await {
+                Ok(socket) => self.renew = Some(socket),
+                // Rebinding, which needs no UDP socket, follows.
+                Err(error) => log::warn!(
+                    "{}: DHCP: cannot renew from {address} port 68: {error}",
+                    self.nic.link.name
+                ),
+            },
+        }
+    }
+
+    async fn act(&mut self, action: Action) {
+        match action {
+            Action::Say(what) => self.nic.say(&what),
+            Action::Broadcast(outgoing) => {
+                let sent = match (&self.packet, outgoing.encode(self.nic.link.mac)) {
+                    (Some(socket), Some(bytes)) => socket.broadcast(&bytes, outgoing.ciaddr),
+                    _ => return,
+                };
+                self.log_sent(&outgoing, sent);
+            }
+            Action::Unicast(server, outgoing) => {
+                let sent = match (&self.renew, outgoing.encode(self.nic.link.mac)) {
+                    (Some(socket), Some(bytes)) => socket.send(&bytes, server).await,
+                    _ => return,
+                };
+                self.log_sent(&outgoing, sent);
+            }
+            Action::Configure(grant) => {
+                if let Some((old, prefix_len)) = self.set
+                    && old != grant.address
+                {
+                    self.take(old, prefix_len).await;
+                }
+                self.set = Some((grant.address, grant.prefix_len));
+                self.nic.apply(&grant).await;
+            }
+            Action::Deconfigure(grant) => {
+                self.set = None;
+                self.take(grant.address, grant.prefix_len).await;
+                self.nic.report(Report::Lost(self.nic.link.index, grant.address));
+            }
+        }
+    }
+
+    async fn take(&self, address: Ipv4Addr, prefix_len: u8) {
+        let nic = &self.nic;
+        if let Err(error) =
+            links::delete_address(&nic.handle, nic.link.index, address, prefix_len).await
+        {
+            log::warn!("{}: cannot take {address} away: {error}", nic.link.name);
+        }
+    }
+
+    /// A send that fails is like a packet that is lost: the timer tries again.
+    fn log_sent(&self, outgoing: &Outgoing, sent: std::io::Result<()>) {
+        let name = &self.nic.link.name;
+        match sent {
+            Ok(()) => log::debug!("{name}: DHCP: sent {:?}", outgoing.kind),
+            Err(error) => log::warn!("{name}: DHCP: cannot send {:?}: {error}", outgoing.kind),
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The routes over a real listener: a whole server on 127.0.0.1, spoken to by an HTTP client.
+
+use std::path::Path;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::serve::Server;
+
+const REPORT: &str = include_str!("../../../protocol/golden/v1/observed.json");
+const NODE: &str = "node-525400000001";
+
+/// A server in a thread of its own, stopped when dropped.
+struct Lab {
+    base: String,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+    dir: TempDir,
+}
+
+impl Lab {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        std::fs::write(dir.path().join("vmlinuz"), b"kernel").expect("vmlinuz");
+        std::fs::write(dir.path().join("initramfs.img"), vec![7; 3_000_000]).expect("initramfs");
+        let path = dir.path().display();
+        let text = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\nurl = \"http://127.0.0.1:1\"\n\
+             data_dir = \"{path}/data\"\nlayer0_dir = \"{path}\"\n\
+             [[node]]\nid = \"n1\"\nmac = \"52:54:00:00:00:02\"\n"
+        );
+        let config = Config::parse(&text, Path::new("test.toml")).expect("config");
+        let (stop, stopping) = watch::channel(false);
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("runtime").block_on(async {
+                let server = Server::open(config).await.expect("open");
+                tell.send(server.address().expect("address")).expect("tell");
+                server.run(stopping).await.expect("run");
+            });
+        });
+        let base = format!("http://{}", told.recv().expect("address"));
+        Self { base, stop, thread: Some(thread), dir }
+    }
+
+    /// Status, headers and body of a request; the body goes out as it is.
+    fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(20)))
+            .build()
+            .new_agent();
+        let mut request =
+            ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut answer = if body.is_empty() {
+            agent.run(request.body(()).expect("request"))
+        } else {
+            agent.run(request.body(body.to_owned()).expect("request"))
+        }
+        .expect("answer");
+        let header = |name: &str| {
+            let value = answer.headers().get(name).and_then(|value| value.to_str().ok());
+            value.unwrap_or("").to_owned()
+        };
+        let (length, range) = (header("content-length"), header("content-range"));
+        let status = answer.status().as_u16();
+        let bytes = answer.body_mut().with_config().limit(1 << 30).read_to_vec().expect("body");
+        Answer { status, length, range, bytes }
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, &[], "")
+    }
+
+    fn boot(&self) -> Vec<String> {
+        let node = self.get(&format!("/v1/nodes/{NODE}")).json();
+        let phases = node["boot"].as_array().expect("boot").iter();
+        phases.map(|time| time["phase"].as_str().expect("phase").to_owned()).collect()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Answer {
+    status: u16,
+    length: String,
+    range: String,
+    bytes: Vec<u8>,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.bytes).expect("JSON")
+    }
+
+    /// Status, code and message of an error body.
+    #[track_caller]
+    fn is_error(&self, status: u16, code: &str, message: &str) {
+        let error = &self.json()["error"];
+        assert_eq!((self.status, error["code"].as_str()), (status, Some(code)), "{error}");
+        let found = error["message"].as_str().expect("message");
+        assert!(found.contains(message), "{found}");
+    }
+}
+
+#[test]
+fn a_machine_boots_registers_and_its_phases_are_stamped() {
+    let lab = Lab::start();
+    let script = lab.get("/boot/ipxe?mac=52:54:00:00:00:01&uuid=4c4c4544");
+    assert_eq!(script.status, 200);
+    let text = String::from_utf8(script.bytes).expect("text");
+    assert!(text.starts_with("#!ipxe\n") && text.contains(&format!("layercake.node={NODE}")));
+    assert_eq!(lab.get("/boot/vmlinuz?mac=52:54:00:00:00:01").bytes, b"kernel");
+    assert_eq!(lab.boot(), ["ipxe"]);
+
+    let part = ("range", "bytes=0-9");
+    let first = lab.ask("GET", "/boot/initramfs.img?mac=52:54:00:00:00:01", &[part], "");
+    assert_eq!((first.status, first.range.as_str()), (206, "bytes 0-9/3000000"));
+    assert_eq!((first.length.as_str(), first.bytes.len()), ("10", 10));
+    assert_eq!(lab.boot(), ["ipxe"], "a part is not the whole");
+    let whole = lab.get("/boot/initramfs.img?mac=52:54:00:00:00:01");
+    assert_eq!((whole.length.as_str(), whole.bytes.len()), ("3000000", 3_000_000));
+    assert_eq!(lab.boot(), ["ipxe", "kernel"]);
+
+    let report = REPORT.replace("\"n1\"", &format!("\"{NODE}\""));
+    let path = format!("/v1/nodes/{NODE}/observed");
+    assert_eq!(lab.ask("PUT", &path, &[], &report).status, 204);
+    assert_eq!(lab.boot(), ["ipxe", "kernel", "init", "running"]);
+    let node = lab.get(&format!("/v1/nodes/{NODE}")).json();
+    assert_eq!(node["uuid"], "4c4c4544-0043-3010-8052-b4c04f564231");
+    assert_eq!(node["observed"]["imagesets"][0]["state"], "current");
+}
+
+#[test]
+fn files_that_are_not_there_and_ranges_outside_are_errors() {
+    let lab = Lab::start();
+    let outside = lab.ask("GET", "/boot/vmlinuz", &[("range", "bytes=6-")], "");
+    assert_eq!((outside.status, outside.range.as_str()), (416, "bytes */6"));
+    std::fs::remove_file(lab.dir.path().join("vmlinuz")).expect("remove");
+    lab.get("/boot/vmlinuz").is_error(404, "no_file", "vmlinuz does not exist");
+    lab.get("/boot/ipxe.efi").is_error(404, "no_loader", "tftp.root");
+}
+
+#[test]
+fn what_is_unknown_or_malformed_is_said_in_the_form_of_the_api() {
+    let lab = Lab::start();
+    lab.get("/nothing").is_error(404, "no_route", "no such path: /nothing");
+    lab.ask("DELETE", "/v1/nodes", &[], "").is_error(405, "no_method", "does not take DELETE");
+    lab.get("/v1/nodes/n9").is_error(404, "node_not_found", "there is no node n9");
+    lab.get("/v1/nodes/N_9").is_error(400, "malformed", "`N_9` is not a valid node id");
+    lab.get("/v1/rolls/7").is_error(404, "roll_not_found", "there is no roll 7");
+    lab.get("/v1/rolls/x").is_error(400, "malformed", "`x` is not the number of a roll");
+    lab.get("/boot/ipxe").is_error(400, "malformed", "missing field `mac`");
+    lab.get("/boot/ipxe?mac=zz").is_error(400, "malformed", "is not a valid MAC address");
+    let observed = "/v1/nodes/n1/observed";
+    lab.ask("PUT", observed, &[], "{").is_error(400, "malformed", "EOF while parsing");
+    let deep = format!("{{\"x\":{}", "[".repeat(100_000));
+    lab.ask("PUT", observed, &[], &deep).is_error(400, "malformed", "recursion");
+    let report = REPORT.replace("\"n1\"", "\"n2\"");
+    lab.ask("PUT", observed, &[], &report).is_error(400, "other_node", "of node n2, not of n1");
+    let big = "x".repeat(super::MAX_BODY_BYTES + 1);
+    lab.ask("PUT", observed, &[], &big).is_error(413, "too_large", "larger than the 1048576");
+    let roll = json!({"nodes": ["n1", "a", "b"], "imageset": "hello:1"}).to_string();
+    lab.ask("POST", "/v1/rolls", &[], &roll).is_error(404, "node_not_found", "no node a, b");
+    let roll = json!({"nodes": ["n1"], "imageset": "hello"}).to_string();
+    lab.ask("POST", "/v1/rolls", &[], &roll).is_error(400, "malformed", "expected NAME:VERSION");
+    let roll = json!({"nodes": ["all"], "imageset": "hello:1"}).to_string();
+    let missing = "there is no ImageSet hello:1";
+    lab.ask("POST", "/v1/rolls", &[], &roll).is_error(404, "imageset_not_found", missing);
+    assert_eq!(lab.get("/v1/nodes/n1/desired").json()["version"], 1, "nothing was changed");
+}
+
+#[test]
+fn a_power_request_wakes_the_long_poll_and_names_the_boot() {
+    let lab = Lab::start();
+    let power = json!({"action": "reboot"}).to_string();
+    let early = lab.ask("POST", "/v1/nodes/n1/power", &[], &power);
+    early.is_error(409, "not_reported", "has not reported");
+    assert_eq!(lab.ask("PUT", "/v1/nodes/n1/observed", &[], REPORT).status, 204);
+    let poll = "/v1/nodes/n1/desired?after=1&wait=60";
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| lab.get(poll));
+        assert_eq!(lab.ask("POST", "/v1/nodes/n1/power", &[], &power).status, 204);
+        let woken = waiting.join().expect("poll").json();
+        assert_eq!((&woken["version"], &woken["power"]["action"]), (&json!(2), &json!("reboot")));
+        assert_eq!(woken["power"]["boot_id"], "0b9e6c3a-8c43-4c7e-9f4b-0d7f1f9d2a11");
+    });
+}
+
+#[test]
+fn a_long_poll_without_news_ends_in_time_and_with_the_server() {
+    let lab = Lab::start();
+    assert_eq!(lab.get("/v1/nodes/n1/desired?after=1&wait=0").status, 204);
+    assert_eq!(lab.get("/v1/nodes/n1/desired?after=9").status, 200, "any other version is news");
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| lab.get("/v1/nodes/n1/desired?after=1&wait=60").status);
+        // The poll has arrived once the node's last_seen has moved.
+        let seen = || lab.get("/v1/nodes/n1").json()["last_seen_ms"].as_u64();
+        let before = seen();
+        while seen() == before && start.elapsed() < Duration::from_secs(5) {
+            std::thread::yield_now();
+        }
+        lab.stop.send_replace(true);
+        assert_eq!(waiting.join().expect("poll"), 204);
+    });
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+}
+
+#[test]
+fn changes_from_web_pages_of_another_origin_are_refused() {
+    let lab = Lab::start();
+    let foreign = [("origin", "http://evil.example")];
+    let power = json!({"action": "off"}).to_string();
+    let refused = lab.ask("POST", "/v1/nodes/n1/power", &foreign, &power);
+    refused.is_error(403, "foreign_origin", "another origin");
+    let own = lab.base.clone();
+    let same = lab.ask("POST", "/v1/nodes/n1/power", &[("origin", &own)], &power);
+    same.is_error(409, "not_reported", "");
+    assert_eq!(lab.ask("GET", "/v1/nodes", &foreign, "").status, 200);
+}
+
+#[test]
+fn a_taken_port_is_named_with_what_to_do() {
+    let lab = Lab::start();
+    let address = lab.base.trim_start_matches("http://");
+    let text = format!(
+        "[server]\nlisten = \"{address}\"\nurl = \"http://h:1\"\ndata_dir = \"d\"\nlayer0_dir = \"d\"\n"
+    );
+    let config = Config::parse(&text, Path::new("test.toml")).expect("config");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let error = runtime.expect("runtime").block_on(Server::open(config)).expect_err("taken");
+    let (_, port) = address.split_once(':').expect("port");
+    let expected = format!(
+        "TCP port {port} on 127.0.0.1 is in use; stop the program that has it (`ss -lnp` shows it) \
+         or change server.listen in the config"
+    );
+    assert_eq!(error.to_string(), expected);
+}
