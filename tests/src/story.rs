@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use protocol::ids::Name;
 use protocol::node::{Observed, ObservedSet, SetState};
 
+use crate::artifacts::{Artifacts, workspace_root};
 use crate::lab::Lab;
 use crate::qemu::{Machine, MachineSpec};
 use crate::server_peer::{Server, ServerSpec};
@@ -134,17 +135,18 @@ impl<'l> Story<'l> {
         Ok(seen)
     }
 
-    /// What the service on a node answers; it may take a moment to listen.
+    /// The version that the `hello` service on a node says it is; it may take a moment to listen.
     ///
     /// # Errors
-    /// When it does not answer in time.
-    pub fn answer(&mut self, number: u8) -> Result<String> {
+    /// When it does not answer in time, or with something else.
+    pub fn hello(&mut self, number: u8) -> Result<String> {
         let url = format!("http://{}:8080/", self.machine(number)?.address);
         let client = self.server.client.clone();
-        wait::until(&format!("{url} to answer"), ACT, || {
+        let answer = wait::until(&format!("{url} to answer"), ACT, || {
             self.machine(number)?.check_alive()?;
             Ok(client.get_text(&url, QUESTION).ok())
-        })
+        })?;
+        hello_version(&answer)
     }
 
     /// Whether the service on a node answers now.
@@ -157,29 +159,55 @@ impl<'l> Story<'l> {
     }
 }
 
-/// Writes an ImageSet whose one image is busybox, in `dir`, and gives its description's file. `head` is for the top of the file
-/// (`mode`, `init`), `containers` for what comes after the image.
+/// The version in an answer of the `hello` service, `{"name":"hello","version":"1","pid":1}`.
+///
+/// # Errors
+/// When it is another answer.
+pub fn hello_version(answer: &str) -> Result<String> {
+    let value: serde_json::Value =
+        serde_json::from_str(answer).with_context(|| format!("no answer of hello: {answer}"))?;
+    let version = value.get("version").and_then(serde_json::Value::as_str);
+    Ok(version.with_context(|| format!("no answer of hello: {answer}"))?.to_owned())
+}
+
+/// Makes the root filesystem that `examples/pivot` stands on: busybox, its links and the directories.
 ///
 /// # Errors
 /// When busybox is not there or something cannot be written.
-pub fn busybox_set(dir: &Path, name: &str, head: &str, containers: &str) -> Result<PathBuf> {
+pub fn make_pivot_base(root: &Path) -> Result<()> {
     let busybox = prerequisites::find_program("busybox")
         .context("busybox is missing (package busybox-static)")?;
-    let dir = dir.join(name);
-    let root = dir.join("rootfs");
-    let file = dir.join("imageset.toml");
     let write = || -> std::io::Result<()> {
-        for below in ["bin", "dev", "etc", "proc", "run", "sys", "tmp"] {
+        if root.exists() {
+            fs::remove_dir_all(root)?;
+        }
+        for below in ["bin", "sbin", "proc", "sys", "dev", "run", "tmp", "root"] {
             fs::create_dir_all(root.join(below))?;
         }
         fs::copy(busybox, root.join("bin/busybox"))?;
-        for applet in ["sh", "sleep", "mount", "cat"] {
-            symlink("busybox", root.join("bin").join(applet))?;
+        for name in ["sh", "grep", "mount", "sleep", "reboot", "poweroff", "ls", "cat", "ps"] {
+            symlink("busybox", root.join("bin").join(name))?;
         }
-        let image = "[[image]]\nname = \"busybox\"\nsource = \"dir:rootfs\"\n";
-        let text = format!("name = \"{name}\"\nversion = \"1\"\n{head}\n{image}\n{containers}");
-        fs::write(&file, text)
+        symlink("../bin/busybox", root.join("sbin/init"))
     };
-    write().with_context(|| format!("cannot write the ImageSet in {}", dir.display()))?;
+    write().with_context(|| format!("cannot make {}", root.display()))
+}
+
+/// Writes an ImageSet in `dir` that runs the program of `examples/hello` and is not started again when it ends, and gives its
+/// description's file.
+///
+/// # Errors
+/// When something cannot be written.
+pub fn mortal_hello(dir: &Path, artifacts: &Artifacts) -> Result<PathBuf> {
+    let rootfs = workspace_root().join("examples/hello/v1/rootfs");
+    let sources =
+        [format!("binary:{}", artifacts.hello().display()), format!("dir:{}", rootfs.display())];
+    let file = dir.join("imageset.toml");
+    let text = format!(
+        "name = \"mortal\"\nversion = \"1\"\n\n\
+         [[image]]\nname = \"hello\"\nsource = {sources:?}\nentrypoint = [\"/hello\"]\n\n\
+         [[container]]\nname = \"hello\"\nimage = \"hello\"\nrestart = \"never\"\n"
+    );
+    fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(file)
 }

@@ -4,23 +4,23 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use protocol::node::{ContainerState, Observed, ObservedContainer};
-use tests::artifacts::{Artifacts, example};
+use tests::artifacts::{Artifacts, example, workspace_root};
 use tests::lab::{Lab, case};
 use tests::overlay::with_rescue_shell;
 use tests::prerequisites::CASES;
 use tests::qemu::{Boot, Machine, MachineSpec};
 use tests::registry_peer::Registry;
 use tests::server_peer::{CONSOLE, ServerSpec, layercake};
-use tests::story::{ACT, BOOT, Story, busybox_set};
+use tests::story::{ACT, BOOT, Story, hello_version, make_pivot_base, mortal_hello};
 use tests::wait;
 
 /// Prints the process id of the agent.
 const AGENT: &str = "for d in /proc/[0-9]*; do set -- $(tr '\\000' ' ' < $d/cmdline 2>/dev/null); \
                      [ \"$2\" = agent ] && echo ${d#/proc/}; done";
-/// Lines that the counter writes as fast as it can, for some ten seconds on an emulated machine.
-const LINES: u32 = 100_000;
+/// Lines that are written as fast as can be, for some seconds on an emulated machine; the ring holds them all (32 MiB).
+const LINES: u32 = 500_000;
 
 /// A server whose nodes have a rescue shell on the console.
 fn with_shell(lab: &Lab) -> Result<ServerSpec> {
@@ -60,60 +60,58 @@ fn an_agent_killed_with_sigkill_comes_back_and_finds_its_container_running() -> 
         ensure!(only_container(&after).and_then(|container| container.pid) == pid, "{after:?}");
         ensure!(only_container(&after).is_some_and(|container| container.restarts == 0));
         ensure!(before.boot_id == after.boot_id, "the node was rebooted");
-        ensure!(story.answer(1)?.contains('1'));
+        ensure!(story.hello(1)? == "1");
         Ok(())
     })
-}
-
-/// An ImageSet that writes [`LINES`] lines at full rate and exits with 7.
-fn counter(lab: &Lab) -> Result<std::path::PathBuf> {
-    let script = format!(
-        "i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; done; echo the end; exit 7"
-    );
-    let container = format!(
-        "[[container]]\nname = \"counter\"\nimage = \"busybox\"\nrestart = \"never\"\n\
-         command = [\"/bin/sh\", \"-c\", \"{script}\"]\n"
-    );
-    busybox_set(lab.dir(), "steady", "", &container)
 }
 
 #[test]
 fn no_line_of_a_full_rate_log_is_lost_and_the_exit_code_is_right_without_an_agent() -> Result<()> {
     case("agent-away", &CASES, |lab| {
-        let mut story = Story::begin(lab, &with_shell(lab)?)?;
-        story.push(&counter(lab)?)?;
-        story.roll_all("steady:1")?;
+        let spec = with_shell(lab)?;
+        let mut story = Story::begin(lab, &spec)?;
+        story.push(&mortal_hello(lab.dir(), &spec.artifacts)?)?;
+        story.roll_all("mortal:1")?;
         story.switch_on(1)?;
-        story.wait(1, "to start the counter", BOOT, |observed| only_container(observed)?.pid)?;
-        let machine = story.machine(1)?;
-        let logs = "/run/layercake/log/steady/counter.log*";
-        // Killed in the middle once, and then kept from running until the program has ended.
-        let agent = number(&machine.shell(AGENT)?)?;
-        machine.shell(&format!("kill -9 {agent}"))?;
-        let again = wait::until("another agent", ACT, || {
-            let said = machine.shell(AGENT)?;
-            Ok(number(&said).ok().filter(|pid| *pid != agent))
-        })?;
-        machine.shell(&format!("kill -STOP {again}"))?;
-        let done = number(&machine.shell(&format!("cat {logs} | grep -c '^the end'; true"))?)?;
-        ensure!(done == 0, "the counter ended before the agent was stopped: write more lines");
-        let all_said = format!("cat {logs} | grep -c '^the end'; true");
-        wait::until("the counter's last line", ACT, || {
-            Ok((number(&machine.shell(&all_said)?)? == 1).then_some(()))
-        })?;
-        wait::pause(Duration::from_secs(1))?; // For the program's exit after its last line.
-        machine.shell(&format!("kill -9 {again}"))?;
+        story.wait_running(1, "mortal", "1")?;
+        let base = format!("http://{}:8080", story.machine(1)?.address);
 
-        let container = story.wait(1, "to report how the counter ended", ACT, |observed| {
+        // The agent is killed while the program writes as fast as it can.
+        let client = story.server.client.clone();
+        let lines = format!("{base}/log?lines={LINES}");
+        let machine = story.machine(1)?;
+        let first = number(&machine.shell(AGENT)?)?;
+        let second = std::thread::scope(|scope| {
+            let written = scope.spawn(|| client.get_text(&lines, ACT));
+            machine.shell(&format!("kill -9 {first}"))?;
+            ensure!(!written.is_finished(), "the log was written too soon: ask for more lines");
+            let second = wait::until("another agent", ACT, || {
+                Ok(number(&machine.shell(AGENT)?).ok().filter(|pid| *pid != first))
+            })?;
+            written.join().map_err(|_| anyhow!("the request panicked"))??;
+            Ok(second)
+        })?;
+        // It is kept from running while the program ends, and killed before it can have noticed.
+        machine.shell(&format!("kill -STOP {second}"))?;
+        client.get_text(&format!("{base}/exit?code=7"), ACT)?;
+        let gone = "ls /run/layercake/containers/*/exit.json; true";
+        wait::until("the program's end", ACT, || {
+            Ok(machine.shell(gone)?.contains("/exit.json\n").then_some(()))
+        })?;
+        machine.shell(&format!("kill -9 {second}"))?;
+
+        let container = story.wait(1, "to report how the program ended", ACT, |observed| {
             only_container(observed).filter(|container| container.exit.is_some()).cloned()
         })?;
         let code = container.exit.as_ref().and_then(|exit| exit.code);
         ensure!(code == Some(7) && container.restarts == 0, "{container:?}");
+        // Every line is there, and there once.
+        let read = "cat /run/layercake/log/mortal/hello.log*";
         let machine = story.machine(1)?;
-        let count = format!("cat {logs} | grep '^line ' | sort -u | wc -l");
-        ensure!(number(&machine.shell(&count)?)? == LINES);
-        let count = format!("cat {logs} | grep -c '^line '");
-        ensure!(number(&machine.shell(&count)?)? == LINES);
+        for count in ["wc -l", "sort -u | wc -l"] {
+            let counted = number(&machine.shell(&format!("{read} | grep '^line ' | {count}"))?)?;
+            ensure!(counted == LINES, "{count} says {counted} of {LINES} lines");
+        }
         Ok(())
     })
 }
@@ -121,24 +119,22 @@ fn no_line_of_a_full_rate_log_is_lost_and_the_exit_code_is_right_without_an_agen
 #[test]
 fn a_set_in_pivot_mode_takes_the_machine_and_its_agent_still_reports() -> Result<()> {
     case("pivot", &CASES, |lab| {
-        let init = "echo the cake is the plate; while true; do sleep 1; done";
-        let head = format!("mode = \"pivot\"\ninit = [\"/bin/sh\", \"-c\", \"{init}\"]\n");
-        let set = busybox_set(lab.dir(), "plate", &head, "")?;
-        let mut story = Story::begin(lab, &ServerSpec::new(Artifacts::find()?, 1))?;
-        story.push(&set)?;
-        story.roll_all("plate:1")?;
+        let artifacts = Artifacts::find()?;
+        make_pivot_base(&workspace_root().join("target/examples/pivot"))?;
+        let mut story = Story::begin(lab, &ServerSpec::new(artifacts, 1))?;
+        story.push(&workspace_root().join("examples/pivot/imageset.toml"))?;
+        story.roll_all("pivot:1")?;
         story.switch_on(1)?;
-        let (observed, _) = story.wait_running(1, "plate", "1")?;
+        let (observed, _) = story.wait_running(1, "pivot", "1")?;
         ensure!(observed.pivoted, "{observed:?}");
-        story.machine(1)?.console.wait_for("the cake is the plate", ACT)?;
+        story.machine(1)?.console.wait_for("pivot example: init runs as pid 1", ACT)?;
         // It goes on reporting from the new root.
         let id = story.machine(1)?.id.clone();
-        let seen = |story: &Story<'_>| {
-            anyhow::Ok(story.server.client.node(&id)?.context("the node is unknown")?.last_seen_ms)
-        };
-        let then = seen(&story)?;
+        let client = story.server.client.clone();
+        let seen = || anyhow::Ok(client.node(&id)?.context("the node is unknown")?.last_seen_ms);
+        let then = seen()?;
         wait::until("the pivoted node to be heard of again", ACT, || {
-            Ok((seen(&story)? > then).then_some(()))
+            Ok((seen()? > then).then_some(()))
         })
     })
 }
@@ -166,7 +162,7 @@ fn a_kernel_and_an_initramfs_run_an_imageset_without_any_server() -> Result<()> 
             Ok(client.get_text(&url, Duration::from_secs(2)).ok())
         });
         let answer = answer.with_context(|| machine.console.situation())?;
-        ensure!(answer.contains('1'), "{answer}");
+        ensure!(hello_version(&answer)? == "1", "{answer}");
         Ok(())
     })
 }

@@ -12,6 +12,7 @@ use tests::lab::Lab;
 use tests::probe::Probe;
 use tests::qemu::{Machine, MachineSpec, accelerator};
 use tests::server_peer::{Server, ServerSpec};
+use tests::story::hello_version;
 use tests::{evidence, lab, namespace, prerequisites, wait};
 
 mod keep;
@@ -172,8 +173,7 @@ fn ask(server: &Server, node: &mut Node, version: &str) -> Result<String> {
             Ok(text) => text.trim().to_owned(),
             Err(error) => format!("{error:#}"),
         };
-        let words = |c: char| !c.is_ascii_alphanumeric() && c != '.';
-        Ok(last.split(words).any(|word| word == version).then(|| last.clone()))
+        Ok(hello_version(&last).is_ok_and(|said| said == version).then(|| last.clone()))
     });
     answer.with_context(|| format!("the last answer was: {last}"))
 }
