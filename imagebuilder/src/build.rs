@@ -275,8 +275,8 @@ fn write_index(
         layers: vec![Descriptor::empty()],
         annotations: BTreeMap::new(),
     };
-    let mut description = write(MEDIA_MANIFEST, &serde_json::to_vec(&manifest)?)?;
-    description.artifact_type = Some(ARTIFACT_IMAGESET.to_owned());
+    // Its descriptor has no artifactType: skopeo 1.9 would drop the key and write another index.
+    let description = write(MEDIA_MANIFEST, &serde_json::to_vec(&manifest)?)?;
     let by_name = source.set.images.iter().map(|image| image.name.clone());
     let by_name = by_name.zip(images.iter().cloned()).collect();
     let mut manifests = vec![description];
@@ -377,19 +377,30 @@ fn read_layout_index(layout: &Path) -> Result<Index, BuildError> {
     oci::parse_index(&bytes).map_err(|source| BuildError::Document { path, source })
 }
 
+fn is_imageset(layout: &Path, entry: &Descriptor) -> Result<bool, BuildError> {
+    let bytes = read_blob(layout, entry).map_err(BuildError::Blob)?;
+    let index = oci::parse_index(&bytes)
+        .map_err(|source| BuildError::Document { path: layout.to_owned(), source })?;
+    Ok(index.artifact_type.as_deref() == Some(ARTIFACT_IMAGESET))
+}
+
 impl BuiltSet {
     /// Reads a set back from a layout: the one tagged `version`, or the only one.
     ///
     /// # Errors
     /// If the layout cannot be read, or does not hold exactly one such set.
     pub fn open(layout: &Path, version: Option<&str>) -> Result<Self, BuildError> {
-        let fits = |entry: &&Descriptor| {
-            let tag = entry.annotations.get(ANNOTATION_REF_NAME).map(String::as_str);
-            entry.artifact_type.as_deref() == Some(ARTIFACT_IMAGESET)
-                && version.is_none_or(|version| tag == Some(version))
-        };
-        let index = read_layout_index(layout)?;
-        let found: Vec<&Descriptor> = index.manifests.iter().filter(fits).collect();
+        let tag = |entry: &Descriptor| entry.annotations.get(ANNOTATION_REF_NAME).cloned();
+        let mut found = Vec::new();
+        for mut entry in read_layout_index(layout)?.manifests {
+            let wanted = version.is_none_or(|version| tag(&entry).as_deref() == Some(version));
+            if wanted && entry.media_type == MEDIA_INDEX && is_imageset(layout, &entry)? {
+                entry.annotations.clear();
+                // Other tools leave it out of `index.json`.
+                entry.artifact_type = Some(ARTIFACT_IMAGESET.to_owned());
+                found.push(entry);
+            }
+        }
         let [index] = found.as_slice() else {
             return Err(BuildError::NoSet {
                 path: layout.to_owned(),
@@ -400,10 +411,9 @@ impl BuiltSet {
                 ),
             });
         };
+        let index = index.clone();
         let document = |source| BuildError::Document { path: layout.to_owned(), source };
         let read = |descriptor| read_blob(layout, descriptor).map_err(BuildError::Blob);
-        let mut index = (*index).clone();
-        index.annotations.clear();
         let manifests = oci::parse_index(&read(&index)?).map_err(document)?.manifests;
         let first = manifests.first().cloned().unwrap_or_else(Descriptor::empty);
         let description = oci::parse_manifest(&read(&first)?).map_err(document)?;

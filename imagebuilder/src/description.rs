@@ -344,6 +344,15 @@ image = "hello"
     }
 
     #[test]
+    fn every_example_is_a_good_description() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+        for (folder, name) in [("hello/v1", "hello"), ("hello/v2", "hello"), ("pivot", "pivot")] {
+            let set = load(&examples.join(folder).join("imageset.toml")).expect(folder);
+            assert_eq!(set.set.name.as_str(), name);
+        }
+    }
+
+    #[test]
     fn a_missing_file_is_named() {
         let error = load(Path::new("/nowhere/imageset.toml")).expect_err("missing").to_string();
         assert_eq!(error, "cannot read /nowhere/imageset.toml");

@@ -30,7 +30,7 @@ pub const MEDIA_DOCKER_LIST: &str = "application/vnd.docker.distribution.manifes
 pub const MEDIA_DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Docker's gzip layer.
 pub const MEDIA_DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
-/// `artifactType` of an ImageSet's index and of its entry 0.
+/// `artifactType` of an ImageSet's index and of the manifest that its entry 0 points to.
 pub const ARTIFACT_IMAGESET: &str = "application/vnd.layercake.imageset.v1+json";
 /// Media type of the ImageSet description, the config blob of entry 0.
 pub const MEDIA_IMAGESET_CONFIG: &str = "application/vnd.layercake.imageset.config.v1+json";
@@ -309,9 +309,10 @@ pub fn resolve_set(index: &Index, architecture: &str) -> Result<SetEntries, OciE
     }
     let description =
         index.manifests.first().ok_or_else(|| wrong("it has no entries".to_owned()))?;
-    if description.artifact_type.as_deref() != Some(ARTIFACT_IMAGESET)
-        || description.platform.is_some()
-    {
+    // We write no artifactType into entry 0: skopeo 1.9 drops the key from entries, writes the index anew, and with it
+    // loses the index's own artifactType and digest.
+    let other = description.artifact_type.as_deref().is_some_and(|kind| kind != ARTIFACT_IMAGESET);
+    if other || description.platform.is_some() || description.media_type != MEDIA_MANIFEST {
         return Err(wrong("entry 0 is not the ImageSet description".to_owned()));
     }
     let mut images = BTreeMap::new();
@@ -365,6 +366,8 @@ mod tests {
         wrong(|index| index.artifact_type = None, "artifactType is none");
         wrong(|index| index.manifests.clear(), "no entries");
         wrong(|index| index.manifests.swap(0, 1), "entry 0 is not");
+        wrong(|index| index.manifests[0].media_type = MEDIA_INDEX.to_owned(), "entry 0 is not");
+        wrong(|index| index.manifests[0].artifact_type = Some("x/y".to_owned()), "entry 0 is not");
         wrong(|index| index.manifests[1].media_type = MEDIA_INDEX.to_owned(), "nested index");
         wrong(|index| index.manifests[1].annotations.clear(), "no annotation");
         wrong(|index| index.manifests.push(index.manifests[1].clone()), "appears twice");

@@ -76,7 +76,7 @@ impl<'a> TarWriter<'a> {
 
     /// The two zero blocks at the end.
     pub(super) fn finish(self) -> io::Result<()> {
-        self.out.write_all(&[0; 2 * BLOCK as usize])
+        self.out.write_all(&[0; 1024])
     }
 
     fn header(
