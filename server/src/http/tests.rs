@@ -207,12 +207,11 @@ fn a_long_poll_without_news_ends_in_time_and_with_the_server() {
     let lab = Lab::start();
     assert_eq!(lab.get("/v1/nodes/n1/desired?after=1&wait=0").status, 204);
     assert_eq!(lab.get("/v1/nodes/n1/desired?after=9").status, 200, "any other version is news");
-    let start = Instant::now();
+    let seen = || lab.get("/v1/nodes/n1").json()["last_seen_ms"].as_u64();
+    let (before, start) = (seen(), Instant::now());
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| lab.get("/v1/nodes/n1/desired?after=1&wait=60").status);
         // The poll has arrived once the node's last_seen has moved.
-        let seen = || lab.get("/v1/nodes/n1").json()["last_seen_ms"].as_u64();
-        let before = seen();
         while seen() == before && start.elapsed() < Duration::from_secs(5) {
             std::thread::yield_now();
         }
