@@ -127,6 +127,9 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
     }
     lines.push(String::new());
     lines.push("runs".to_owned());
+    if node.observed.is_none() {
+        lines.push("  unknown: its agent has not reported yet".to_owned());
+    }
     for set in node.observed.iter().flat_map(|observed| &observed.imagesets) {
         let reason = set.reason.as_ref().map_or(String::new(), |why| format!(": {why}"));
         let (name, version, state) = (&set.name, &set.version, state_word(set.state));

@@ -170,7 +170,7 @@ fn what_is_unknown_or_malformed_is_said_in_the_form_of_the_api() {
     let observed = "/v1/nodes/n1/observed";
     lab.ask("PUT", observed, &[], "{").is_error(400, "malformed", "EOF while parsing");
     let deep = format!("{{\"x\":{}", "[".repeat(100_000));
-    lab.ask("PUT", observed, &[], &deep).is_error(400, "malformed", "recursion");
+    lab.ask("PUT", observed, &[], &deep).is_error(400, "malformed", "EOF while parsing a list");
     let report = REPORT.replace("\"n1\"", "\"n2\"");
     lab.ask("PUT", observed, &[], &report).is_error(400, "other_node", "of node n2, not of n1");
     let big = "x".repeat(super::MAX_BODY_BYTES + 1);
@@ -207,12 +207,11 @@ fn a_long_poll_without_news_ends_in_time_and_with_the_server() {
     let lab = Lab::start();
     assert_eq!(lab.get("/v1/nodes/n1/desired?after=1&wait=0").status, 204);
     assert_eq!(lab.get("/v1/nodes/n1/desired?after=9").status, 200, "any other version is news");
-    let start = Instant::now();
+    let seen = || lab.get("/v1/nodes/n1").json()["last_seen_ms"].as_u64();
+    let (before, start) = (seen(), Instant::now());
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| lab.get("/v1/nodes/n1/desired?after=1&wait=60").status);
         // The poll has arrived once the node's last_seen has moved.
-        let seen = || lab.get("/v1/nodes/n1").json()["last_seen_ms"].as_u64();
-        let before = seen();
         while seen() == before && start.elapsed() < Duration::from_secs(5) {
             std::thread::yield_now();
         }
@@ -251,4 +250,48 @@ fn a_taken_port_is_named_with_what_to_do() {
          or change server.listen in the config"
     );
     assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn a_pushed_imageset_is_listed_rolled_and_done_when_the_node_says_so() {
+    let lab = Lab::start();
+    let set = tempfile::tempdir().expect("dir");
+    std::fs::create_dir(set.path().join("rootfs")).expect("rootfs");
+    std::fs::write(set.path().join("rootfs/motd"), "hello").expect("file");
+    let description = "name = \"hello\"\nversion = \"1\"\n[[image]]\nname = \"hello\"\n\
+        source = \"dir:rootfs\"\nentrypoint = [\"/x\"]\n[[container]]\nname = \"hello\"\nimage = \"hello\"\n";
+    let file = set.path().join("imageset.toml");
+    std::fs::write(&file, description).expect("description");
+    let source = imagebuilder::description::load(&file).expect("load");
+    let out = set.path().join("layout");
+    let built = imagebuilder::build::to_layout_blocking(&source, &out).expect("build");
+    let reference = format!("{}/hello:1", lab.base).parse().expect("reference");
+    let options = imagebuilder::client::Options::default();
+    let quiet = std::sync::Arc::new(|_| ());
+    let push = imagebuilder::push::push(&built, &reference, &options, quiet);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let digest = runtime.expect("runtime").block_on(push).expect("push").digest;
+
+    let listed = lab.get("/v1/imagesets").json();
+    assert_eq!(listed.as_array().expect("list").len(), 1, "image tags are no sets: {listed}");
+    assert_eq!((&listed[0]["version"], &listed[0]["digest"]), (&json!("1"), &json!(digest)));
+    for imageset in ["hello:1".to_owned(), reference.to_string()] {
+        let roll = json!({"nodes": ["n1"], "imageset": imageset}).to_string();
+        let roll = lab.ask("POST", "/v1/rolls", &[], &roll);
+        assert_eq!(roll.status, 201, "{imageset}");
+        assert_eq!(roll.json()["nodes"][0]["state"], "pending");
+    }
+    let desired = lab.get("/v1/nodes/n1/desired").json();
+    assert_eq!(desired["version"], 3);
+    let pinned = desired["imagesets"][0]["reference"].as_str().expect("reference").to_owned();
+    assert!(pinned.ends_with(&format!("/hello:1@{digest}")), "{pinned}");
+
+    let mut report: Value = serde_json::from_str(REPORT).expect("golden");
+    report["desired_version"] = json!(3);
+    report["imagesets"][0]["digest"] = json!(digest);
+    assert_eq!(lab.ask("PUT", "/v1/nodes/n1/observed", &[], &report.to_string()).status, 204);
+    let states: Vec<Value> = [1, 2]
+        .map(|id| lab.get(&format!("/v1/rolls/{id}")).json()["nodes"][0]["state"].clone())
+        .to_vec();
+    assert_eq!(states, ["superseded", "done"]);
 }
