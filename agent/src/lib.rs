@@ -11,6 +11,18 @@
 //!
 //! Everywhere the same rule: decide in pure code, act at the edge.
 
+// A panic on a node aborts the agent: nothing here may cause one. Tests may.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
+
 pub mod paths;
 
 pub mod init;
