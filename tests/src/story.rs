@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use protocol::ids::Name;
 use protocol::node::{Observed, ObservedSet, SetState};
 
@@ -114,7 +114,7 @@ impl<'l> Story<'l> {
     /// Waits until a node runs this version, and gives its report and the set's.
     ///
     /// # Errors
-    /// As [`Story::wait`], and when the set fails.
+    /// As [`Story::wait`].
     pub fn wait_running(
         &mut self,
         number: u8,
@@ -123,16 +123,12 @@ impl<'l> Story<'l> {
     ) -> Result<(Observed, ObservedSet)> {
         let what = format!("to run {name}:{version}");
         let name: Name = name.parse()?;
-        let seen = self.wait(number, &what, BOOT, |observed| {
+        // A set that failed is tried again: only the end of the wait ends that.
+        self.wait(number, &what, BOOT, |observed| {
             let set = observed.imagesets.iter().find(|set| set.name == name)?;
-            let here = set.version.as_str() == version;
-            let ended = matches!(set.state, SetState::Current | SetState::Failed);
-            (here && ended).then(|| (observed.clone(), set.clone()))
-        })?;
-        if seen.1.state == SetState::Failed {
-            bail!("node {number} failed {what}: {:?}", seen.1.reason);
-        }
-        Ok(seen)
+            let current = set.version.as_str() == version && set.state == SetState::Current;
+            current.then(|| (observed.clone(), set.clone()))
+        })
     }
 
     /// The version that the `hello` service on a node says it is; it may take a moment to listen.

@@ -18,7 +18,7 @@ use tests::wait;
 
 /// Prints the process id of the agent.
 const AGENT: &str = "for d in /proc/[0-9]*; do set -- $(tr '\\000' ' ' < $d/cmdline 2>/dev/null); \
-                     [ \"$2\" = agent ] && echo ${d#/proc/}; done";
+                     [ \"$2\" = agent ] && echo ${d#/proc/}; done; true";
 /// Lines that are written as fast as can be, for some seconds on an emulated machine; the ring holds them all (32 MiB).
 const LINES: u32 = 500_000;
 
