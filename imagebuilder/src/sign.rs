@@ -203,11 +203,13 @@ impl<'a> Place<'a> {
         let place = self.reference.with_tag(&signature_tag(digest));
         let wrong = |source| SignError::Place { place: place.clone(), source };
         let mut der = None;
-        for _ in 0..WRITES {
-            let (existing, mut payloads) = self.signatures(digest).await?;
-            payloads.entry(Digest::of(&payload)).or_insert_with(|| payload.clone());
+        for writes in 0..=WRITES {
+            let (existing, payloads) = self.signatures(digest).await?;
             if policy.verify(&subject, existing.as_deref(), &payloads).is_ok() {
                 return Ok(der.is_some());
+            }
+            if writes == WRITES {
+                break;
             }
             let signature = match &der {
                 Some(signature) => signature,
