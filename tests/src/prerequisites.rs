@@ -43,13 +43,15 @@ pub enum Need {
     Busybox,
     /// `dnsmasq`, the boot server that is not ours.
     Dnsmasq,
+    /// `openssl`, the second judge of signatures.
+    OpenSsl,
 }
 
 /// What the demo needs.
 pub const DEMO: [Need; 5] = [Need::Qemu, Need::IpxeRom, Need::IpxeFiles, Need::Ip, Need::UtilLinux];
 
 /// What the whole-system cases need.
-pub const CASES: [Need; 8] = [
+pub const CASES: [Need; 9] = [
     Need::Qemu,
     Need::IpxeRom,
     Need::IpxeFiles,
@@ -58,6 +60,7 @@ pub const CASES: [Need; 8] = [
     Need::DockerRegistry,
     Need::Busybox,
     Need::Dnsmasq,
+    Need::OpenSsl,
 ];
 
 /// A package manager.
@@ -86,6 +89,7 @@ impl Need {
             Self::DockerRegistry => [Some("docker-registry"), Some("docker-distribution"), None],
             Self::Busybox => [Some("busybox-static"), Some("busybox"), Some("busybox")],
             Self::Dnsmasq => [Some("dnsmasq-base"), Some("dnsmasq"), Some("dnsmasq")],
+            Self::OpenSsl => [Some("openssl"), Some("openssl"), Some("openssl")],
         };
         match manager {
             Manager::Apt => apt,
@@ -106,6 +110,7 @@ impl Need {
             Self::DockerRegistry => find_program("docker-registry").is_some(),
             Self::Busybox => find_program("busybox").is_some(),
             Self::Dnsmasq => find_program("dnsmasq").is_some(),
+            Self::OpenSsl => find_program("openssl").is_some(),
         }
     }
 }
@@ -121,6 +126,7 @@ impl fmt::Display for Need {
             Self::DockerRegistry => "docker-registry",
             Self::Busybox => "a static busybox",
             Self::Dnsmasq => "dnsmasq",
+            Self::OpenSsl => "openssl",
         })
     }
 }

@@ -21,6 +21,8 @@ pub(crate) enum Part {
     Clippy,
     /// Unit and integration tests.
     Unit,
+    /// Signatures beside the sigstore crate, in a workspace of its own.
+    Oracle,
     /// The documentation, warnings denied.
     Doc,
     /// Licences, bans and sources.
@@ -31,8 +33,16 @@ pub(crate) enum Part {
 
 impl Part {
     /// In the order in which they run: what fails fast comes first.
-    const ALL: [Self; 7] =
-        [Self::Fmt, Self::Tidy, Self::Clippy, Self::Unit, Self::Doc, Self::Deny, Self::Qemu];
+    const ALL: [Self; 8] = [
+        Self::Fmt,
+        Self::Tidy,
+        Self::Clippy,
+        Self::Unit,
+        Self::Oracle,
+        Self::Doc,
+        Self::Deny,
+        Self::Qemu,
+    ];
 }
 
 impl fmt::Display for Part {
@@ -42,6 +52,7 @@ impl fmt::Display for Part {
             Self::Tidy => "tidy",
             Self::Clippy => "clippy",
             Self::Unit => "unit",
+            Self::Oracle => "oracle",
             Self::Doc => "doc",
             Self::Deny => "deny",
             Self::Qemu => "qemu",
@@ -67,7 +78,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, root: &Path) -> anyhow::Result<()> {
     let parts = if args.parts.is_empty() { Part::ALL.to_vec() } else { args.parts.clone() };
     let filter = args.filter.as_deref();
-    if parts.iter().any(|part| matches!(part, Part::Unit | Part::Qemu)) {
+    if parts.iter().any(|part| matches!(part, Part::Unit | Part::Oracle | Part::Qemu)) {
         tests::prerequisites::ensure(&tests::prerequisites::CASES)?;
     }
     let mut results: Vec<(Part, Duration, anyhow::Result<()>)> = Vec::new();
@@ -109,6 +120,7 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             let first = cargo(root, &[&unit[..], &filter].concat());
             cargo(root, &[&lab[..], &filter].concat()).and(first)
         }
+        Part::Oracle => oracle(root),
         Part::Doc => doc(root),
         Part::Deny => {
             let deny = cargo_deny(root)?;
@@ -123,6 +135,21 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             cargo(root, &[&qemu[..], &["--test-threads=1"], &filter].concat())
         }
     }
+}
+
+/// Runs the tests of `tests/oracle`, which is not a member of the workspace, with its own formatting and lints.
+fn oracle(root: &Path) -> anyhow::Result<()> {
+    let place = root.join("tests/oracle");
+    let target = root.join("target/oracle");
+    let commands: [&[&str]; 3] = [
+        &["fmt", "--check"],
+        &["test", "--locked", "--no-fail-fast"],
+        &["clippy", "--all-targets", "--locked", "--", "-D", "warnings"],
+    ];
+    commands.iter().try_for_each(|args| {
+        let mut command = Command::new("cargo");
+        status(command.args(*args).env("CARGO_TARGET_DIR", &target).current_dir(&place))
+    })
 }
 
 fn doc(root: &Path) -> anyhow::Result<()> {

@@ -1,6 +1,5 @@
 //! `layercake imageset verify`: whether an ImageSet in a registry is signed by one of these keys.
 
-use std::error::Error;
 use std::path::PathBuf;
 
 use anyhow::bail;
@@ -64,7 +63,7 @@ fn text(verified: &Verified) -> String {
 }
 
 /// An error with its causes, on one line.
-fn chain(error: &dyn Error) -> String {
+fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
