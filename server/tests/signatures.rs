@@ -29,10 +29,10 @@ const INSTALL: &str = "apt-get install docker-registry openssl";
 /// Longest wait for anything in these tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A registry on a port of its own. Ours lives as long as the test's process.
-enum Registry {
-    Embedded { _dir: TempDir },
-    Debian(Child, TempDir),
+/// A registry on a port of its own. Ours lives as long as the test's process, Debian's until it is dropped.
+struct Registry {
+    child: Option<Child>,
+    _dir: TempDir,
 }
 
 impl Registry {
@@ -48,7 +48,7 @@ impl Registry {
                 axum::serve(listener, router(store)).await.expect("serve");
             });
         });
-        (Self::Embedded { _dir: dir }, address)
+        (Self { child: None, _dir: dir }, address)
     }
 
     fn debian() -> (Self, SocketAddr) {
@@ -78,13 +78,13 @@ impl Registry {
             }
         });
         let address = told.recv_timeout(PATIENCE).expect("docker-registry tells its address");
-        (Self::Debian(child, dir), address.parse().expect("address"))
+        (Self { child: Some(child), _dir: dir }, address.parse().expect("address"))
     }
 }
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        if let Self::Debian(child, _) = self {
+        if let Some(child) = &mut self.child {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -136,7 +136,8 @@ fn pushed(dir: &Path, address: SocketAddr) -> (BuiltSet, Reference) {
     let set = description::parse(text, &dir.join("imageset.toml"), 0).expect("description");
     let built = build::to_layout_blocking(&set, &dir.join("layout")).expect("build");
     let reference: Reference = format!("http://{address}/lab/demo:1").parse().expect("reference");
-    let sent = push::push(&built, &reference, &Options::default(), Arc::new(|_| ()));
+    let options = Options::default();
+    let sent = push::push(&built, &reference, &options, Arc::new(|_| ()));
     wait(sent).expect("push");
     (built, reference)
 }
@@ -274,7 +275,7 @@ fn signers_at_the_same_time_all_stay() {
     let results: Vec<_> = std::thread::scope(|scope| {
         let sign = |private: &Path| {
             let key = SigningKey::read(private).expect("key");
-            wait(sign::sign(&reference, &key, &Options::default()))
+            wait(async { sign::sign(&reference, &key, &Options::default()).await })
         };
         let threads: Vec<_> =
             keys.iter().map(|files| scope.spawn(move || sign(&files.private))).collect();

@@ -68,7 +68,8 @@ impl Bench {
         let address = told.recv_timeout(Duration::from_secs(60)).expect("its address");
         let built = build_set(dir.path());
         let reference = format!("http://{address}/lab/demo:1").parse().expect("reference");
-        let sent = push::push(&built, &reference, &Options::default(), Arc::new(|_| ()));
+        let options = Options::default();
+        let sent = push::push(&built, &reference, &options, Arc::new(|_| ()));
         wait(sent).expect("push");
         Self { child, dir, built, reference }
     }
