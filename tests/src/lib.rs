@@ -31,6 +31,7 @@ pub mod prerequisites;
 pub mod namespace;
 pub mod process;
 
+pub mod cable;
 pub mod capture;
 pub mod router;
 

@@ -1,10 +1,11 @@
 //! The agent, built static by cargo. Only this build sets `crt-static`: everything else in the workspace links as usual.
 
-use std::env;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, bail, ensure};
+
+use crate::children::cargo;
 
 /// The target. Named explicitly, so that the flags below miss build scripts and procedural macros.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -18,8 +19,7 @@ const BINARY: &str = "layercake-agent";
 /// # Errors
 /// It does not compile, or cargo cannot be started.
 pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(&cargo);
+    let mut command = cargo();
     command.current_dir(root).args(["build", "--quiet", "--package", "agent", "--bin", BINARY]);
     command.args(["--profile", "agent", "--target", TARGET]);
     command.arg("--message-format=json-render-diagnostics");
@@ -27,7 +27,7 @@ pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
     // These would take the place of the flags above.
     command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     command.stdin(Stdio::null()).stderr(Stdio::inherit());
-    let output = command.output().with_context(|| format!("cannot start {}", cargo.display()))?;
+    let output = command.output().context("cannot start cargo")?;
     ensure!(output.status.success(), "the agent does not build ({})", output.status);
     let messages = String::from_utf8_lossy(&output.stdout);
     match messages.lines().rev().find_map(executable) {

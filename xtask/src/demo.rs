@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         prerequisites::ensure(&prerequisites::DEMO)?;
         // Before minutes of building, not after.
         namespace::check_root()?;
-        lab::check_tun()?;
+        lab::check_network()?;
         builds::everything(args.release)?;
     }
     namespace::become_root()?;
