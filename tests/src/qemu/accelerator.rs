@@ -41,12 +41,12 @@ impl Accelerator {
         }
     }
 
-    /// Its name, for people.
+    /// Its name, as QEMU has it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Kvm => "KVM",
-            Self::Tcg => "TCG (emulation: this machine runs no KVM guests)",
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
         }
     }
 }
