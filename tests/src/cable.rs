@@ -2,15 +2,17 @@
 //! container) the frames are relayed, which needs nothing but the namespace:
 //!
 //! ```text
-//!   br0 ---- tap1 ==veth== tap1p ---- packet socket  <- two threads ->  unix datagrams ---- QEMU -netdev dgram
+//!   br0 ---- tap1 ==veth== tap1p ---- packet socket  <- threads ->  unix datagrams ---- QEMU -netdev dgram
 //! ```
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -23,10 +25,16 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::namespace::Namespace;
 
-/// How often the threads look whether they should end, and the longest that a frame waits for a machine that takes none.
+/// How often the threads look whether they should end.
 const LOOK: Duration = Duration::from_millis(100);
 /// More than any frame of a link with an MTU of 1500.
 const FRAME: usize = 1 << 16;
+
+/// Least, default and most bytes that a TCP connection of the namespace may have under way (tcp(7)).
+const SEND_BUFFER: &str = "/proc/sys/net/ipv4/tcp_wmem";
+/// Frames that wait for a machine that is slow to take them: as many as a tap's queue holds. iPXE needs it, whose TCP
+/// loses minutes over a lost window.
+const QUEUE: usize = 1000;
 
 /// A cable from the bridge to a machine. Dropped, its relay ends; the interface goes with the lab.
 #[derive(Debug)]
@@ -68,7 +76,12 @@ impl Cable {
             // The interface itself has nothing to say to the machine.
             namespace.run("ip", &["link", "set", &peer, "addrgenmode", "none", "up"])?;
         }
-        let link = namespace.entrance().inside(|| open(&peer))??;
+        let link = namespace.entrance().inside(|| {
+            // A packet socket holds fewer frames than a window of iPXE's has.
+            fs::write(SEND_BUFFER, "4096 16384 65536")
+                .with_context(|| format!("cannot set {SEND_BUFFER}"))?;
+            open(&peer)
+        })??;
         let (ours, theirs) = (dir.join("net-lab.sock"), dir.join("net-qemu.sock"));
         let relay = Relay::start(link, &ours, theirs.clone())?;
         let netdev = format!(
@@ -106,8 +119,11 @@ impl Relay {
             .context("cannot set a socket's timeout")?;
         let (link, machine) = (Arc::new(link), Arc::new(machine));
         let mut relay = Self { stop: Arc::default(), threads: Vec::new() };
-        let (from, to, stop) = (Arc::clone(&link), Arc::clone(&machine), Arc::clone(&relay.stop));
-        relay.thread("lab-to-machine", move || to_machine(&from, &to, &theirs, &stop))?;
+        let (queue, frames) = sync_channel(QUEUE);
+        let (from, stop) = (Arc::clone(&link), Arc::clone(&relay.stop));
+        relay.thread("lab-from-bridge", move || from_bridge(&from, &queue, &stop))?;
+        let (to, stop) = (Arc::clone(&machine), Arc::clone(&relay.stop));
+        relay.thread("lab-to-machine", move || to_machine(&frames, &to, &theirs, &stop))?;
         let stop = Arc::clone(&relay.stop);
         relay.thread("lab-to-bridge", move || to_bridge(&machine, &link, &stop))?;
         Ok(relay)
@@ -136,6 +152,8 @@ fn open(interface: &str) -> Result<OwnedFd> {
             .context("cannot open a packet socket")?;
     let look = TimeVal::milliseconds(i64::try_from(LOOK.as_millis()).unwrap_or(100));
     setsockopt(&socket, sockopt::ReceiveTimeout, &look).context("cannot set a receive timeout")?;
+    // The kernel cuts it to what everybody may have (net.core.rmem_max).
+    setsockopt(&socket, sockopt::RcvBuf, &(QUEUE * 4096)).context("cannot set a buffer's size")?;
     let address = nix::ifaddrs::getifaddrs()
         .context("cannot list the interfaces")?
         .filter(|found| found.interface_name == interface)
@@ -146,14 +164,28 @@ fn open(interface: &str) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn to_machine(link: &OwnedFd, machine: &UnixDatagram, theirs: &Path, stop: &AtomicBool) {
+fn from_bridge(link: &OwnedFd, queue: &SyncSender<Vec<u8>>, stop: &AtomicBool) {
     let mut buffer = vec![0; FRAME];
     while !stop.load(Ordering::Relaxed) {
         // The timeout makes this loop look at `stop`.
         let Ok(length) = recv(link.as_raw_fd(), &mut buffer, MsgFlags::empty()) else { continue };
-        // A machine that is off or does not read loses frames, as it would on any cable.
-        let _ = machine.send_to(buffer.get(..length).unwrap_or_default(), theirs);
+        // Full: the frame is lost, as on any cable.
+        let _ = queue.try_send(buffer.get(..length).unwrap_or_default().to_vec());
     }
+}
+
+/// Ends when the other end of the queue does.
+fn to_machine(queue: &Receiver<Vec<u8>>, machine: &UnixDatagram, theirs: &Path, stop: &AtomicBool) {
+    for frame in queue {
+        // A machine that takes no frame for a while is waited for; one that is off loses it.
+        while machine.send_to(&frame, theirs).is_err_and(|error| busy(&error))
+            && !stop.load(Ordering::Relaxed)
+        {}
+    }
+}
+
+fn busy(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
 fn to_bridge(machine: &UnixDatagram, link: &OwnedFd, stop: &AtomicBool) {
