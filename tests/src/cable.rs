@@ -14,19 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
-    socket, sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::socket::{MsgFlags, recv, send};
 
 use crate::namespace::Namespace;
+use crate::packet::{self, LOOK};
 
-/// How often the threads look whether they should end.
-const LOOK: Duration = Duration::from_millis(100);
 /// More than any frame of a link with an MTU of 1500.
 const FRAME: usize = 1 << 16;
 
@@ -80,7 +74,7 @@ impl Cable {
             // A packet socket holds fewer frames than a window of iPXE's has.
             fs::write(SEND_BUFFER, "4096 16384 65536")
                 .with_context(|| format!("cannot set {SEND_BUFFER}"))?;
-            open(&peer)
+            packet::open(&peer)
         })??;
         let (ours, theirs) = (dir.join("net-lab.sock"), dir.join("net-qemu.sock"));
         let relay = Relay::start(link, &ours, theirs.clone())?;
@@ -145,25 +139,6 @@ impl Drop for Relay {
     }
 }
 
-/// A packet socket that hears and speaks on this interface alone.
-fn open(interface: &str) -> Result<OwnedFd> {
-    let socket =
-        socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
-            .context("cannot open a packet socket")?;
-    let look = TimeVal::milliseconds(i64::try_from(LOOK.as_millis()).unwrap_or(100));
-    setsockopt(&socket, sockopt::ReceiveTimeout, &look).context("cannot set a receive timeout")?;
-    // The kernel cuts it to what everybody may have (net.core.rmem_max).
-    setsockopt(&socket, sockopt::RcvBuf, &(QUEUE * 4096)).context("cannot set a buffer's size")?;
-    let address = nix::ifaddrs::getifaddrs()
-        .context("cannot list the interfaces")?
-        .filter(|found| found.interface_name == interface)
-        .find_map(|found| found.address?.as_link_addr().copied())
-        .with_context(|| format!("no interface {interface}"))?;
-    bind(socket.as_raw_fd(), &address)
-        .with_context(|| format!("cannot bind a packet socket to {interface}"))?;
-    Ok(socket)
-}
-
 fn from_bridge(link: &OwnedFd, queue: &SyncSender<Vec<u8>>, stop: &AtomicBool) {
     let mut buffer = vec![0; FRAME];
     while !stop.load(Ordering::Relaxed) {
@@ -225,7 +200,7 @@ mod tests {
             machines.push((cable, qemu));
         }
         let mut buffer = [0; 2000];
-        let within = Duration::from_secs(20);
+        let within = std::time::Duration::from_secs(20);
         // Again and again: the bridge's ports take a moment to forward.
         crate::wait::until("the frame", within, || {
             machines[0].1.send(&frame(7))?;

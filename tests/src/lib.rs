@@ -33,6 +33,7 @@ pub mod process;
 
 pub mod cable;
 pub mod capture;
+mod packet;
 pub mod router;
 
 pub mod console;

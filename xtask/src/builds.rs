@@ -7,12 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use tests::artifacts::{Artifacts, workspace_root};
 
-use crate::children::{self, run};
-
-/// The target of static programs, named so that the flags below miss procedural macros.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// Cargo's variable for the flags of that target alone.
-const FLAGS: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS";
+use crate::children::{self, STATIC_TARGET, run, static_build};
 
 /// Where the builds put things.
 ///
@@ -56,14 +51,11 @@ pub(crate) fn everything(release: bool) -> Result<()> {
 
 /// Builds an example's program without any library that an image would have to bring.
 fn static_program(name: &str) -> Result<()> {
-    let mut build = cargo();
-    build.args(["build", "--package", name, "--profile", "agent", "--target", TARGET]);
-    build.env(FLAGS, "-C target-feature=+crt-static");
-    // These would take the place of the flags above.
-    build.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    let mut build = static_build(name);
+    build.stdout(std::io::stderr());
     run(&mut build)?;
     let examples = workspace_root().join("target/examples");
-    let built = target_dir().join(TARGET).join("agent").join(name);
+    let built = target_dir().join(STATIC_TARGET).join("agent").join(name);
     copy(&built, &examples.join(name))
 }
 

@@ -27,6 +27,21 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// The target of static programs, named so that the flags below miss build scripts and procedural macros.
+pub(crate) const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Cargo's variable for the flags of that target alone.
+const STATIC_FLAGS: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS";
+
+/// A build of this package with profile `agent`, without any library that a node would have to bring.
+pub(crate) fn static_build(package: &str) -> Command {
+    let mut build = cargo();
+    build.args(["build", "--package", package, "--profile", "agent", "--target", STATIC_TARGET]);
+    build.env(STATIC_FLAGS, "-C target-feature=+crt-static");
+    // These would take the place of the flags above.
+    build.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    build
+}
+
 /// Whether `cargo run` set this variable to say something of the package that it runs.
 fn is_of_our_package(name: &str) -> bool {
     name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") || name == "OUT_DIR"
