@@ -55,7 +55,7 @@ impl Lab {
     /// A new lab. Dropped, it is gone; killed with SIGKILL, it is gone but for its directory, which the next lab removes.
     ///
     /// # Errors
-    /// No right to make namespaces or taps, with what to do about it.
+    /// No right to make namespaces, or no network for the machines, with what to do about it.
     pub fn new() -> Result<Self> {
         check_network()?;
         let dir = LabDir::new()?;
