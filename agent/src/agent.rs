@@ -159,6 +159,7 @@ impl Agent {
                 self.notes.commitments.remove(&name);
                 self.notes_file.save(&self.notes);
                 self.step(&name, SetEvent::Stopped);
+                self.collect_garbage();
             }
             Event::Ended { instance, exit } => self.ended(&instance, &exit),
             Event::Terminate => {}
@@ -199,6 +200,8 @@ impl Agent {
         if plan.servers.is_empty() {
             return;
         }
+        self.server_waiting =
+            Some(format!("boot server {}: no answer yet", plan.servers.join(", ")));
         let link = ServerLink { servers: plan.servers, node, transport: plan.transport };
         let (poller, events) = (link.clone(), self.around.events.clone());
         let outbox = self.outbox.clone();
@@ -314,6 +317,14 @@ impl Agent {
                 log::warn!("{name}.{container}: starting it again ({restarts})");
                 send(&slot.worker, name, Job::Restart(container, restarts));
             }
+            SetAction::Rename(set) => {
+                log::info!("{name}: version {} is what runs already", set.version);
+                if let Some(commitment) = self.notes.commitments.get_mut(name) {
+                    commitment.set = set.clone();
+                }
+                send(&slot.worker, name, Job::Rename(set));
+                self.notes_file.save(&self.notes);
+            }
             SetAction::Stop => send(&slot.worker, name, Job::Stop),
         }
     }
@@ -333,6 +344,10 @@ impl Agent {
             (Err(why), _) => Err(why),
         };
         self.step(name, SetEvent::Pulled(outcome));
+        // Staging has taken it. What is still here is no longer wanted.
+        if let Some(slot) = self.sets.get_mut(name) {
+            slot.pulled = None;
+        }
     }
 
     fn cut_over(
@@ -369,6 +384,10 @@ impl Agent {
         }
         self.notes_file.save(&self.notes);
         self.step(name, SetEvent::CutOver(result));
+        self.collect_garbage();
+    }
+
+    fn collect_garbage(&self) {
         let keep = self.notes.commitments.values().map(|commitment| commitment.digest).collect();
         self.pulls.collect_garbage(keep);
     }
