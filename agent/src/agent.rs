@@ -110,8 +110,15 @@ struct Agent {
 impl Agent {
     /// Takes events until asked to end.
     fn run(&mut self, inbox: &mpsc::Receiver<Event>) {
-        self.publish();
         loop {
+            // What has come already belongs to the same picture: only the last of it is told.
+            for event in inbox.try_iter() {
+                match event {
+                    Event::Terminate => return self.terminate(),
+                    event => self.take(event),
+                }
+            }
+            self.publish();
             let event = match self.patience() {
                 Some(patience) => inbox.recv_timeout(patience),
                 None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
@@ -122,7 +129,6 @@ impl Agent {
                 Err(mpsc::RecvTimeoutError::Timeout) => self.tick(),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
-            self.publish();
         }
     }
 
@@ -184,7 +190,11 @@ impl Agent {
                 log::warn!("{link}: address lost");
                 self.facts.lost(&link);
             }
-            NetworkEvent::LinkUp { .. } => {}
+            NetworkEvent::LinkUp { link, .. } => {
+                if self.facts.links.iter().all(|link| link.addresses.is_empty()) {
+                    self.network_waiting = Some(format!("{link}: no address yet"));
+                }
+            }
         }
     }
 

@@ -141,7 +141,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     let around = Surroundings { dirs, events, init, hostname: hostname() };
     let link = LinkPlan {
         servers: args.servers.clone(),
-        node: args.node.clone().or_else(|| options.standalone.then(host_node_id).flatten()),
+        node: node_id(args).or_else(|| options.standalone.then(host_node_id).flatten()),
         imageset: args.imageset.clone(),
         transport: transport.clone(),
     };
