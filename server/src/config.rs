@@ -102,6 +102,9 @@ pub struct DhcpSection {
     /// Lease time in seconds.
     #[serde(default = "default_lease_s")]
     pub lease_s: u32,
+    /// Whether machines that ask for an IPv6 router are told that there is none here: see [`crate::dhcp::router`].
+    #[serde(default = "default_true")]
+    pub no_ipv6_router: bool,
 }
 
 /// `[tftp]`.

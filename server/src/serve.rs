@@ -198,9 +198,13 @@ impl Server {
         let mut parts = JoinSet::new();
         if let Some(dhcp) = dhcp {
             let (sender, seen) = mpsc::unbounded_channel();
-            let stopping = stopping.clone();
+            let (stopping, stopping_too) = (stopping.clone(), stopping.clone());
             parts.spawn(async move { Ok(dhcp.run(sender, stopping).await?) });
             tokio::spawn(watch_dhcp(Arc::clone(&inventory), seen));
+            if let Some(section) = config.dhcp.as_ref().filter(|section| section.no_ipv6_router) {
+                let (interface, stopping) = (section.interface.clone(), stopping_too);
+                tokio::spawn(answer_solicitations(interface, stopping));
+            }
         }
         if let Some(tftp) = tftp {
             let stopping = stopping.clone();
@@ -308,6 +312,13 @@ fn tftp_config(config: &Config) -> Result<Option<TftpConfig>, RenderError> {
     let chain = Bytes::from(render_chain(config.server.url.as_str())?);
     let builtin = BTreeMap::from([(CHAIN_FILE.to_owned(), chain)]);
     Ok(Some(TftpConfig { bind: section.listen, root: section.root.clone(), builtin }))
+}
+
+/// Spares iPXE its wait for an IPv6 router. Booting works without, so a failure stops nothing.
+async fn answer_solicitations(interface: String, stopping: watch::Receiver<bool>) {
+    if let Err(error) = dhcp::router::serve(&interface, stopping).await {
+        tracing::warn!("iPXE will wait 16 s for an IPv6 router: {}", error_chain(&error));
+    }
 }
 
 async fn watch_dhcp(inventory: Arc<Inventory>, mut seen: mpsc::UnboundedReceiver<DhcpSeen>) {
