@@ -30,9 +30,9 @@ pub(super) enum Command {
     Push {
         /// Its description, imageset.toml.
         file: PathBuf,
-        /// The registry and the prefix of the repository; the server's own registry when absent. Plain HTTP only if
-        /// this begins with http://.
-        #[arg(long, value_name = "REFERENCE_PREFIX")]
+        /// Another registry than the server's own, with a prefix for the repository where it needs one:
+        /// https://HOST[:PORT][/PREFIX], or http:// for a registry without TLS.
+        #[arg(long, value_name = "URL")]
         to: Option<BaseUrl>,
     },
     /// List the ImageSets of the server's registry.
