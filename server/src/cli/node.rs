@@ -78,12 +78,25 @@ fn list_text(nodes: &[NodeRecord], now_ms: u64) -> String {
             node.address.map_or("-".to_owned(), |address| address.to_string()),
             state(node, now_ms),
             sets(node),
-            ago(node.last_seen_ms, now_ms),
+            seen(node, now_ms),
             waiting(node),
         ]
     };
     let rows: Vec<Vec<String>> = nodes.iter().map(row).collect();
     table(&["NODE", "ADDRESS", "STATE", "IMAGESETS", "SEEN", "WAITING FOR"], &rows)
+}
+
+/// Whether it is only known from the config: `last_seen_ms` then says when the server read that.
+fn is_new(node: &NodeRecord) -> bool {
+    node.boot.is_empty() && node.observed.is_none() && node.last_seen_ms == node.first_seen_ms
+}
+
+fn seen(node: &NodeRecord, now_ms: u64) -> String {
+    if is_new(node) { "never".to_owned() } else { ago(node.last_seen_ms, now_ms) }
+}
+
+fn seen_ago(node: &NodeRecord, now_ms: u64) -> String {
+    if is_new(node) { "never".to_owned() } else { ago(node.last_seen_ms, now_ms) + " ago" }
 }
 
 /// What the agent of the present boot reported; nothing while the node is on its way to a new one.
@@ -159,7 +172,8 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
         format!("mac        {}", macs.join(", ")),
         format!("uuid       {}", node.uuid.as_deref().unwrap_or("-")),
         format!("address    {}", node.address.map_or("-".to_owned(), |a| a.to_string())),
-        format!("seen       {} ago", ago(node.last_seen_ms, now_ms)),
+        format!("state      {}", state(node, now_ms)),
+        format!("seen       {}", seen_ago(node, now_ms)),
     ];
     if let Some(observed) = &node.observed {
         lines.push(format!("kernel     {}, boot {}", observed.kernel, observed.boot_id));
@@ -169,6 +183,9 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
     }
     lines.push(String::new());
     lines.push("latest boot".to_owned());
+    if node.boot.is_empty() {
+        lines.push("  none seen yet".to_owned());
+    }
     let start = node.boot.first().map_or(0, |time| time.at_ms);
     for time in &node.boot {
         let after = time.at_ms.saturating_sub(start);
@@ -177,6 +194,9 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
     }
     lines.push(String::new());
     lines.push(format!("wanted (version {})", node.desired.version));
+    if node.desired.imagesets.is_empty() {
+        lines.push("  nothing; `layercake roll start` changes that".to_owned());
+    }
     for set in &node.desired.imagesets {
         lines.push(format!("  {}:{}  {}", set.name, set.version, set.reference));
     }
