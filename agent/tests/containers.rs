@@ -94,14 +94,13 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         for adopted in adopt(&self.dirs, &self.on_end).unwrap_or_default() {
-            let id = match adopted {
+            match adopted {
                 Adopted::Live(handle) => {
                     drop(handle.stop_with(SIGKILL, Duration::ZERO));
-                    handle.spec().id.clone()
+                    drop(handle.remove());
                 }
-                Adopted::Ended { spec, .. } => spec.id,
-            };
-            drop(remove(&self.dirs, &id));
+                Adopted::Ended { spec, .. } => drop(remove(&self.dirs, &spec.id)),
+            }
         }
     }
 }

@@ -268,6 +268,39 @@ fn rolls_are_short_and_leave_nothing_behind() {
 }
 
 #[test]
+fn what_a_killed_agent_had_begun_is_cleared_away() {
+    let mut bench = Bench::new();
+    let port = free_port();
+    let published = version(&bench.site, "1", &base(), port);
+    bench.site.want(&[&published]);
+    bench.start_with_server();
+    bench.runs(&published);
+    bench.kill_agent();
+    // As after a kill in the middle of staging another version.
+    let mounts = bench.run_dir().join("mounts");
+    let lower = bench.dir.path().join("lower");
+    fs::create_dir_all(&lower).expect("lower");
+    agent::mounts::mount_overlay(&[lower], &mounts.join("hello.web.0123456789ab")).expect("mount");
+    assert_eq!(bench.overlays(), 2);
+    bench.start_with_server();
+    wait_until("it is unmounted", || bench.overlays() == 1);
+    assert_eq!(ask(port), "1");
+    // A store that lost the set: what runs of it is stopped, and all is pulled anew.
+    let before = bench.instances();
+    bench.kill_agent();
+    for entry in fs::read_dir(bench.run_dir().join("blobs")).expect("blobs").flatten() {
+        fs::remove_file(entry.path()).expect("remove");
+    }
+    bench.start_with_server();
+    bench.site.wait("a third agent reports", |observed| observed.agent_starts == 3);
+    bench.runs(&published);
+    assert_eq!(ask(port), "1");
+    let after = bench.instances();
+    assert!(after.len() == 1 && after != before, "{before:?} {after:?}");
+    assert_eq!(bench.overlays(), 1);
+}
+
+#[test]
 fn a_large_layer_is_pulled_in_little_memory() {
     const SIZE: usize = 200 << 20;
     let mut bench = Bench::new();

@@ -1,7 +1,8 @@
 //! What a new agent does with what an earlier one left: running containers are kept, ended ones are accounted for, what
 //! belongs to no committed set is removed. A crash at any point of a roll thus ends in exactly one set.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use protocol::ids::Name;
 use protocol::imageset::Mode;
@@ -13,6 +14,8 @@ use super::worker::{Live, Member, deployment, on_end, record, uptime};
 use super::{Agent, chain};
 use crate::containers::policy::should_restart;
 use crate::containers::{self, Adopted, Handle, Spec};
+use crate::mounts;
+use crate::pull::PulledSet;
 
 /// What is left of one container instance.
 enum Left {
@@ -33,21 +36,29 @@ impl Agent {
     /// Adopts what an earlier agent of this boot left behind.
     pub(super) fn adopt(&mut self) {
         let mut left = self.left_behind();
+        let mut mounts = BTreeSet::new();
         for (name, commitment) in self.notes.commitments.clone() {
-            let of_set = left.remove(&name).unwrap_or_default();
-            match self.adopt_set(&name, &commitment, of_set) {
-                Some(running) => {
-                    log::info!("{name}: version {} goes on", commitment.set.version);
-                    self.slot(&name, Some(running));
-                }
-                None => log::warn!(
+            let Some(pulled) = self.pulls.puller().reopen(&commitment.digest) else {
+                // What cannot be described cannot be watched over either: it is stopped below and pulled anew.
+                log::warn!(
                     "{name}: version {} is not in the store any more",
                     commitment.set.version
-                ),
-            }
+                );
+                self.notes.commitments.remove(&name);
+                continue;
+            };
+            let of_set = left.remove(&name).unwrap_or_default();
+            let running = self.adopt_set(&name, &commitment, pulled, of_set);
+            log::info!("{name}: version {} goes on", commitment.set.version);
+            mounts.extend(running.0.members.iter().map(|member| member.mount.clone()));
+            self.slot(&name, Some(running));
         }
         for of_set in left.into_values() {
             of_set.into_iter().for_each(|item| self.discard(item));
+        }
+        // A pivoted set's root is the machine's now; nothing of it is a member.
+        if self.notes.commitments.values().all(|commitment| commitment.mode == Mode::Contain) {
+            self.unmount_all_but(&mounts);
         }
         if let Some(desired) = self.notes.desired.clone() {
             self.desired(desired);
@@ -78,9 +89,9 @@ impl Agent {
         &self,
         name: &Name,
         commitment: &Commitment,
+        pulled: PulledSet,
         left: Vec<Left>,
-    ) -> Option<(Live, Deployment)> {
-        let pulled = self.pulls.puller().reopen(&commitment.digest)?;
+    ) -> (Live, Deployment) {
         let mut live =
             Live { set: commitment.set.clone(), pulled, members: Vec::new(), staged: uptime() };
         let mut left: Vec<Left> = left
@@ -117,19 +128,31 @@ impl Agent {
         }
         left.into_iter().for_each(|item| self.discard(item));
         let deployment = deployment(&live, records, commitment.last_roll.clone());
-        Some((live, deployment))
+        (live, deployment)
+    }
+
+    /// Unmounts what an earlier agent mounted for a set that did not come to run, or that was just being replaced.
+    fn unmount_all_but(&self, needed: &BTreeSet<PathBuf>) {
+        // No directory: nothing was ever mounted.
+        let entries = std::fs::read_dir(self.around.dirs.mounts()).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()).filter(|path| !needed.contains(path)) {
+            log::info!("{}: left over, unmounting it", path.display());
+            if let Err(error) = mounts::unmount_overlay(&path) {
+                log::warn!("{}", chain(&error));
+            }
+        }
     }
 
     /// Stops and removes an instance that belongs to no committed set.
     fn discard(&self, left: Left) {
         let id = left.spec().id.clone();
-        if let Left::Live(handle) = &left {
-            log::info!("{id}: left over, stopping it");
-            if let Err(error) = handle.stop() {
+        let Left::Live(handle) = &left else { return self.forget(&id) };
+        log::info!("{id}: left over, stopping it");
+        for result in [handle.stop().map(drop), handle.remove()] {
+            if let Err(error) = result {
                 log::warn!("{id}: {}", chain(&error));
             }
         }
-        self.forget(&id);
     }
 
     /// Takes an ended instance's directory away.
