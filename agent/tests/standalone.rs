@@ -6,7 +6,7 @@ mod site;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -22,12 +22,14 @@ use site::{Published, Site};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_layercake-agent");
 /// Longer than anything here takes on a busy machine.
 const LONG: Duration = Duration::from_secs(60);
+/// Where the container serves: not a port that the kernel gives to connections.
+const PORT: u16 = 8080;
 /// Rolls that the blackout's median is taken of.
 const ROLLS: usize = 20;
 /// What the median may be on a busy machine: rolls that wait for a clock anywhere are far above it.
 const BLACKOUT_LIMIT_US: u64 = 25_000;
 
-/// A run directory on a tmpfs that only this test and its children see, and the agent in it.
+/// A run directory on a tmpfs and a loopback network that only this test and its children have, and the agent in them.
 struct Bench {
     dir: tempfile::TempDir,
     site: Site,
@@ -36,7 +38,10 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("unshare");
+        let own = nix::sched::CloneFlags::CLONE_NEWNS | nix::sched::CloneFlags::CLONE_NEWNET;
+        nix::sched::unshare(own).expect("unshare");
+        let up = Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status();
+        assert!(up.expect("/bin/busybox: apt-get install busybox-static").success());
         let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
         rustix::mount::mount_change("/", private).expect("private");
         let dir = tempfile::tempdir().expect("tempdir");
@@ -152,11 +157,6 @@ fn wait_until(what: &str, mut good: impl FnMut() -> bool) {
     }
 }
 
-/// A port of 127.0.0.1 that nobody uses now.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("address").port()
-}
-
 /// A layer with these files, all of them executable.
 fn layer(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
@@ -181,24 +181,24 @@ fn base() -> Vec<u8> {
     layer(&[("bin/sh", &busybox), ("bin/httpd", &busybox)])
 }
 
-/// A container that serves its version at this port until it is asked to end.
-fn server(port: u16) -> Value {
+/// A container that serves its version at [`PORT`] until it is asked to end.
+fn server() -> Value {
     let script =
-        format!("trap 'kill $!; exit 0' TERM; httpd -f -p 127.0.0.1:{port} -h /www & wait; exit 1");
+        format!("trap 'kill $!; exit 0' TERM; httpd -f -p 127.0.0.1:{PORT} -h /www & wait; exit 1");
     json!([{"name": "web", "image": "web", "command": ["/bin/sh", "-c", script]}])
 }
 
-fn version(site: &Site, version: &str, base: &[u8], port: u16) -> Published {
+fn version(site: &Site, version: &str, base: &[u8]) -> Published {
     let layers = [base.to_vec(), layer(&[("www/version", version.as_bytes())])];
-    site.publish(version, &layers, &server(port))
+    site.publish(version, &layers, &server())
 }
 
 /// What the container's web server says its version is; waits until there is one.
 #[track_caller]
-fn ask(port: u16) -> String {
+fn ask() -> String {
     let until = Instant::now() + LONG;
     loop {
-        let answer = TcpStream::connect(("127.0.0.1", port)).and_then(|mut stream| {
+        let answer = TcpStream::connect(("127.0.0.1", PORT)).and_then(|mut stream| {
             stream.write_all(b"GET /version HTTP/1.0\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
@@ -217,35 +217,33 @@ fn ask(port: u16) -> String {
 #[test]
 fn a_set_of_the_command_line_is_pulled_and_outlives_its_agent() {
     let mut bench = Bench::new();
-    let port = free_port();
-    version(&bench.site, "1", &base(), port);
+    version(&bench.site, "1", &base());
     let reference = format!("{}/hello:1", bench.site.url());
     bench.start(&["--imageset", &reference]);
-    assert_eq!(ask(port), "1");
+    assert_eq!(ask(), "1");
     let before = bench.instances();
     bench.kill_agent();
-    assert_eq!(ask(port), "1", "it serves while no agent runs");
+    assert_eq!(ask(), "1", "it serves while no agent runs");
     bench.start(&["--imageset", &reference]);
     // The second agent is the one that starts it again when it dies.
     wait_until("a second agent knows it", || bench.notes()["starts"] == 2);
-    assert_eq!(ask(port), "1");
+    assert_eq!(ask(), "1");
     assert_eq!(bench.instances(), before, "the same instance goes on");
     bench.kill_container();
     wait_until("another instance", || bench.instances() != before && bench.instances().len() == 1);
-    assert_eq!(ask(port), "1");
+    assert_eq!(ask(), "1");
     assert_eq!(bench.overlays(), 1);
 }
 
 #[test]
 fn rolls_are_short_and_leave_nothing_behind() {
     let mut bench = Bench::new();
-    let port = free_port();
     let base = base();
-    let versions = ["1", "2"].map(|text| version(&bench.site, text, &base, port));
+    let versions = ["1", "2"].map(|text| version(&bench.site, text, &base));
     bench.site.want(&[&versions[0]]);
     bench.start_with_server();
     bench.runs(&versions[0]);
-    assert_eq!(ask(port), "1");
+    assert_eq!(ask(), "1");
     let mut blackouts = Vec::new();
     for number in 0..ROLLS {
         let (from, to) = (&versions[number % 2], &versions[(number + 1) % 2]);
@@ -253,7 +251,7 @@ fn rolls_are_short_and_leave_nothing_behind() {
         let report = bench.runs(to).last_roll.expect("a report of the roll");
         assert_eq!((report.from, report.to), (Some(from.digest), to.digest));
         blackouts.push(report.blackout_us.expect("a blackout"));
-        assert_eq!(ask(port), to.set.version.as_str());
+        assert_eq!(ask(), to.set.version.as_str());
     }
     assert_eq!(bench.site.fetches(&Digest::of(&base)), 1, "the shared layer came once");
     blackouts.sort_unstable();
@@ -270,8 +268,7 @@ fn rolls_are_short_and_leave_nothing_behind() {
 #[test]
 fn what_a_killed_agent_had_begun_is_cleared_away() {
     let mut bench = Bench::new();
-    let port = free_port();
-    let published = version(&bench.site, "1", &base(), port);
+    let published = version(&bench.site, "1", &base());
     bench.site.want(&[&published]);
     bench.start_with_server();
     bench.runs(&published);
@@ -284,7 +281,7 @@ fn what_a_killed_agent_had_begun_is_cleared_away() {
     assert_eq!(bench.overlays(), 2);
     bench.start_with_server();
     wait_until("it is unmounted", || bench.overlays() == 1);
-    assert_eq!(ask(port), "1");
+    assert_eq!(ask(), "1");
     // A store that lost the set: what runs of it is stopped, and all is pulled anew.
     let before = bench.instances();
     bench.kill_agent();
@@ -294,7 +291,7 @@ fn what_a_killed_agent_had_begun_is_cleared_away() {
     bench.start_with_server();
     bench.site.wait("a third agent reports", |observed| observed.agent_starts == 3);
     bench.runs(&published);
-    assert_eq!(ask(port), "1");
+    assert_eq!(ask(), "1");
     let after = bench.instances();
     assert!(after.len() == 1 && after != before, "{before:?} {after:?}");
     assert_eq!(bench.overlays(), 1);
