@@ -2,6 +2,8 @@
 //!
 //! What to do is decided by [`super::set`]; this only does it and says how it went.
 
+mod cut;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -13,17 +15,15 @@ use protocol::imageset::{Container, Mode};
 use protocol::node::{ContainerState, DesiredSet, RollReport};
 use rustix::time::{ClockId, clock_gettime};
 
+use self::cut::{all_at_once, blackout_us, pivot_request};
 use super::Sender;
 use super::event::Event;
 use super::set::{ContainerRecord, CutOverFailure, Deployment};
 use crate::containers::{self, Handle, OnEnd, Place, Spec};
-use crate::init::control::{self, Control, Request};
+use crate::init::control::{self, Control};
 use crate::mounts;
 use crate::paths::RunDirs;
 use crate::pull::PulledSet;
-
-/// Stack of a thread that asks one monitor for one thing.
-const HANDLE_STACK: usize = 128 << 10;
 
 /// A job for the worker of a set.
 #[derive(Debug)]
@@ -441,31 +441,6 @@ impl Worker {
     }
 }
 
-/// Does the same with every handle at once, and returns what came of it. Where there is no thread to be had, one after the
-/// other.
-fn all_at_once<T: Send>(
-    handles: Vec<(Name, Handle)>,
-    work: impl Fn(&Handle) -> T + Sync,
-) -> Vec<(Name, Handle, T)> {
-    let work = &work;
-    thread::scope(|scope| {
-        let start = |(name, handle): (Name, Handle)| {
-            let theirs = handle.clone();
-            let builder = thread::Builder::new().stack_size(HANDLE_STACK);
-            let thread = builder.spawn_scoped(scope, move || work(&theirs)).ok();
-            (name, handle, thread)
-        };
-        let started: Vec<_> = handles.into_iter().map(start).collect();
-        let end =
-            |(name, handle, thread): (Name, Handle, Option<thread::ScopedJoinHandle<'_, T>>)| {
-                let result = thread.and_then(|thread| thread.join().ok());
-                let result = result.unwrap_or_else(|| work(&handle));
-                (name, handle, result)
-            };
-        started.into_iter().map(end).collect()
-    })
-}
-
 /// What is called when a container ends.
 #[must_use]
 pub(super) fn on_end(events: &Sender) -> OnEnd {
@@ -508,28 +483,8 @@ pub(super) fn deployment(
     }
 }
 
-fn pivot_request(live: &Live) -> Result<Request, String> {
-    let member = live.members.first().ok_or("nothing is staged")?;
-    let image =
-        live.pulled.images.get(&member.container.image).ok_or("the image was not pulled")?;
-    let mut argv = live.pulled.set.init.clone();
-    if argv.is_empty() {
-        argv.push("/sbin/init".to_owned());
-    }
-    Ok(Request::Pivot { root: member.mount.join("root"), argv, env: image.config.env.clone() })
-}
-
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The longest time from a container's end to the exec of its successor, in microseconds.
-fn blackout_us(ends: &[(Name, u64)], starts: &[(Name, u64)]) -> Option<u64> {
-    let gap = |(name, start): &(Name, u64)| {
-        let (_, end) = ends.iter().find(|(ended, _)| ended == name)?;
-        Some(start.saturating_sub(*end) / 1000)
-    };
-    starts.iter().filter_map(gap).max()
 }
 
 #[cfg(test)]
