@@ -163,13 +163,13 @@ impl Agent {
     /// Stops and removes an instance that belongs to no committed set.
     fn discard(&self, left: Left) {
         let id = left.spec().id.clone();
-        if let Left::Live(handle) = &left {
-            log::info!("{id}: left over, stopping it");
-            if let Err(error) = handle.stop() {
+        let Left::Live(handle) = &left else { return self.forget(&id) };
+        log::info!("{id}: left over, stopping it");
+        for result in [handle.stop().map(drop), handle.remove()] {
+            if let Err(error) = result {
                 log::warn!("{id}: {}", chain(&error));
             }
         }
-        self.forget(&id);
     }
 
     /// Takes an ended instance's directory away.

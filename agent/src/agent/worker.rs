@@ -2,6 +2,8 @@
 //!
 //! What to do is decided by [`super::set`]; this only does it and says how it went.
 
+mod cut;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -13,6 +15,7 @@ use protocol::imageset::{Container, Mode};
 use protocol::node::{ContainerState, DesiredSet, ExitStatus, RollReport};
 use rustix::time::{ClockId, clock_gettime};
 
+use self::cut::{all_at_once, blackout_us};
 use super::Sender;
 use super::event::Event;
 use super::set::{ContainerRecord, CutOverFailure, Deployment, exit_text};
@@ -88,6 +91,14 @@ pub(super) struct Live {
     pub members: Vec<Member>,
     /// When all of it stood at the exec barrier.
     pub staged: Duration,
+}
+
+/// An instance that was stopped.
+struct Stopped {
+    name: Name,
+    handle: Handle,
+    /// None when its monitor does not say.
+    ended_at_ns: Option<u64>,
 }
 
 /// What every worker needs of the agent.
@@ -275,8 +286,13 @@ impl Worker {
             return self.pivot(live, decided);
         }
         let mut old = self.running.take();
-        let ends = old.as_mut().map_or(Vec::new(), |old| self.stop_members(old));
-        match self.release(&mut live) {
+        // From here to the release nothing is done but what the new containers wait for.
+        let stopped = old.as_mut().map_or(Vec::new(), |old| self.stop_members(old));
+        let released = self.release(&mut live);
+        let ends: Vec<(Name, u64)> =
+            stopped.iter().filter_map(|it| Some((it.name.clone(), it.ended_at_ns?))).collect();
+        self.remove(stopped);
+        match released {
             Ok(records) => {
                 let starts: Vec<(Name, u64)> =
                     records.iter().map(|(record, at)| (record.name.clone(), *at)).collect();
@@ -330,51 +346,47 @@ impl Worker {
         deployment
     }
 
-    /// Stops every running instance, all at once; returns when each ended (nanoseconds, the containers' clock).
-    fn stop_members(&self, live: &mut Live) -> Vec<(Name, u64)> {
-        let mut stopping = Vec::new();
-        for member in &mut live.members {
-            self.forget_leftover(member);
-            if let Some(handle) = member.handle.take() {
-                let name = member.container.name.clone();
-                stopping.push((
-                    name,
-                    thread::spawn(move || {
-                        let record = handle.stop();
-                        let removed = handle.remove();
-                        (record, removed)
-                    }),
-                ));
+    /// Stops every running instance, all at once, and returns as soon as all are dead: the instances that ended, which
+    /// are still to be removed, and when (nanoseconds, the containers' clock).
+    fn stop_members(&self, live: &mut Live) -> Vec<Stopped> {
+        live.members.iter_mut().for_each(|member| self.forget_leftover(member));
+        let handles = live.members.iter_mut().filter_map(|member| {
+            member.handle.take().map(|handle| (member.container.name.clone(), handle))
+        });
+        let stopped = all_at_once(handles.collect(), |handle: &Handle| handle.stop());
+        let mut ended = Vec::new();
+        for (name, handle, record) in stopped {
+            if let Err(error) = &record {
+                log::error!("{}.{name}: not stopped: {}", self.name, super::chain(error));
             }
+            let ended_at_ns = record.ok().map(|record| record.ended_at_ns);
+            ended.push(Stopped { name, handle, ended_at_ns });
         }
-        let mut ends = Vec::new();
-        for (name, thread) in stopping {
-            let Ok((record, removed)) = thread.join() else { continue };
-            match record {
-                Ok(record) => ends.push((name.clone(), record.ended_at_ns)),
-                Err(error) => {
-                    log::error!("{}.{name}: not stopped: {}", self.name, super::chain(&error))
-                }
-            }
-            if let Err(error) = removed {
+        ended
+    }
+
+    /// Takes away what stopped instances leave.
+    fn remove(&self, stopped: Vec<Stopped>) {
+        for Stopped { name, handle, .. } in stopped {
+            if let Err(error) = handle.remove() {
                 log::warn!("{}.{name}: {}", self.name, super::chain(&error));
             }
         }
-        ends
     }
 
-    /// Opens every exec barrier; returns a record of each container with the time of its exec (nanoseconds).
+    /// Opens every exec barrier, all at once; returns a record of each container with the time of its exec (nanoseconds).
     fn release(&self, live: &mut Live) -> Result<Vec<(ContainerRecord, u64)>, String> {
+        let handles = live.members.iter().filter_map(|member| {
+            member.handle.clone().map(|handle| (member.container.name.clone(), handle))
+        });
         let mut records = Vec::new();
-        for member in &mut live.members {
-            let Some(handle) = &member.handle else { continue };
-            let released = handle.release().map_err(|error| {
-                format!("container {}: {}", member.container.name, super::chain(&error))
-            })?;
-            records.push((
-                record(member, handle.spec().id.as_str(), Some(released.pid)),
-                released.exec_at_ns,
-            ));
+        for (name, handle, released) in all_at_once(handles.collect(), Handle::release) {
+            let released =
+                released.map_err(|error| format!("container {name}: {}", super::chain(&error)))?;
+            let member = live.members.iter().find(|member| member.container.name == name);
+            let Some(member) = member else { continue };
+            let record = record(member, handle.spec().id.as_str(), Some(released.pid));
+            records.push((record, released.exec_at_ns));
         }
         Ok(records)
     }
@@ -390,7 +402,8 @@ impl Worker {
 
     /// Stops and removes everything of a set; what goes wrong is logged, the rest is done all the same.
     fn take_down(&self, mut live: Live) {
-        self.stop_members(&mut live);
+        let stopped = self.stop_members(&mut live);
+        self.remove(stopped);
         for member in &live.members {
             if let Err(error) = mounts::unmount_overlay(&member.mount) {
                 log::warn!("{}: {}", self.name, super::chain(&error));
@@ -446,15 +459,6 @@ pub(super) fn deployment(
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The longest time from a container's end to the exec of its successor, in microseconds.
-fn blackout_us(ends: &[(Name, u64)], starts: &[(Name, u64)]) -> Option<u64> {
-    let gap = |(name, start): &(Name, u64)| {
-        let (_, end) = ends.iter().find(|(ended, _)| ended == name)?;
-        Some(start.saturating_sub(*end) / 1000)
-    };
-    starts.iter().filter_map(gap).max()
 }
 
 #[cfg(test)]

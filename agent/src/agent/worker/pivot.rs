@@ -32,7 +32,8 @@ impl Worker {
     ) -> Result<Box<Deployment>, Box<CutOverFailure>> {
         let mut old = self.running.take();
         if let Some(old) = &mut old {
-            self.stop_members(old);
+            let stopped = self.stop_members(old);
+            self.remove(stopped);
         }
         if let Err(reason) = self.ask_for_pivot(&live) {
             self.take_down(live);
