@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::ensure;
+use tests::{prerequisites, wait};
+
+use crate::children;
 
 /// The version of cargo-deny that gates licences, bans and sources.
 const CARGO_DENY: &str = "0.20.2";
@@ -76,16 +79,21 @@ pub(crate) struct Args {
 /// # Errors
 /// If a part failed; all of them are run first, and a table says which.
 pub(crate) fn run(args: &Args, root: &Path) -> anyhow::Result<()> {
+    wait::handle_signals()?;
     let parts = if args.parts.is_empty() { Part::ALL.to_vec() } else { args.parts.clone() };
     let filter = args.filter.as_deref();
-    if parts.iter().any(|part| matches!(part, Part::Unit | Part::Oracle | Part::Qemu)) {
-        tests::prerequisites::ensure(&tests::prerequisites::CASES)?;
+    if parts.iter().any(|part| matches!(part, Part::Unit | Part::Oracle)) {
+        prerequisites::ensure(&prerequisites::UNIT)?;
+    }
+    if parts.contains(&Part::Qemu) {
+        prerequisites::ensure(&prerequisites::CASES)?;
     }
     let mut results: Vec<(Part, Duration, anyhow::Result<()>)> = Vec::new();
     for part in parts {
         eprintln!("==> {part}");
         let started = Instant::now();
         let result = run_part(part, root, filter);
+        wait::check()?;
         if let Err(error) = &result {
             eprintln!("==> {part} FAILED: {error:#}");
         }
@@ -124,9 +132,8 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
         Part::Doc => doc(root),
         Part::Deny => {
             let deny = cargo_deny(root)?;
-            status(
-                Command::new(deny).args(["check", "licenses", "bans", "sources"]).current_dir(root),
-            )
+            let mut check = Command::new(deny);
+            children::run(check.args(["check", "licenses", "bans", "sources"]).current_dir(root))
         }
         Part::Qemu => {
             crate::builds::everything(false)?;
@@ -137,38 +144,25 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
     }
 }
 
-/// Runs the tests of `tests/oracle`, which is not a member of the workspace, with its own formatting and lints.
+/// Runs the tests of `tests/oracle`, which is not a member of the workspace.
 fn oracle(root: &Path) -> anyhow::Result<()> {
     let place = root.join("tests/oracle");
     let target = root.join("target/oracle");
-    let commands: [&[&str]; 3] = [
-        &["fmt", "--check"],
-        &["test", "--locked", "--no-fail-fast"],
-        &["clippy", "--all-targets", "--locked", "--", "-D", "warnings"],
-    ];
+    let commands: [&[&str]; 2] = [&["fmt", "--check"], &["test", "--locked", "--no-fail-fast"]];
     commands.iter().try_for_each(|args| {
-        let mut command = Command::new("cargo");
-        status(command.args(*args).env("CARGO_TARGET_DIR", &target).current_dir(&place))
+        let mut command = children::cargo();
+        children::run(command.args(*args).env("CARGO_TARGET_DIR", &target).current_dir(&place))
     })
 }
 
 fn doc(root: &Path) -> anyhow::Result<()> {
-    let mut command = Command::new("cargo");
+    let mut command = children::cargo();
     command.args(["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"]);
-    status(command.env("RUSTDOCFLAGS", "-D warnings").current_dir(root))
+    children::run(command.env("RUSTDOCFLAGS", "-D warnings").current_dir(root))
 }
 
 fn cargo(root: &Path, args: &[&str]) -> anyhow::Result<()> {
-    status(Command::new("cargo").args(args).current_dir(root))
-}
-
-fn status(command: &mut Command) -> anyhow::Result<()> {
-    let line = format!("{command:?}").replace('"', "");
-    let status = command.status().with_context(|| line.clone())?;
-    if !status.success() {
-        bail!("{line}: {status}");
-    }
-    Ok(())
+    children::run(children::cargo().args(args).current_dir(root))
 }
 
 /// cargo-deny of the pinned version, installed below `target/` when it is not there.
@@ -182,7 +176,7 @@ fn cargo_deny(root: &Path) -> anyhow::Result<PathBuf> {
     if !is_there {
         eprintln!("installing cargo-deny {CARGO_DENY} below target/tools (a few minutes, once)");
         let build = root.join("target/tools/build");
-        let mut install = Command::new("cargo");
+        let mut install = children::cargo();
         install.args([
             "install",
             "cargo-deny",
@@ -192,7 +186,7 @@ fn cargo_deny(root: &Path) -> anyhow::Result<PathBuf> {
             "--quiet",
             "--root",
         ]);
-        status(install.arg(&tools).arg("--target-dir").arg(build))?;
+        children::run(install.arg(&tools).arg("--target-dir").arg(build))?;
     }
     Ok(binary)
 }
