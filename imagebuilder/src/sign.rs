@@ -39,7 +39,7 @@ pub enum SignError {
     #[error("{reference}")]
     Document {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// What is wrong with it.
         #[source]
         source: OciError,
@@ -48,7 +48,7 @@ pub enum SignError {
     #[error("{place} has what signatures cannot be added to")]
     Place {
         /// The tag.
-        place: Reference,
+        place: String,
         /// What is wrong with it.
         #[source]
         source: ManifestError,
@@ -59,7 +59,7 @@ pub enum SignError {
     )]
     Lost {
         /// The tag.
-        place: Reference,
+        place: String,
     },
     /// The key cannot sign.
     #[error(transparent)]
@@ -163,7 +163,7 @@ async fn parts(
     options: &Options,
 ) -> Result<(Digest, Vec<Digest>), SignError> {
     let (digest, bytes) = resolve::manifest(reference, options).await?;
-    let document = |source| SignError::Document { reference: reference.clone(), source };
+    let document = |source| SignError::Document { reference: reference.to_string(), source };
     let kind: serde_json::Value = serde_json::from_slice(&bytes)
         .map_err(|source| document(OciError::Malformed { what: "manifest", source }))?;
     let is_index = match kind.get("mediaType").and_then(serde_json::Value::as_str) {
@@ -200,7 +200,7 @@ impl<'a> Place<'a> {
         let payload = signature::payload(self.reference, digest);
         let (subject, ours) = (Subject::of(self.reference, *digest), [key.public().clone()]);
         let policy = Policy::Signed(ours.to_vec());
-        let place = self.reference.with_tag(&signature_tag(digest));
+        let place = self.reference.with_tag(&signature_tag(digest)).to_string();
         let wrong = |source| SignError::Place { place: place.clone(), source };
         let mut der = None;
         for writes in 0..=WRITES {
