@@ -271,7 +271,7 @@ n2    10.9.0.101  waiting  hello:2    5 s   the registry does not answer
         check(|_| (), 10_000 + SILENT_MS + 1, "silent (running)");
         check(|node| node.boot.clear(), now, "new");
         // It boots again: what its agent said before does not count.
-        check(|node| drop(node.boot.pop()), now, "dhcp");
+        check(|node| node.boot.truncate(1), now, "dhcp");
         check(|node| set(node).state = SetState::Degraded, now, "degraded");
         check(
             |node| set(node).pull = Some(PullProgress { bytes: 1, total: 4, bytes_per_s: 1 }),
