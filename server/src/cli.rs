@@ -7,6 +7,7 @@ mod imageset;
 mod man;
 mod node;
 mod output;
+mod registry;
 mod roll;
 mod serve;
 
@@ -95,6 +96,8 @@ mod tests {
             "layercake node power n1 reboot",
             "layercake imageset build i.toml --out dir",
             "layercake imageset push i.toml --to http://r:5000/a",
+            "layercake imageset gc --dry-run --grace 60 --token t",
+            "layercake imageset token",
             "layercake roll start n1,n2 --imageset hello:2 --wait --timeout 60",
             "layercake roll start all --imageset http://r:1/hello:2",
             "layercake roll show 3",

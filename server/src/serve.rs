@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::dhcp::{self, DhcpConfig, DhcpError, DhcpSeen, Reservation};
 use crate::http::{App, error_chain};
 use crate::inventory::{Inventory, InventoryError};
-use crate::registry::{RegistryError, RegistryStore};
+use crate::registry::{Access, RegistryError, RegistryStore, collect_regularly};
 use crate::sources::{SetName, Sources, Wanted};
 use crate::storage::StorageError;
 use crate::storage::sqlite::SqliteStorage;
@@ -161,10 +161,12 @@ impl Server {
         let auto_register = config.server.auto_register;
         let storage = Box::new(storage);
         let inventory = Inventory::open(storage, &config.nodes, auto_register, now_ms()).await?;
-        let (sources, store) = match &config.registry {
-            Some(registry) => (Sources::External { url: registry.url.clone() }, None),
+        let section = &config.registry;
+        let (sources, store) = match &section.url {
+            Some(url) => (Sources::External { url: url.clone() }, None),
             None => {
-                let store = RegistryStore::open(&dir.join("registry"))?;
+                let access = Access::new(section.push_tokens.clone(), section.pull_tokens.clone());
+                let store = RegistryStore::open_for(&dir.join("registry"), access)?;
                 let url = config.server.url.clone();
                 (Sources::Embedded { store: store.clone(), url }, Some(store))
             }
@@ -220,8 +222,14 @@ impl Server {
             cmdline: config.boot.cmdline.clone(),
             layer0_dir: config.server.layer0_dir.clone(),
             loader_dir: config.tftp.as_ref().and_then(|tftp| tftp.root.clone()),
+            gc_grace: config.registry.gc_grace(),
             shutdown: stopping.clone(),
         };
+        if let Some(store) = &store {
+            let nodes = Arc::clone(&inventory);
+            let (grace, pinned) = (app.gc_grace, move || nodes.pinned());
+            tokio::spawn(collect_regularly(store.clone(), grace, pinned, stopping.clone()));
+        }
         let registry = store.map(crate::registry::router).unwrap_or_default();
         let router = crate::http::router(Arc::new(app), registry);
         parts.spawn(serve_http(listener, router, stopping.clone()));

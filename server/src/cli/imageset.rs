@@ -37,6 +37,10 @@ pub(super) enum Command {
     },
     /// List the ImageSets of the server's registry.
     List,
+    /// Remove what no tag and no node refers to from the server's registry. The server does it by itself once an hour.
+    Gc(super::registry::Gc),
+    /// Make a token for the server's registry, and print it with the hash that the config takes.
+    Token,
 }
 
 pub(super) fn run(command: Command, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
@@ -70,6 +74,8 @@ pub(super) fn run(command: Command, server: &BaseUrl, output: Output) -> anyhow:
             let sets: Vec<ImageSetRecord> = Client::new(server).get("/v1/imagesets")?;
             output.result(&sets, || list_text(&sets))
         }
+        Command::Gc(args) => super::registry::gc(&args, &Client::new(server), output),
+        Command::Token => super::registry::token(output),
     }
 }
 
