@@ -40,7 +40,7 @@ pub(super) async fn get(
     let (size, file) = found.await?.ok_or_else(|| unknown(&digest))?;
     let etag = format!("\"{digest}\"");
     if matches(headers, &etag) {
-        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
+        return Ok(not_modified(&digest));
     }
     let same = headers.get(header::IF_RANGE).is_none_or(|tag| tag.as_bytes() == etag.as_bytes());
     let asked = headers.get(header::RANGE).filter(|_| same).and_then(|range| range.to_str().ok());
@@ -90,6 +90,13 @@ pub(super) async fn delete(
         return Ok(StatusCode::ACCEPTED.into_response());
     }
     Err(unknown(&digest))
+}
+
+/// The client has it.
+pub(super) fn not_modified(digest: &Digest) -> Response {
+    let headers =
+        [(header::ETAG.as_str(), format!("\"{digest}\"")), (DIGEST_HEADER, digest.to_string())];
+    (StatusCode::NOT_MODIFIED, headers).into_response()
 }
 
 /// Whether the client says that it has this already (RFC 9110, 13.1.2).

@@ -7,7 +7,7 @@ use protocol::ids::Digest;
 use protocol::oci::MAX_MANIFEST_BYTES;
 
 use super::answer::{Code, Refusal};
-use super::blobs::matches;
+use super::blobs::{matches, not_modified};
 use super::document::{self, Needs};
 use super::handlers::{DIGEST_HEADER, blocking};
 use super::route::Key;
@@ -42,7 +42,7 @@ pub(super) async fn get(
     let (digest, (media_type, bytes)) = found.await?.ok_or_else(unknown)?;
     let etag = format!("\"{digest}\"");
     if matches(headers, &etag) {
-        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
+        return Ok(not_modified(&digest));
     }
     let headers = [
         (header::CONTENT_TYPE.as_str(), media_type),

@@ -176,8 +176,12 @@ fn pulls_and_ranges_are_answered_alike() {
         step("GET", blob.clone()).with("range: bytes=2-4").with(&format!("if-range: \"{digest}\"")),
         step("GET", blob.clone()).with("range: bytes=2-4").with("if-range: \"other\""),
     ];
-    for range in ["0-0", "2-4", "2-", "2-99", "-3", "-30", "10-", "10-12"] {
+    for range in ["0-0", "2-4", "2-", "2-99", "-3", "-30"] {
         steps.push(step("GET", blob.clone()).with(&format!("range: bytes={range}")));
+    }
+    for range in ["10-", "10-12"] {
+        let step = step("GET", blob.clone()).with(&format!("range: bytes={range}"));
+        steps.push(step.but(&["docker-content-digest", "etag"]));
     }
     compare(&steps);
 }
@@ -205,12 +209,14 @@ fn manifests_tags_and_deletes_are_answered_alike() {
         get("GET", "1"),
         get("HEAD", "1"),
         get("GET", &by_digest),
+        get("GET", "1").with(&format!("if-none-match: \"{digest}\"")),
         get("GET", "9"),
         get("HEAD", "9"),
         get("GET", &Digest::of(b"nothing").to_string()),
         put(&config.to_string()),
         step("PUT", "/v2/a/manifests/3").with(&kind).body("{"),
-        step("GET", "/v2/a/tags/list"),
+        // The spec wants them in order; this docker-registry lists them in any.
+        step("GET", "/v2/a/tags/list").but(&["json"]),
         step("GET", "/v2/nowhere/tags/list"),
         step("GET", "/v2/_catalog"),
         step("DELETE", format!("/v2/a/manifests/{by_digest}")),
@@ -225,13 +231,15 @@ fn manifests_tags_and_deletes_are_answered_alike() {
 
 #[test]
 fn mistakes_are_answered_alike() {
+    const OWN: &[&str] = &["status", "code"];
     compare(&[
-        step("GET", "/v2/A/tags/list"),
+        // docker-registry's router knows no such name or digest, and says 404 without the spec's form, or 500.
+        step("GET", "/v2/A/tags/list").but(OWN),
+        step("POST", "/v2/A/blobs/uploads/").but(OWN),
         step("GET", "/v2/a/blobs/sha256:zz"),
-        step("GET", "/v2/a/manifests/sha256:zz"),
-        step("GET", "/v2/a/what"),
-        step("GET", "/v2/a/blobs/uploads/none"),
-        step("POST", "/v2/a/tags/list"),
-        step("POST", "/v2/A/blobs/uploads/"),
+        step("GET", "/v2/a/manifests/sha256:zz").but(OWN),
+        step("GET", "/v2/a/what").but(&["code"]),
+        step("GET", "/v2/a/blobs/uploads/none").but(OWN),
+        step("POST", "/v2/a/tags/list").but(&["code"]),
     ]);
 }
