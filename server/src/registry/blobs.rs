@@ -10,9 +10,9 @@ use protocol::ids::Digest;
 
 use super::answer::{Code, Refusal};
 use super::handlers::{DIGEST_HEADER, blocking};
-use super::route::{self, Range};
 use super::store::{RegistryStore, if_there, io_error};
 use super::stream;
+use crate::http::file::{Part, parse_range};
 
 fn unknown(digest: &Digest) -> Refusal {
     Refusal::new(Code::BlobUnknown, format!("the repository has no blob {digest}"))
@@ -44,10 +44,10 @@ pub(super) async fn get(
     }
     let same = headers.get(header::IF_RANGE).is_none_or(|tag| tag.as_bytes() == etag.as_bytes());
     let asked = headers.get(header::RANGE).filter(|_| same).and_then(|range| range.to_str().ok());
-    let (first, length, status) = match route::range(asked, size) {
-        Range::Whole => (0, size, StatusCode::OK),
-        Range::Part { first, last } => (first, last - first + 1, StatusCode::PARTIAL_CONTENT),
-        Range::Beyond => {
+    let (first, length, status) = match parse_range(asked, size) {
+        Part::Whole => (0, size, StatusCode::OK),
+        Part::Range(first, last) => (first, last - first + 1, StatusCode::PARTIAL_CONTENT),
+        Part::Outside => {
             let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
             return Ok((StatusCode::RANGE_NOT_SATISFIABLE, range).into_response());
         }
