@@ -31,6 +31,8 @@ use crate::tftp::{self, TftpConfig, TftpError};
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
 /// How often an ImageSet that the config assigns is looked for while it is not in the registry.
 const ASSIGN_EVERY: Duration = Duration::from_secs(2);
+/// How often the registry's garbage is collected.
+const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 /// The script that iPXE gets over TFTP.
 const CHAIN_FILE: &str = "boot.ipxe";
 /// How long requests may go on after the server was told to stop.
@@ -239,7 +241,13 @@ impl Server {
         if let Some(store) = &store {
             let nodes = Arc::clone(&inventory);
             let (grace, pinned) = (app.gc_grace, move || nodes.pinned());
-            tokio::spawn(collect_regularly(store.clone(), grace, pinned, stopping.clone()));
+            tokio::spawn(collect_regularly(
+                store.clone(),
+                COLLECT_EVERY,
+                grace,
+                pinned,
+                stopping.clone(),
+            ));
         }
         let registry = store.map(crate::registry::router).unwrap_or_default();
         let router = crate::http::router(Arc::new(app), registry);

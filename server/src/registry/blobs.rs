@@ -27,9 +27,11 @@ pub(super) async fn get(
     head: bool,
 ) -> Result<Response, Refusal> {
     let found = blocking(move || {
-        let Some(size) = store.blob_size(&repository, &digest)? else { return Ok(None) };
         if head {
             store.refresh(&repository, &digest)?;
+        }
+        let Some(size) = store.blob_size(&repository, &digest)? else { return Ok(None) };
+        if head {
             return Ok(Some((size, None)));
         }
         let path = store.blob_path(&digest);

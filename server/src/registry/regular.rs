@@ -1,4 +1,4 @@
-//! Garbage collection by itself, once an hour.
+//! Garbage collection by itself, again and again.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,19 +8,18 @@ use tokio::sync::watch;
 
 use super::RegistryStore;
 
-/// How often.
-const EVERY: Duration = Duration::from_secs(3600);
-
-/// Collects every hour until `stopping` turns true, and ends silent uploads. `pinned` tells what is needed beside tags.
+/// Collects every so often until `stopping` turns true, and ends silent uploads. `pinned` tells what is needed beside
+/// tags.
 pub async fn collect_regularly(
     store: RegistryStore,
+    every: Duration,
     grace: Duration,
     pinned: impl Fn() -> BTreeSet<Digest>,
     mut stopping: watch::Receiver<bool>,
 ) {
     loop {
         let stop = tokio::select! {
-            () = tokio::time::sleep(EVERY) => false,
+            () = tokio::time::sleep(every) => false,
             _ = stopping.wait_for(|stop| *stop) => true,
         };
         if stop {

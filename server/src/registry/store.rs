@@ -298,8 +298,8 @@ impl RegistryStore {
         Ok(None)
     }
 
-    /// Somebody asked whether a blob or manifest is there, perhaps in order not to send it again: from now on it is as
-    /// fresh as if it had been sent.
+    /// Somebody asks whether a blob or manifest is there, perhaps in order not to send it again: from now on it is as
+    /// fresh as if it had been sent. To be called before looking, so that no collection comes between the two.
     pub(super) fn refresh(&self, repository: &str, digest: &Digest) -> Result<(), RegistryError> {
         let dir = self.repository(repository)?;
         for kind in ["_blobs", "_manifests"] {
@@ -307,6 +307,7 @@ impl RegistryStore {
             let Ok(meta) = fs::metadata(&path) else { continue };
             let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
             if age.is_some_and(|age| age > STALE) {
+                let _order = self.adding();
                 let file = File::options().append(true).open(&path);
                 let set = file.and_then(|file| file.set_modified(SystemTime::now()));
                 if_there(set).map_err(io_error("cannot touch", &path))?;

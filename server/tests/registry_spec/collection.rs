@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use protocol::ids::Digest;
+use server::registry::collect_regularly;
 
-use crate::harness::{Embedded, ask, begin, manifest, run};
+use crate::harness::{Embedded, ask, begin, manifest, run, runtime};
 use crate::program::Program;
 use crate::{blob, delete, get, put, put_index};
 
@@ -162,33 +164,74 @@ fn a_damaged_repository_is_left_alone_and_the_others_are_collected() {
     assert_eq!(registry.blobs().len(), 3);
 }
 
+/// Makes a blob of a repository look old, unless it is just being collected.
+fn age_blob(registry: &Embedded, repository: &str, digest: &Digest) {
+    let dir = registry.dir.path();
+    let link = dir.join("repositories").join(repository).join("_blobs").join(digest.hex());
+    for path in [link, dir.join("blobs/sha256").join(digest.hex())] {
+        if let Ok(file) = fs::File::options().append(true).open(path) {
+            file.set_modified(SystemTime::now() - 2 * DAY).expect("age");
+        }
+    }
+}
+
 #[test]
-fn pushes_and_collections_at_once_lose_nothing() {
+fn a_push_that_was_told_that_a_blob_is_there_never_loses_it_to_a_collection() {
     let registry = Embedded::start();
-    let rounds = 0..40;
+    let (pushing, resent) = (AtomicU64::new(2), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let collector = scope.spawn(|| {
-            for _ in 0..200 {
+        scope.spawn(|| {
+            while pushing.load(Ordering::Relaxed) > 0 {
                 registry.store.collect(&BTreeSet::new(), DAY, false).expect("collect");
             }
         });
-        for worker in 0..2 {
-            let (registry, rounds) = (&registry, rounds.clone());
+        for repository in ["a", "b"] {
+            let (registry, pushing, resent) = (&registry, &pushing, &resent);
             scope.spawn(move || {
-                for round in rounds {
-                    // The same config over and over: what was garbage a moment ago is needed again.
-                    let config = blob(registry.address, "a", b"shared");
-                    let tag = format!("w{worker}");
-                    let text = manifest(&config) + &" ".repeat(round);
-                    assert_eq!(put(registry.address, "a", &tag, &text).status, 201);
-                    let got = get(registry.address, &format!("/v2/a/blobs/{config}"));
-                    assert_eq!(got.body, b"shared");
-                    delete(registry.address, &format!("/v2/a/manifests/{tag}"));
+                let content = repository.repeat(100);
+                let digest = Digest::of(content.as_bytes());
+                let path = format!("/v2/{repository}/blobs/{digest}");
+                for round in 0.. {
+                    // Long enough to see blobs go between two pushes.
+                    if round >= 60 && resent.load(Ordering::Relaxed) > 4 {
+                        break;
+                    }
+                    assert!(round < 20_000, "nothing is ever collected beside the pushes");
+                    age_blob(registry, repository, &digest);
+                    if ask(registry.address, "HEAD", &path, "", b"").status != 200 {
+                        blob(registry.address, repository, content.as_bytes());
+                        resent.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let text = manifest(&digest);
+                    let answer = put(registry.address, repository, "1", &text);
+                    assert_eq!(answer.status, 201, "round {round}");
+                    assert_eq!(get(registry.address, &path).body, content.as_bytes());
+                    let manifest =
+                        format!("/v2/{repository}/manifests/{}", Digest::of(text.as_bytes()));
+                    assert_eq!(delete(registry.address, &manifest).status, 202);
                 }
+                pushing.fetch_sub(1, Ordering::Relaxed);
             });
         }
-        collector.join().expect("collector");
     });
+}
+
+#[test]
+fn the_server_collects_by_itself() {
+    let registry = Embedded::start();
+    blob(registry.address, "a", b"of no manifest");
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let rounds = AtomicU64::new(0);
+    let pinned = move || {
+        // The second round begins when the first is done.
+        if rounds.fetch_add(1, Ordering::Relaxed) == 1 {
+            stop.send_replace(true);
+        }
+        BTreeSet::new()
+    };
+    let (every, grace) = (Duration::from_millis(1), Duration::ZERO);
+    runtime().block_on(collect_regularly(registry.store.clone(), every, grace, pinned, stopping));
+    assert_eq!(registry.blobs(), Vec::<String>::new());
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! | bytes | a repository has them |
 //! | anything | it was sent, or asked for with HEAD, less than the grace period ago: its push may still be going on |
 //!
-//! Who pushes waits while a collection runs, who pulls does not. One that is cut off has removed less, never too much:
+//! Who pushes waits while a collection runs, who pulls does not (a HEAD may). One that is cut off has removed less, never too much:
 //! links go before what they stand for, each directory synced before the next.
 
 use std::collections::{BTreeSet, HashSet};
