@@ -178,40 +178,35 @@ fn age_blob(registry: &Embedded, repository: &str, digest: &Digest) {
 #[test]
 fn a_push_that_was_told_that_a_blob_is_there_never_loses_it_to_a_collection() {
     let registry = Embedded::start();
-    let (pushing, resent) = (AtomicU64::new(2), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while pushing.load(Ordering::Relaxed) > 0 {
-                registry.store.collect(&BTreeSet::new(), DAY, false).expect("collect");
+    let resent = AtomicU64::new(0);
+    let push = &|repository: &str| {
+        let content = repository.repeat(100);
+        let digest = Digest::of(content.as_bytes());
+        let path = format!("/v2/{repository}/blobs/{digest}");
+        for round in 0.. {
+            // Long enough to see blobs go between two pushes.
+            if round >= 60 && resent.load(Ordering::Relaxed) > 4 {
+                break;
             }
-        });
-        for repository in ["a", "b"] {
-            let (registry, pushing, resent) = (&registry, &pushing, &resent);
-            scope.spawn(move || {
-                let content = repository.repeat(100);
-                let digest = Digest::of(content.as_bytes());
-                let path = format!("/v2/{repository}/blobs/{digest}");
-                for round in 0.. {
-                    // Long enough to see blobs go between two pushes.
-                    if round >= 60 && resent.load(Ordering::Relaxed) > 4 {
-                        break;
-                    }
-                    assert!(round < 20_000, "nothing is ever collected beside the pushes");
-                    age_blob(registry, repository, &digest);
-                    if ask(registry.address, "HEAD", &path, "", b"").status != 200 {
-                        blob(registry.address, repository, content.as_bytes());
-                        resent.fetch_add(1, Ordering::Relaxed);
-                    }
-                    let text = manifest(&digest);
-                    let answer = put(registry.address, repository, "1", &text);
-                    assert_eq!(answer.status, 201, "round {round}");
-                    assert_eq!(get(registry.address, &path).body, content.as_bytes());
-                    let manifest =
-                        format!("/v2/{repository}/manifests/{}", Digest::of(text.as_bytes()));
-                    assert_eq!(delete(registry.address, &manifest).status, 202);
-                }
-                pushing.fetch_sub(1, Ordering::Relaxed);
-            });
+            assert!(round < 20_000, "nothing is ever collected beside the pushes");
+            age_blob(&registry, repository, &digest);
+            if ask(registry.address, "HEAD", &path, "", b"").status != 200 {
+                blob(registry.address, repository, content.as_bytes());
+                resent.fetch_add(1, Ordering::Relaxed);
+            }
+            let text = manifest(&digest);
+            let answer = put(registry.address, repository, "1", &text);
+            assert_eq!(answer.status, 201, "round {round}");
+            assert_eq!(get(registry.address, &path).body, content.as_bytes());
+            let text = Digest::of(text.as_bytes());
+            let path = format!("/v2/{repository}/manifests/{text}");
+            assert_eq!(delete(registry.address, &path).status, 202);
+        }
+    };
+    std::thread::scope(|scope| {
+        let pushes = ["a", "b"].map(|repository| scope.spawn(move || push(repository)));
+        while !pushes.iter().all(|push| push.is_finished()) {
+            registry.store.collect(&BTreeSet::new(), DAY, false).expect("collect");
         }
     });
 }
