@@ -7,6 +7,7 @@ mod imageset;
 mod man;
 mod node;
 mod output;
+mod registry;
 mod roll;
 mod serve;
 
@@ -99,6 +100,8 @@ mod tests {
             "layercake imageset keygen dir/site --json",
             "layercake imageset sign hello:1 --key site.key",
             "layercake imageset verify http://r:5000/a/b:1 --key a.pem --key b.pem --index-only",
+            "layercake imageset gc --dry-run --grace 60 --token t",
+            "layercake imageset token",
             "layercake roll start n1,n2 --imageset hello:2 --wait --timeout 60",
             "layercake roll start all --imageset http://r:1/hello:2",
             "layercake roll show 3",

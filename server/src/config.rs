@@ -6,11 +6,13 @@ pub mod values;
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use protocol::ids::{Mac, NodeId};
 use serde::Deserialize;
 
 use self::values::{BaseUrl, Subnet};
+use crate::registry::TokenHash;
 use crate::sources::SetName;
 
 /// The commented config that `layercake serve --init` writes.
@@ -52,8 +54,9 @@ pub struct Config {
     pub dhcp: Option<DhcpSection>,
     /// `[tftp]`: no TFTP server without it.
     pub tftp: Option<TftpSection>,
-    /// `[registry]`: the embedded registry without it.
-    pub registry: Option<RegistrySection>,
+    /// `[registry]`: the embedded registry, open to everybody, without it.
+    #[serde(default)]
+    pub registry: RegistrySection,
     /// `[boot]`.
     #[serde(default)]
     pub boot: BootSection,
@@ -119,11 +122,48 @@ pub struct TftpSection {
 }
 
 /// `[registry]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RegistrySection {
-    /// Base of the external registry; a path is a prefix of the repositories.
-    pub url: BaseUrl,
+    /// Base of an external registry; a path is a prefix of the repositories. The embedded one when absent.
+    pub url: Option<BaseUrl>,
+    /// Hashes of the tokens that may push, delete and collect; everybody may when there are none.
+    #[serde(default)]
+    pub push_tokens: Vec<TokenHash>,
+    /// Hashes of the tokens that may pull, as those that push may; everybody may when there are none.
+    #[serde(default)]
+    pub pull_tokens: Vec<TokenHash>,
+    /// Seconds for which what nothing refers to is kept all the same, because its push may still be going on.
+    pub gc_grace_s: Option<u64>,
+}
+
+impl RegistrySection {
+    /// How long what nothing refers to is kept: a day unless the config says otherwise.
+    #[must_use]
+    pub fn gc_grace(&self) -> Duration {
+        Duration::from_secs(self.gc_grace_s.unwrap_or(24 * 3600))
+    }
+
+    fn problems(&self, problems: &mut Vec<Problem>) {
+        let mut say = |key, text: &str| {
+            problems.push(Problem { section: "registry", nth: 0, key, text: text.to_owned() });
+        };
+        if self.url.is_some() {
+            let own = "an external registry has its own; this is for the embedded one, without url";
+            for (key, there) in [
+                ("push_tokens", !self.push_tokens.is_empty()),
+                ("pull_tokens", !self.pull_tokens.is_empty()),
+                ("gc_grace_s", self.gc_grace_s.is_some()),
+            ] {
+                if there {
+                    say(key, own);
+                }
+            }
+        }
+        if !self.pull_tokens.is_empty() && self.push_tokens.is_empty() {
+            say("pull_tokens", "without push_tokens everybody could push what only some may pull");
+        }
+    }
 }
 
 /// `[boot]`.
@@ -237,6 +277,7 @@ impl Config {
         if let Some(dhcp) = &self.dhcp {
             self.dhcp_problems(dhcp, &mut problems);
         }
+        self.registry.problems(&mut problems);
         self.node_problems(&mut problems);
         problems
     }
@@ -477,6 +518,33 @@ imagesets = ["hello:1"]
             "[[node]]\nid = \"n1\"\nmac = \"52-54-00-00-00-01\"",
             "l.toml, line 14, key node.id: n1 is described twice\n\
              l.toml, line 15, key node.mac: 52:54:00:00:00:01 belongs to two nodes",
+        );
+    }
+
+    #[test]
+    fn tokens_stand_in_the_config_as_hashes_only() {
+        let hash = TokenHash::of("secret");
+        let text = format!("[registry]\npush_tokens = [\"{hash}\"]\n[[node]]");
+        let config = Config::parse(&GOOD.replacen("[[node]]", &text, 1), Path::new("l.toml"));
+        assert_eq!(config.expect("good").registry.push_tokens, [hash]);
+        check(
+            "[[node]]",
+            "[registry]\npush_tokens = [\"secret\"]\n[[node]]",
+            "l.toml, line 10, key registry.push_tokens: not the hash of a token: expected \
+             sha256:HEX; `layercake imageset token` makes a token and its hash, and `printf %s \
+             TOKEN | sha256sum` tells the hash of one that you have",
+        );
+        check(
+            "[[node]]",
+            &format!("[registry]\npull_tokens = [\"{hash}\"]\n[[node]]"),
+            "l.toml, line 10, key registry.pull_tokens: without push_tokens everybody could push \
+             what only some may pull",
+        );
+        check(
+            "[[node]]",
+            "[registry]\nurl = \"http://r:5000\"\ngc_grace_s = 1\n[[node]]",
+            "l.toml, line 11, key registry.gc_grace_s: an external registry has its own; this is \
+             for the embedded one, without url",
         );
     }
 

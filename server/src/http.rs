@@ -10,6 +10,7 @@ mod rolls;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request};
@@ -47,6 +48,8 @@ pub struct App {
     pub layer0_dir: PathBuf,
     /// Where `ipxe.efi` is, for UEFI HTTP Boot: the TFTP server's directory.
     pub loader_dir: Option<PathBuf>,
+    /// How long the registry keeps what nothing refers to.
+    pub gc_grace: Duration,
     /// True once the server is to end: long polls end with it.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -72,6 +75,7 @@ pub fn router(app: Arc<App>, registry: Router) -> Router {
         .route("/v1/nodes/{id}/observed", put(nodes::observed))
         .route("/v1/nodes/{id}/power", post(nodes::power))
         .route("/v1/imagesets", get(imagesets::list))
+        .route("/v1/imagesets/gc", post(imagesets::gc))
         .route("/v1/rolls", get(rolls::list).post(rolls::start))
         .route("/v1/rolls/{id}", get(rolls::show))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

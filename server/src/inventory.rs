@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::PROTOCOL_VERSION;
 use protocol::api::{NodeRecord, Roll, RollState};
-use protocol::ids::{Mac, NodeId};
+use protocol::ids::{Digest, Mac, NodeId};
 use protocol::node::{Desired, DesiredSet, Observed, PowerAction};
 use tokio::sync::watch;
 
@@ -114,6 +114,14 @@ impl Inventory {
     #[must_use]
     pub fn list(&self) -> Vec<NodeRecord> {
         self.state().nodes.values().map(|node| record(&node.row)).collect()
+    }
+
+    /// The digests of what nodes are to run: a reboot fetches it again, whatever its tag stands for by then.
+    #[must_use]
+    pub fn pinned(&self) -> BTreeSet<Digest> {
+        let state = self.state();
+        let sets = state.nodes.values().flat_map(|node| &node.row.desired.imagesets);
+        sets.filter_map(|set| set.reference.digest).collect()
     }
 
     /// One node.

@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::dhcp::{self, DhcpConfig, DhcpError, DhcpSeen, Reservation};
 use crate::http::{App, error_chain, listen};
 use crate::inventory::{Inventory, InventoryError};
-use crate::registry::{RegistryError, RegistryStore};
+use crate::registry::{Access, RegistryError, RegistryStore, collect_regularly};
 use crate::sources::{SetName, Sources, Wanted};
 use crate::storage::StorageError;
 use crate::storage::sqlite::SqliteStorage;
@@ -31,6 +31,8 @@ use crate::tftp::{self, TftpConfig, TftpError};
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
 /// How often an ImageSet that the config assigns is looked for while it is not in the registry.
 const ASSIGN_EVERY: Duration = Duration::from_secs(2);
+/// How often the registry's garbage is collected.
+const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 /// The script that iPXE gets over TFTP.
 const CHAIN_FILE: &str = "boot.ipxe";
 /// How long requests may go on after the server was told to stop.
@@ -168,10 +170,12 @@ impl Server {
         let auto_register = config.server.auto_register;
         let storage = Box::new(storage);
         let inventory = Inventory::open(storage, &config.nodes, auto_register, now_ms()).await?;
-        let (sources, store) = match &config.registry {
-            Some(registry) => (Sources::External { url: registry.url.clone() }, None),
+        let section = &config.registry;
+        let (sources, store) = match &section.url {
+            Some(url) => (Sources::External { url: url.clone() }, None),
             None => {
-                let store = RegistryStore::open(&dir.join("registry"))?;
+                let access = Access::new(section.push_tokens.clone(), section.pull_tokens.clone());
+                let store = RegistryStore::open_for(&dir.join("registry"), access)?;
                 let url = config.server.url.clone();
                 (Sources::Embedded { store: store.clone(), url }, Some(store))
             }
@@ -231,8 +235,20 @@ impl Server {
             cmdline: config.boot.cmdline.clone(),
             layer0_dir: config.server.layer0_dir.clone(),
             loader_dir: config.tftp.as_ref().and_then(|tftp| tftp.root.clone()),
+            gc_grace: config.registry.gc_grace(),
             shutdown: stopping.clone(),
         };
+        if let Some(store) = &store {
+            let nodes = Arc::clone(&inventory);
+            let (grace, pinned) = (app.gc_grace, move || nodes.pinned());
+            tokio::spawn(collect_regularly(
+                store.clone(),
+                COLLECT_EVERY,
+                grace,
+                pinned,
+                stopping.clone(),
+            ));
+        }
         let registry = store.map(crate::registry::router).unwrap_or_default();
         let router = crate::http::router(Arc::new(app), registry);
         let http = listen::serve(listener, router, listen::Limits::default(), stopping.clone());

@@ -2,15 +2,16 @@
 //!
 //! Needs skopeo, umoci and docker-registry; says how to install them where they are missing. Loopback only.
 
-use std::collections::BTreeMap;
+#[path = "harness/registry.rs"]
+mod harness;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use imagebuilder::build::{self, BuiltSet};
 use imagebuilder::client::Options;
@@ -18,170 +19,9 @@ use imagebuilder::{description, push, resolve};
 use protocol::ids::Digest;
 use protocol::oci;
 use protocol::reference::Reference;
-use server::registry::{RegistryStore, router};
-use tempfile::TempDir;
+use server::registry::RegistryStore;
 
-const INSTALL: &str = "apt-get install skopeo docker-registry umoci";
-/// Longest wait for anything in these tests.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Our registry on a port of its own, until it is dropped.
-struct Embedded {
-    address: SocketAddr,
-    store: RegistryStore,
-    dir: TempDir,
-    /// Ends the server when it is dropped.
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime")
-}
-
-impl Embedded {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().expect("dir");
-        let store = RegistryStore::open(dir.path()).expect("store");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-        listener.set_nonblocking(true).expect("nonblocking");
-        let address = listener.local_addr().expect("address");
-        let app = router(store.clone());
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let serve = async move {
-            let listener = tokio::net::TcpListener::from_std(listener).expect("listener");
-            tokio::select! {
-                result = axum::serve(listener, app) => result.expect("serve"),
-                _ = stopped => {}
-            }
-        };
-        let thread = Some(std::thread::spawn(move || runtime().block_on(serve)));
-        Self { address, store, dir, stop: Some(stop), thread }
-    }
-
-    fn blobs(&self) -> Vec<String> {
-        let list = fs::read_dir(self.dir.path().join("blobs/sha256")).expect("list");
-        list.map(|entry| entry.expect("entry").file_name().into_string().expect("name")).collect()
-    }
-}
-
-impl Drop for Embedded {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            thread.join().expect("the server ends well");
-        }
-    }
-}
-
-/// Debian's docker-registry on a port of its own, until it is dropped.
-struct Debian {
-    address: SocketAddr,
-    child: Child,
-    _dir: TempDir,
-}
-
-impl Debian {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().expect("dir");
-        let config = format!(
-            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:0\n",
-            dir.path().join("data").display()
-        );
-        fs::write(dir.path().join("config.yml"), config).expect("config");
-        let mut child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(dir.path().join("config.yml"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("docker-registry: {error}; {INSTALL}"));
-        let log = child.stderr.take().expect("stderr");
-        let (tell, told) = std::sync::mpsc::channel();
-        // Reads on to the end, so that the registry never writes into a full pipe.
-        std::thread::spawn(move || {
-            for line in BufReader::new(log).lines().map_while(Result::ok) {
-                let address = line.split("listening on ").nth(1);
-                let end = |c: char| !(c.is_ascii_digit() || c == '.' || c == ':');
-                if let Some(address) = address.and_then(|rest| rest.split(end).next()) {
-                    let _ = tell.send(address.to_owned());
-                }
-            }
-        });
-        let address = told.recv_timeout(PATIENCE).expect("docker-registry tells its address");
-        Self { address: address.parse().expect("address"), child, _dir: dir }
-    }
-}
-
-impl Drop for Debian {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-struct Answer {
-    status: u16,
-    headers: BTreeMap<String, String>,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    #[track_caller]
-    fn code(&self) -> String {
-        let body: serde_json::Value = serde_json::from_slice(&self.body).expect("JSON");
-        body["errors"][0]["code"].as_str().expect("code").to_owned()
-    }
-}
-
-/// One request over a connection of its own; the head is sent as it stands.
-fn ask(address: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
-    let mut stream = TcpStream::connect(address).expect("connect");
-    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
-    let length = body.len();
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
-    );
-    stream.write_all(head.as_bytes()).expect("head");
-    stream.write_all(body).expect("body");
-    read_answer(stream, method)
-}
-
-fn read_answer(mut stream: TcpStream, method: &str) -> Answer {
-    let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).expect("answer");
-    let split = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("head");
-    let head = String::from_utf8(bytes[..split].to_vec()).expect("text");
-    let mut lines = head.lines();
-    let status = lines.next().expect("status").split(' ').nth(1).expect("status");
-    let headers: BTreeMap<String, String> = lines
-        .filter_map(|line| line.split_once(": "))
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
-        .collect();
-    let body = bytes[split + 4..].to_vec();
-    if method != "HEAD"
-        && let Some(length) = headers.get("content-length")
-    {
-        assert_eq!(length.parse::<usize>().expect("length"), body.len());
-    }
-    Answer { status: status.parse().expect("number"), headers, body }
-}
-
-fn upload(registry: &Embedded, repository: &str, content: &[u8]) -> Digest {
-    let digest = Digest::of(content);
-    let path = format!("/v2/{repository}/blobs/uploads/?digest={digest}");
-    let answer = ask(registry.address, "POST", &path, "", content);
-    assert_eq!(answer.status, 201);
-    assert_eq!(answer.headers["location"], format!("/v2/{repository}/blobs/{digest}"));
-    digest
-}
-
-fn begin(registry: &Embedded, repository: &str) -> String {
-    let path = format!("/v2/{repository}/blobs/uploads/");
-    let answer = ask(registry.address, "POST", &path, "", b"");
-    assert_eq!(answer.status, 202);
-    answer.headers["location"].clone()
-}
+use harness::{Debian, Embedded, MANIFEST_TYPE, ask, begin, manifest, run, runtime, upload};
 
 fn example(dir: &Path, version: &str) -> BuiltSet {
     let etc = dir.join("rootfs/etc");
@@ -212,15 +52,6 @@ fn example(dir: &Path, version: &str) -> BuiltSet {
 
 fn wait<T>(work: impl Future<Output = T>) -> T {
     runtime().block_on(work)
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{}: {error}; {INSTALL}", command.get_program().display()));
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {error}");
-    String::from_utf8(output.stdout).expect("text")
 }
 
 /// Pushes, resolves, and lets skopeo and umoci read what was pushed.
@@ -373,7 +204,7 @@ fn a_registry_that_is_busy_is_asked_again_and_one_that_refuses_is_not() {
 #[test]
 fn a_blob_comes_whole_in_ranges_and_as_head() {
     let registry = Embedded::start();
-    let digest = upload(&registry, "a", b"0123456789");
+    let digest = upload(registry.address, "a", b"0123456789");
     let path = format!("/v2/a/blobs/{digest}");
     let whole = ask(registry.address, "GET", &path, "", b"");
     assert_eq!((whole.status, &whole.body[..]), (200, &b"0123456789"[..]));
@@ -465,7 +296,7 @@ fn a_cancelled_upload_is_gone() {
 #[test]
 fn a_blob_is_mounted_from_another_repository() {
     let registry = Embedded::start();
-    let digest = upload(&registry, "a", b"content");
+    let digest = upload(registry.address, "a", b"content");
     let mount = |from: &str| {
         let path = format!("/v2/b/blobs/uploads/?mount={digest}&from={from}");
         ask(registry.address, "POST", &path, "", b"").status
@@ -477,14 +308,6 @@ fn a_blob_is_mounted_from_another_repository() {
     assert_eq!(there.status, 200);
 }
 
-const MANIFEST_TYPE: &str = "content-type: application/vnd.oci.image.manifest.v1+json\r\n";
-
-fn manifest(config: &Digest) -> String {
-    format!(
-        r#"{{"schemaVersion":2,"config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{config}","size":2}},"layers":[]}}"#
-    )
-}
-
 #[test]
 fn a_manifest_is_taken_only_with_what_it_names() {
     let registry = Embedded::start();
@@ -493,7 +316,7 @@ fn a_manifest_is_taken_only_with_what_it_names() {
         ask(registry.address, "PUT", &format!("/v2/a/manifests/{key}"), kind, body.as_bytes())
     };
     assert_eq!(put("1", MANIFEST_TYPE, &text).code(), "MANIFEST_BLOB_UNKNOWN");
-    upload(&registry, "a", b"{}");
+    upload(registry.address, "a", b"{}");
     let other = Digest::of(b"other").to_string();
     assert_eq!(put(&other, MANIFEST_TYPE, &text).code(), "DIGEST_INVALID");
     assert_eq!(put("1", MANIFEST_TYPE, "{").code(), "MANIFEST_INVALID");
@@ -527,14 +350,14 @@ fn a_manifest_is_taken_only_with_what_it_names() {
         ask(registry.address, "GET", "/v2/a/manifests/9", "", b"").code(),
         "MANIFEST_UNKNOWN"
     );
-    assert_eq!(ask(registry.address, "DELETE", "/v2/a/manifests/1", "", b"").code(), "UNSUPPORTED");
+    assert_eq!(ask(registry.address, "POST", "/v2/a/manifests/1", "", b"").code(), "UNSUPPORTED");
 }
 
 #[test]
 fn tags_and_the_catalog_come_in_pages() {
     let registry = Embedded::start();
     for repository in ["a", "a/b", "c"] {
-        upload(&registry, repository, b"{}");
+        upload(registry.address, repository, b"{}");
         for tag in ["1", "2", "3"] {
             let path = format!("/v2/{repository}/manifests/{tag}");
             let text = manifest(&Digest::of(b"{}"));
@@ -578,17 +401,19 @@ fn names_that_are_tricks_touch_nothing() {
 }
 
 #[test]
-fn a_store_opened_again_has_everything_but_open_uploads() {
+fn a_store_opened_again_has_everything() {
     let registry = Embedded::start();
-    let digest = upload(&registry, "a", b"{}");
+    let digest = upload(registry.address, "a", b"{}");
     let text = manifest(&digest);
     ask(registry.address, "PUT", "/v2/a/manifests/1", MANIFEST_TYPE, text.as_bytes());
-    begin(&registry, "a");
+    let at = begin(&registry, "a");
+    ask(registry.address, "PATCH", &at, "", b"half");
+    let registry = registry.restart();
+    let status = ask(registry.address, "GET", &at, "", b"");
+    assert_eq!((status.status, status.headers["range"].as_str()), (204, "0-3"));
     let again = RegistryStore::open(registry.dir.path()).expect("again");
     let found = again.resolve_tag("a", "1").expect("tag").expect("there");
     assert_eq!(again.manifest("a", &found).expect("read").expect("there"), text.as_bytes());
-    let uploads = fs::read_dir(registry.dir.path().join("uploads")).expect("list").count();
-    assert_eq!(uploads, 0);
     fs::write(registry.dir.path().join("blobs/sha256").join(found.hex()), "damage").expect("write");
     let error = again.manifest("a", &found).expect_err("damaged").to_string();
     assert!(error.contains("is damaged"), "{error}");

@@ -49,6 +49,8 @@ pub enum Need {
     Skopeo,
     /// `umoci`, which unpacks images as others do.
     Umoci,
+    /// `podman`, an engine that is not ours.
+    Podman,
     /// `curl`, a client for HTTP and TFTP.
     Curl,
     /// `atftp`, a TFTP client with options.
@@ -87,6 +89,7 @@ pub const UNIT: [Need; 14] = [
     Need::Dnsmasq,
     Need::Skopeo,
     Need::Umoci,
+    Need::Podman,
     Need::Curl,
     Need::Atftp,
     Need::TftpHpa,
@@ -126,6 +129,7 @@ impl Need {
             Self::Ethtool => [Some("ethtool"); 3],
             Self::Skopeo => [Some("skopeo"); 3],
             Self::Umoci => [Some("umoci"), None, Some("umoci")],
+            Self::Podman => [Some("podman"); 3],
             Self::Curl => [Some("curl"); 3],
             Self::OpenSsl => [Some("openssl"); 3],
         };
@@ -149,6 +153,7 @@ impl Need {
             Self::Dnsmasq => &["dnsmasq"],
             Self::Skopeo => &["skopeo"],
             Self::Umoci => &["umoci"],
+            Self::Podman => &["podman"],
             Self::Curl => &["curl"],
             Self::Atftp => &["atftp"],
             Self::TftpHpa => &["tftp"],

@@ -52,6 +52,23 @@ impl Client {
         parse(&url, &bytes)
     }
 
+    /// Posts what may take as long as it takes, with a token where there is one.
+    pub(super) fn post_long<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        token: Option<&str>,
+    ) -> anyhow::Result<T> {
+        let url = format!("{}{path}", self.base);
+        let body = serde_json::to_vec(body)?;
+        let mut request = self.agent.post(&url).content_type("application/json");
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let request = request.config().timeout_global(None).build();
+        parse(&url, &self.read(&url, request.send(&body))?)
+    }
+
     /// Posts what is answered without a body.
     pub(super) fn post_only(&self, path: &str, body: &impl Serialize) -> anyhow::Result<()> {
         self.send(path, body).map(drop)

@@ -49,6 +49,10 @@ pub(super) enum Command {
     Sign(sign::Args),
     /// Verify the signatures of an ImageSet in a registry. Exit status 1 if one is missing or wrong.
     Verify(verify::Args),
+    /// Remove what no tag and no node refers to from the server's registry. The server does it by itself once an hour.
+    Gc(super::registry::Gc),
+    /// Make a token for the server's registry, and print it with the hash that the config takes.
+    Token,
 }
 
 pub(super) fn run(command: Command, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
@@ -93,6 +97,8 @@ pub(super) fn run(command: Command, server: &BaseUrl, output: Output) -> anyhow:
             let sets: Vec<ImageSetRecord> = Client::new(server).get("/v1/imagesets")?;
             output.result(&sets, || list_text(&sets))
         }
+        Command::Gc(args) => super::registry::gc(&args, &Client::new(server), output),
+        Command::Token => super::registry::token(output),
     }
 }
 

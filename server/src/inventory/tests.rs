@@ -204,6 +204,8 @@ async fn an_assigned_set_never_replaces_what_an_operator_rolled() {
     inventory.start_roll(&[id("n1")], set("2")).await.expect("roll");
     inventory.assign(&id("n1"), set("1")).await.expect("assign again");
     assert_eq!(inventory.desired(&id("n1")).expect("node").imagesets, [set("2")]);
+    let pinned: Vec<_> = inventory.pinned().into_iter().map(Some).collect();
+    assert_eq!(pinned, [set("2").reference.digest]);
 }
 
 #[tokio::test]

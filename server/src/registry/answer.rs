@@ -2,10 +2,14 @@
 //! "Error codes").
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::RegistryError;
+
+/// What credentials are asked for. Bearer tokens are taken, too, but a Bearer challenge would send clients to a token
+/// service, which is not there.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"layercake\"");
 
 /// The spec's codes, as far as they occur here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +17,7 @@ pub(super) enum Code {
     BlobUnknown,
     BlobUploadInvalid,
     BlobUploadUnknown,
+    Denied,
     DigestInvalid,
     ManifestBlobUnknown,
     ManifestInvalid,
@@ -20,8 +25,13 @@ pub(super) enum Code {
     NameInvalid,
     NameUnknown,
     SizeInvalid,
+    /// The same, for content that is too large.
+    TooLarge,
     TooManyRequests,
+    Unauthorized,
     Unsupported,
+    /// The disk is full; not a code of the spec.
+    Full,
     /// A path that the spec does not know.
     NotFound,
     /// The store failed; not a code of the spec.
@@ -34,14 +44,17 @@ impl Code {
             Self::BlobUnknown => "BLOB_UNKNOWN",
             Self::BlobUploadInvalid => "BLOB_UPLOAD_INVALID",
             Self::BlobUploadUnknown => "BLOB_UPLOAD_UNKNOWN",
+            Self::Denied => "DENIED",
             Self::DigestInvalid => "DIGEST_INVALID",
             Self::ManifestBlobUnknown => "MANIFEST_BLOB_UNKNOWN",
             Self::ManifestInvalid => "MANIFEST_INVALID",
             Self::ManifestUnknown => "MANIFEST_UNKNOWN",
             Self::NameInvalid => "NAME_INVALID",
             Self::NameUnknown => "NAME_UNKNOWN",
-            Self::SizeInvalid => "SIZE_INVALID",
+            Self::SizeInvalid | Self::TooLarge => "SIZE_INVALID",
             Self::TooManyRequests => "TOOMANYREQUESTS",
+            Self::Unauthorized => "UNAUTHORIZED",
+            Self::Full => "DISK_FULL",
             Self::Unsupported => "UNSUPPORTED",
             Self::NotFound => "NOT_FOUND",
             Self::Internal => "INTERNAL",
@@ -59,8 +72,12 @@ impl Code {
             | Self::DigestInvalid
             | Self::ManifestBlobUnknown
             | Self::ManifestInvalid
-            | Self::NameInvalid => StatusCode::BAD_REQUEST,
-            Self::SizeInvalid => StatusCode::PAYLOAD_TOO_LARGE,
+            | Self::NameInvalid
+            | Self::SizeInvalid => StatusCode::BAD_REQUEST,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Denied => StatusCode::FORBIDDEN,
+            Self::Full => StatusCode::INSUFFICIENT_STORAGE,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -72,7 +89,7 @@ impl Code {
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) code: Code,
-    message: String,
+    pub(super) message: String,
 }
 
 impl Refusal {
@@ -83,6 +100,12 @@ impl Refusal {
 
 impl From<RegistryError> for Refusal {
     fn from(error: RegistryError) -> Self {
+        if let RegistryError::Io { source, .. } = &error
+            && source.kind() == std::io::ErrorKind::StorageFull
+        {
+            tracing::error!(error = &error as &dyn std::error::Error, "registry");
+            return Self::new(Code::Full, "the registry's disk is full");
+        }
         // Paths of the server are for its log, not for its clients.
         tracing::error!(error = &error as &dyn std::error::Error, "registry");
         Self::new(Code::Internal, "the registry's store failed; its log says why")
@@ -94,6 +117,10 @@ impl IntoResponse for Refusal {
         let body = serde_json::json!({
             "errors": [{ "code": self.code.name(), "message": self.message, "detail": null }]
         });
-        (self.code.status(), Json(body)).into_response()
+        let mut response = (self.code.status(), Json(body)).into_response();
+        if self.code == Code::Unauthorized {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, CHALLENGE);
+        }
+        response
     }
 }

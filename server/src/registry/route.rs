@@ -12,6 +12,7 @@ pub(super) enum Route {
     Catalog,
     Tags { repository: String },
     Manifest { repository: String, key: Key },
+    Referrers { repository: String, subject: Digest },
     Blob { repository: String, digest: Digest },
     Uploads { repository: String },
     Upload { repository: String, id: String },
@@ -59,6 +60,9 @@ pub(super) fn parse(path: &str) -> Result<Route, Refusal> {
     };
     match parts.as_slice() {
         [front @ .., "tags", "list"] => Ok(Route::Tags { repository: name(front)? }),
+        [front @ .., "referrers", digest] => {
+            Ok(Route::Referrers { repository: name(front)?, subject: parse_digest(digest)? })
+        }
         [front @ .., "blobs", "uploads"] | [front @ .., "blobs", "uploads", ""] => {
             Ok(Route::Uploads { repository: name(front)? })
         }
@@ -112,12 +116,31 @@ pub(super) fn query(query: &str, key: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// The first byte of a chunk by its `Content-Range: FIRST-LAST`, which has no unit here (OCI distribution spec).
-pub(super) fn chunk_start(header: &str) -> Option<u64> {
+/// First and last byte of a chunk by its `Content-Range: FIRST-LAST`, which has no unit here (OCI distribution spec,
+/// "Pushing a blob in chunks"); one that some clients write is passed over.
+pub(super) fn chunk(header: &str) -> Option<(u64, u64)> {
     let spec = header.trim();
     let spec = spec.strip_prefix("bytes").map_or(spec, |rest| rest.trim_start_matches(['=', ' ']));
-    let (first, _) = spec.split_once('-')?;
-    first.parse().ok()
+    let spec = spec.split_once('/').map_or(spec, |(spec, _)| spec);
+    let (first, last) = spec.split_once('-')?;
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let (first, last) = (digits(first) && digits(last)).then_some((first, last))?;
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then_some((first, last))
+}
+
+/// Text as it may stand in a query.
+pub(super) fn encode(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if plain(byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
 }
 
 /// Reads any bytes as path, query and chunk, for fuzzing.
@@ -125,7 +148,7 @@ pub fn fuzz_route(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let _ = parse(&text);
     let _ = query(&text, "digest");
-    let _ = chunk_start(&text);
+    let _ = chunk(&text);
 }
 
 #[cfg(test)]
@@ -145,6 +168,10 @@ mod tests {
             (
                 "/v2/a/b/blobs/uploads/7f".to_owned(),
                 Route::Upload { repository: repository(), id: "7f".to_owned() },
+            ),
+            (
+                format!("/v2/a/b/referrers/{digest}"),
+                Route::Referrers { repository: repository(), subject: digest },
             ),
             (format!("/v2/a/b/blobs/{digest}"), Route::Blob { repository: repository(), digest }),
             (
@@ -182,10 +209,13 @@ mod tests {
     }
 
     #[test]
-    fn the_start_of_a_chunk_is_read() {
-        assert_eq!(chunk_start("5-9"), Some(5));
-        assert_eq!(chunk_start("bytes 5-9"), Some(5));
-        assert_eq!(chunk_start("x"), None);
+    fn chunks_are_read_as_the_spec_says() {
+        for text in ["5-9", "bytes 5-9", "bytes=5-9", "bytes 5-9/*", " 5-9 "] {
+            assert_eq!(chunk(text), Some((5, 9)), "{text}");
+        }
+        for text in ["", "x", "5", "-9", "5-", "9-5", "+5-9", "5-9-11", "0-99999999999999999999"] {
+            assert_eq!(chunk(text), None, "{text}");
+        }
     }
 
     #[test]
@@ -200,6 +230,28 @@ mod tests {
         fn no_request_line_makes_the_reader_panic(bytes: Vec<u8>, text in "/v2/[a-z%./:_-]{0,60}") {
             fuzz_route(&bytes);
             fuzz_route(text.as_bytes());
+        }
+
+        #[test]
+        fn a_chunk_is_read_back(first: u64, more in 0_u64..1 << 40) {
+            let last = first.saturating_add(more);
+            proptest::prop_assert_eq!(chunk(&format!("{first}-{last}")), Some((first, last)));
+        }
+
+        #[test]
+        fn what_is_encoded_is_decoded_again(text: String) {
+            let decoded = query(&format!("n=1&last={}", encode(&text)), "last");
+            proptest::prop_assert_eq!(decoded, Some(text));
+        }
+
+        #[test]
+        fn a_name_that_is_taken_leads_nowhere_else(name in "[a-z./_%A-Z0-9-]{1,40}") {
+            if is_repository(&name) {
+                let parts: Vec<&str> = name.split('/').collect();
+                let plain = |first: char| first.is_ascii_lowercase() || first.is_ascii_digit();
+                let all = parts.iter().all(|part| part.starts_with(plain));
+                proptest::prop_assert!(all, "a part begins with something else");
+            }
         }
     }
 }

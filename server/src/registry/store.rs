@@ -1,26 +1,40 @@
 //! The store on disk: blobs, the repositories that have them, manifests, tags. Blocking; callers on an async thread
-//! use `spawn_blocking`.
+//! use `spawn_blocking`. Not here: what is done to a repository as a whole, under the store's modules.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, SystemTime};
 
 use protocol::ids::Digest;
 use protocol::oci::MAX_MANIFEST_BYTES;
 
 use super::RegistryError;
+use super::access::Access;
+use super::document::{Document, Needs};
 use super::route::{is_repository, is_tag};
-use super::uploads::Uploads;
+use super::uploads::{Upload, Uploads};
+
+mod delete;
+mod gc;
+mod referrers;
+
+pub use gc::{GcReport, GcRequest};
 
 /// Deepest nesting of repository names that is listed; a name has at most 255 bytes.
 const MAX_DEPTH: usize = 128;
+/// What somebody asks for is fresh again; this is how old its time must be for that to be written down.
+const STALE: Duration = Duration::from_secs(60);
 
 /// The registry's content. Clones share it.
 #[derive(Debug, Clone)]
 pub struct RegistryStore {
     dir: Arc<PathBuf>,
     pub(super) uploads: Arc<Uploads>,
+    access: Arc<Access>,
+    /// Shared by whoever adds something that refers to something else, alone for whoever takes away.
+    order: Arc<RwLock<()>>,
 }
 
 pub(super) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RegistryError {
@@ -29,7 +43,7 @@ pub(super) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error
 }
 
 /// `None` where there is no such file.
-fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+pub(super) fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -43,21 +57,42 @@ fn sync_dir(dir: &Path) -> Result<(), RegistryError> {
 }
 
 impl RegistryStore {
-    /// Opens the store in a directory, which is made when it is not there. Uploads that were open are forgotten.
+    /// Opens the store in a directory, which is made when it is not there. Everybody may push and pull.
     ///
     /// # Errors
     /// If the directory cannot be made, read or written.
     pub fn open(dir: &Path) -> Result<Self, RegistryError> {
-        let uploads = dir.join("uploads");
-        if let Err(error) = fs::remove_dir_all(&uploads)
+        Self::open_for(dir, Access::default())
+    }
+
+    /// Opens the store, for those whom `access` lets in. Uploads that were open go on.
+    ///
+    /// # Errors
+    /// If the directory cannot be made, read or written.
+    pub fn open_for(dir: &Path, access: Access) -> Result<Self, RegistryError> {
+        let (uploads, scratch) = (dir.join("uploads"), dir.join("tmp"));
+        if let Err(error) = fs::remove_dir_all(&scratch)
             && error.kind() != io::ErrorKind::NotFound
         {
-            return Err(io_error("cannot empty", &uploads)(error));
+            return Err(io_error("cannot empty", &scratch)(error));
         }
-        for path in [dir.join("blobs/sha256"), dir.join("repositories"), uploads.clone()] {
+        for path in [dir.join("blobs/sha256"), dir.join("repositories"), uploads.clone(), scratch] {
             fs::create_dir_all(&path).map_err(io_error("cannot make", &path))?;
         }
-        Ok(Self { dir: Arc::new(dir.to_owned()), uploads: Arc::new(Uploads::new(&uploads)) })
+        let open = Uploads::open(&uploads).map_err(io_error("cannot read", &uploads))?;
+        let store = Self {
+            dir: Arc::new(dir.to_owned()),
+            uploads: Arc::new(open),
+            access: Arc::new(access),
+            order: Arc::default(),
+        };
+        store.index_referrers_once()?;
+        Ok(store)
+    }
+
+    /// Who may do what.
+    pub(crate) fn access(&self) -> &Access {
+        &self.access
     }
 
     /// The digest that a tag stands for; `None` when there is no such repository or tag.
@@ -89,12 +124,17 @@ impl RegistryStore {
     /// # Errors
     /// If the store cannot be read.
     pub fn repositories(&self) -> Result<Vec<String>, RegistryError> {
+        self.repositories_with(&["_manifests"])
+    }
+
+    /// The repositories that have one of these parts, sorted.
+    fn repositories_with(&self, parts: &[&str]) -> Result<Vec<String>, RegistryError> {
         let root = self.dir.join("repositories");
         let mut found = Vec::new();
         let mut todo = vec![(root, String::new(), 0)];
         while let Some((dir, name, depth)) = todo.pop() {
             for entry in names_in(&dir)? {
-                if entry == "_manifests" {
+                if parts.contains(&entry.as_str()) {
                     found.push(name.clone());
                 }
                 let path = dir.join(&entry);
@@ -105,6 +145,7 @@ impl RegistryStore {
             }
         }
         found.sort();
+        found.dedup();
         Ok(found)
     }
 
@@ -144,8 +185,11 @@ impl RegistryStore {
             return Ok(None);
         };
         let path = self.blob_path(digest);
-        let size = fs::metadata(&path).map_err(io_error("cannot read", &path))?.len();
-        let bytes = if size > MAX_MANIFEST_BYTES as u64 {
+        let Some(meta) = if_there(fs::metadata(&path)).map_err(io_error("cannot read", &path))?
+        else {
+            return Ok(None);
+        };
+        let bytes = if meta.len() > MAX_MANIFEST_BYTES as u64 {
             Vec::new()
         } else {
             fs::read(&path).map_err(io_error("cannot read", &path))?
@@ -193,46 +237,96 @@ impl RegistryStore {
         &self,
         repository: &str,
         digest: &Digest,
-        file: &File,
-        from: &Path,
+        upload: &Upload,
     ) -> Result<(), RegistryError> {
-        file.sync_all().map_err(io_error("cannot sync", from))?;
+        let from = &upload.path;
+        let synced = upload.open().and_then(|file| file.sync_all());
+        synced.map_err(io_error("cannot sync", from))?;
         let to = self.blob_path(digest);
+        let _order = self.adding();
         fs::rename(from, &to).map_err(io_error("cannot store", &to))?;
         sync_dir(&self.dir.join("blobs/sha256"))?;
         self.link_blob(repository, digest)
     }
 
-    /// Makes a blob that is there one of the repository's.
-    pub(super) fn link_blob(&self, repository: &str, digest: &Digest) -> Result<(), RegistryError> {
+    /// Makes a blob of another repository one of this repository's, too; false when the other does not have it.
+    pub(super) fn mount(
+        &self,
+        repository: &str,
+        from: &str,
+        digest: &Digest,
+    ) -> Result<bool, RegistryError> {
+        let _order = self.adding();
+        let there = self.blob_size(from, digest)?.is_some();
+        if there {
+            self.link_blob(repository, digest)?;
+        }
+        Ok(there)
+    }
+
+    fn link_blob(&self, repository: &str, digest: &Digest) -> Result<(), RegistryError> {
         self.write(&self.repository(repository)?.join("_blobs"), &digest.hex(), b"")
     }
 
-    /// Stores a manifest, and the tag for it when there is one.
+    /// Stores a manifest, and the tag for it when there is one; says what is missing instead, where something is.
     pub(super) fn put_manifest(
         &self,
         repository: &str,
-        media_type: &str,
+        document: &Document,
         bytes: &[u8],
         tag: Option<&str>,
-    ) -> Result<Digest, RegistryError> {
+    ) -> Result<Option<Needs>, RegistryError> {
         let dir = self.repository(repository)?;
-        let digest = Digest::of(bytes);
+        let digest = document.descriptor.digest;
+        let _order = self.adding();
+        for need in &document.needs {
+            let there = match need {
+                Needs::Blob(digest) => self.blob_size(repository, digest)?.is_some(),
+                Needs::Manifest(digest) => self.has_manifest(repository, digest)?,
+            };
+            if !there {
+                return Ok(Some(*need));
+            }
+        }
         self.write(&self.dir.join("blobs/sha256"), &digest.hex(), bytes)?;
-        self.write(&dir.join("_manifests"), &digest.hex(), media_type.as_bytes())?;
+        // The entry first: a list leaves out what is not there yet, but nothing would add a missing entry.
+        self.add_referrer(repository, document)?;
+        self.write(&dir.join("_manifests"), &digest.hex(), document.media_type.as_bytes())?;
         if let Some(tag) = tag {
             self.write(&dir.join("_tags"), tag, digest.to_string().as_bytes())?;
         }
-        Ok(digest)
+        Ok(None)
+    }
+
+    /// Somebody asks whether a blob or manifest is there, perhaps in order not to send it again: from now on it is as
+    /// fresh as if it had been sent. To be called before looking, so that no collection comes between the two.
+    pub(super) fn refresh(&self, repository: &str, digest: &Digest) -> Result<(), RegistryError> {
+        let dir = self.repository(repository)?;
+        for kind in ["_blobs", "_manifests"] {
+            let path = dir.join(kind).join(digest.hex());
+            let Ok(meta) = fs::metadata(&path) else { continue };
+            let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
+            if age.is_some_and(|age| age > STALE) {
+                let _order = self.adding();
+                let file = File::options().append(true).open(&path);
+                let set = file.and_then(|file| file.set_modified(SystemTime::now()));
+                if_there(set).map_err(io_error("cannot touch", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn adding(&self) -> RwLockReadGuard<'_, ()> {
+        self.order.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes a small file: beside, synced, renamed, the directory synced.
     fn write(&self, dir: &Path, name: &str, bytes: &[u8]) -> Result<(), RegistryError> {
         self.make_dirs(dir)?;
         let path = dir.join(name);
-        let uploads = self.dir.join("uploads");
+        let scratch = self.dir.join("tmp");
         let mut file =
-            tempfile::NamedTempFile::new_in(&uploads).map_err(io_error("cannot write", &path))?;
+            tempfile::NamedTempFile::new_in(&scratch).map_err(io_error("cannot write", &path))?;
         file.write_all(bytes).map_err(io_error("cannot write", &path))?;
         file.as_file().sync_all().map_err(io_error("cannot sync", &path))?;
         file.persist(&path).map_err(|error| io_error("cannot store", &path)(error.error))?;
