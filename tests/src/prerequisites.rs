@@ -43,6 +43,13 @@ pub enum Need {
     Busybox,
     /// `dnsmasq`, the boot server that is not ours.
     Dnsmasq,
+    /// A program of a bench, of this Debian package: their peers are Debian's.
+    Program {
+        /// Its name.
+        name: &'static str,
+        /// Its package.
+        package: &'static str,
+    },
 }
 
 /// What the demo needs.
@@ -86,6 +93,7 @@ impl Need {
             Self::DockerRegistry => [Some("docker-registry"), Some("docker-distribution"), None],
             Self::Busybox => [Some("busybox-static"), Some("busybox"), Some("busybox")],
             Self::Dnsmasq => [Some("dnsmasq-base"), Some("dnsmasq"), Some("dnsmasq")],
+            Self::Program { package, .. } => [Some(package), None, None],
         };
         match manager {
             Manager::Apt => apt,
@@ -106,6 +114,7 @@ impl Need {
             Self::DockerRegistry => find_program("docker-registry").is_some(),
             Self::Busybox => find_program("busybox").is_some(),
             Self::Dnsmasq => find_program("dnsmasq").is_some(),
+            Self::Program { name, .. } => find_program(name).is_some(),
         }
     }
 }
@@ -121,6 +130,7 @@ impl fmt::Display for Need {
             Self::DockerRegistry => "docker-registry",
             Self::Busybox => "a static busybox",
             Self::Dnsmasq => "dnsmasq",
+            Self::Program { name, .. } => name,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -44,6 +44,20 @@ pub(crate) fn artifacts(release: bool) -> Result<Artifacts> {
 /// # Errors
 /// What does not build.
 pub(crate) fn everything(release: bool) -> Result<()> {
+    server(release)?;
+    eprintln!("building the example");
+    static_program("hello")?;
+    // Our own subcommand, as a user would run it.
+    let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
+    layer0.arg("build-image").stdout(std::io::stderr());
+    run("Layer0", layer0)
+}
+
+/// Builds the server and gives its file.
+///
+/// # Errors
+/// That it does not build.
+pub(crate) fn server(release: bool) -> Result<PathBuf> {
     eprintln!("building the server");
     let mut server = cargo();
     server.args(["build", "--package", "server", "--bin", "layercake"]);
@@ -51,12 +65,7 @@ pub(crate) fn everything(release: bool) -> Result<()> {
         server.arg("--release");
     }
     run("the server", server)?;
-    eprintln!("building the example");
-    static_program("hello")?;
-    // Our own subcommand, as a user would run it.
-    let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
-    layer0.arg("build-image").stdout(std::io::stderr());
-    run("Layer0", layer0)
+    Ok(target_dir().join(if release { "release" } else { "debug" }).join("layercake"))
 }
 
 /// Builds an example's program without any library that an image would have to bring.
@@ -85,7 +94,7 @@ fn cargo() -> Command {
     command
 }
 
-fn target_dir() -> std::path::PathBuf {
+fn target_dir() -> PathBuf {
     let set = std::env::var_os("CARGO_TARGET_DIR");
     set.map_or_else(|| workspace_root().join("target"), |dir| workspace_root().join(dir))
 }
