@@ -23,7 +23,7 @@ const RECIPE: &str = "pull-image-1";
 /// Debian's release and where it comes from.
 const SUITE: [&str; 2] = ["bookworm", "http://deb.debian.org/debian"];
 /// What is in it beside the required packages: a system with the tools of an ordinary server.
-const PACKAGES: &str = "systemd-sysv,dbus,udev,openssh-server,python3,git,vim,curl,ca-certificates,iproute2,locales,gdb,cpp,\
+const PACKAGES: &str = "systemd-sysv,dbus,udev,openssh-server,python3,git,vim,curl,ca-certificates,iproute2,locales,\
                         binutils,nginx-light";
 /// Times are cut to this, seconds since 1970, so that the same packages give the same layers.
 const EPOCH: u64 = 1_700_000_000;
