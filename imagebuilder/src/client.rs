@@ -191,7 +191,11 @@ impl Registry {
 
     fn explain(&self, what: &str, error: &OciDistributionError) -> RegistryError {
         let url = format!("{}{what}", self.reference.api_base());
-        let cause = innermost(error);
+        let mut cause = innermost(error);
+        // rustls's words for an answer that is no TLS.
+        if url.starts_with("https://") && cause.contains("InvalidContentType") {
+            "it does not speak TLS; write http:// for plain HTTP".clone_into(&mut cause);
+        }
         match error {
             OciDistributionError::RequestError(request) if request.status().is_none() => {
                 RegistryError::Unreachable { url, cause }

@@ -35,21 +35,38 @@ pub enum Need {
     IpxeFiles,
     /// `ip`.
     Ip,
-    /// `setpriv` and `unshare`.
+    /// `setpriv`, `unshare` and `nsenter`.
     UtilLinux,
+    /// `ethtool`, where the machines have no taps.
+    Ethtool,
     /// Debian's `docker-registry`.
     DockerRegistry,
     /// A static busybox, the rescue shell.
     Busybox,
     /// `dnsmasq`, the boot server that is not ours.
     Dnsmasq,
-    /// A program of a bench, of this Debian package: their peers are Debian's.
-    Program {
-        /// Its name.
-        name: &'static str,
-        /// Its package.
-        package: &'static str,
-    },
+    /// `skopeo`, a registry client that is not ours.
+    Skopeo,
+    /// `umoci`, which unpacks images as others do.
+    Umoci,
+    /// `curl`, a client for HTTP and TFTP.
+    Curl,
+    /// `atftp`, a TFTP client with options.
+    Atftp,
+    /// `tftp` of tftp-hpa, a TFTP client.
+    TftpHpa,
+    /// `kill`, the program.
+    Kill,
+    /// `mmdebstrap`, which makes the benches' Debian system.
+    Mmdebstrap,
+    /// GNU `time`, which says what a program cost.
+    Time,
+    /// `podman`, which pulls as most people do.
+    Podman,
+    /// `containerd` and `ctr`.
+    Containerd,
+    /// `igzip`, the fastest gzip there is.
+    Igzip,
 }
 
 /// What the demo needs.
@@ -65,6 +82,38 @@ pub const CASES: [Need; 8] = [
     Need::DockerRegistry,
     Need::Busybox,
     Need::Dnsmasq,
+];
+
+/// What the unit and integration tests of all crates need.
+pub const UNIT: [Need; 13] = [
+    Need::Qemu,
+    Need::Ip,
+    Need::UtilLinux,
+    Need::Ethtool,
+    Need::DockerRegistry,
+    Need::Busybox,
+    Need::Dnsmasq,
+    Need::Skopeo,
+    Need::Umoci,
+    Need::Curl,
+    Need::Atftp,
+    Need::TftpHpa,
+    Need::Kill,
+];
+
+/// What `cargo xtask bench pull` needs.
+pub const BENCH_PULL: [Need; 11] = [
+    Need::Ip,
+    Need::UtilLinux,
+    Need::DockerRegistry,
+    Need::Mmdebstrap,
+    Need::Time,
+    Need::Podman,
+    Need::Skopeo,
+    Need::Umoci,
+    Need::Containerd,
+    Need::Curl,
+    Need::Igzip,
 ];
 
 /// A package manager.
@@ -93,7 +142,18 @@ impl Need {
             Self::DockerRegistry => [Some("docker-registry"), Some("docker-distribution"), None],
             Self::Busybox => [Some("busybox-static"), Some("busybox"), Some("busybox")],
             Self::Dnsmasq => [Some("dnsmasq-base"), Some("dnsmasq"), Some("dnsmasq")],
-            Self::Program { package, .. } => [Some(package), None, None],
+            Self::TftpHpa => [Some("tftp-hpa"), Some("tftp"), Some("tftp-hpa")],
+            Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
+            Self::Time => [Some("time"); 3],
+            Self::Podman => [Some("podman"); 3],
+            Self::Containerd => [Some("containerd"); 3],
+            Self::Igzip => [Some("isal"), Some("isa-l-tools"), Some("isa-l")],
+            Self::Kill => [Some("procps"), Some("util-linux"), Some("util-linux")],
+            Self::Atftp => [Some("atftp"), Some("atftp"), None],
+            Self::Ethtool => [Some("ethtool"); 3],
+            Self::Skopeo => [Some("skopeo"); 3],
+            Self::Umoci => [Some("umoci"), None, Some("umoci")],
+            Self::Curl => [Some("curl"); 3],
         };
         match manager {
             Manager::Apt => apt,
@@ -102,36 +162,48 @@ impl Need {
         }
     }
 
+    /// The programs that it stands for; none for what is no program.
+    fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Qemu => &["qemu-system-x86_64"],
+            Self::IpxeRom | Self::IpxeFiles => &[],
+            Self::Ip => &["ip"],
+            Self::UtilLinux => &["setpriv", "unshare", "nsenter"],
+            Self::Ethtool => &["ethtool"],
+            Self::DockerRegistry => &["docker-registry"],
+            Self::Busybox => &["busybox"],
+            Self::Dnsmasq => &["dnsmasq"],
+            Self::Skopeo => &["skopeo"],
+            Self::Umoci => &["umoci"],
+            Self::Curl => &["curl"],
+            Self::Atftp => &["atftp"],
+            Self::TftpHpa => &["tftp"],
+            Self::Kill => &["kill"],
+            Self::Mmdebstrap => &["mmdebstrap"],
+            Self::Time => &["time"],
+            Self::Podman => &["podman"],
+            Self::Containerd => &["containerd", "ctr"],
+            Self::Igzip => &["igzip"],
+        }
+    }
+
     fn present(self) -> bool {
         match self {
-            Self::Qemu => find_program("qemu-system-x86_64").is_some(),
             Self::IpxeRom => ROM_DIRS.iter().any(|dir| Path::new(dir).join(ROM).exists()),
             Self::IpxeFiles => ipxe_dir().is_some(),
-            Self::Ip => find_program("ip").is_some(),
-            Self::UtilLinux => {
-                find_program("setpriv").is_some() && find_program("unshare").is_some()
-            }
-            Self::DockerRegistry => find_program("docker-registry").is_some(),
-            Self::Busybox => find_program("busybox").is_some(),
-            Self::Dnsmasq => find_program("dnsmasq").is_some(),
-            Self::Program { name, .. } => find_program(name).is_some(),
+            _ => self.programs().iter().all(|program| find_program(program).is_some()),
         }
     }
 }
 
 impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Qemu => "qemu-system-x86_64",
-            Self::IpxeRom => "the network boot ROM of QEMU's NIC (efi-virtio.rom)",
-            Self::IpxeFiles => "iPXE's boot files (undionly.kpxe)",
-            Self::Ip => "ip",
-            Self::UtilLinux => "setpriv and unshare",
-            Self::DockerRegistry => "docker-registry",
-            Self::Busybox => "a static busybox",
-            Self::Dnsmasq => "dnsmasq",
-            Self::Program { name, .. } => name,
-        })
+        match self {
+            Self::IpxeRom => f.write_str("the network boot ROM of QEMU's NIC (efi-virtio.rom)"),
+            Self::IpxeFiles => f.write_str("iPXE's boot files (undionly.kpxe)"),
+            Self::Busybox => f.write_str("a static busybox"),
+            _ => f.write_str(&self.programs().join(", ")),
+        }
     }
 }
 
@@ -187,8 +259,10 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     }
     let packages = packages(&missing, Manager::Apt);
     apt_get(&["update", "--quiet"])?;
+    // Another apt-get that runs at the same time is waited for.
+    let lock = ["-o", "DPkg::Lock::Timeout=300"];
     let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
-    apt_get(&[&install[..], &packages].concat())?;
+    apt_get(&[&lock[..], &install[..], &packages].concat())?;
     let still: Vec<Need> = missing.into_iter().filter(|need| !need.present()).collect();
     if !still.is_empty() {
         bail!("apt-get installed {} but {}", packages.join(" "), advice(&still));
@@ -259,7 +333,7 @@ mod tests {
 
     #[test]
     fn everything_that_is_needed_has_a_debian_package() {
-        for need in CASES {
+        for need in CASES.into_iter().chain(UNIT).chain(DEMO).chain(BENCH_PULL) {
             assert!(need.package(Manager::Apt).is_some(), "{need}");
         }
     }

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use imagebuilder::build::{self, BuiltSet};
 use imagebuilder::client::Options;
-use imagebuilder::description;
+use imagebuilder::description::{self, SetSource};
 use imagebuilder::push::{self, Progress, Pushed};
 use protocol::api::ImageSetRecord;
 use protocol::reference::Reference;
@@ -30,9 +30,9 @@ pub(super) enum Command {
     Push {
         /// Its description, imageset.toml.
         file: PathBuf,
-        /// The registry and the prefix of the repository; the server's own registry when absent. Plain HTTP only if
-        /// this begins with http://.
-        #[arg(long, value_name = "REFERENCE_PREFIX")]
+        /// Another registry than the server's own, with a prefix for the repository where it needs one:
+        /// https://HOST[:PORT][/PREFIX], or http:// for a registry without TLS.
+        #[arg(long, value_name = "URL")]
         to: Option<BaseUrl>,
     },
     /// List the ImageSets of the server's registry.
@@ -42,7 +42,7 @@ pub(super) enum Command {
 pub(super) fn run(command: Command, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
     match command {
         Command::Build { file, out } => {
-            let built = build_set(&file, &out)?;
+            let built = build::to_layout_blocking(&load(&file)?, &out)?;
             let (set, digest) = (&built.set, built.index.digest);
             let value = json!({
                 "name": set.name, "version": set.version, "digest": digest, "layout": out,
@@ -52,11 +52,19 @@ pub(super) fn run(command: Command, server: &BaseUrl, output: Output) -> anyhow:
         }
         Command::Push { file, to } => {
             let scratch = tempfile::tempdir().context("a temporary directory cannot be made")?;
-            let built = build_set(&file, &scratch.path().join("layout"))?;
+            let layout = scratch.path().join("layout");
             let base = to.as_ref().unwrap_or(server);
-            let name = format!("{base}/{}:{}", built.set.name, built.set.version);
-            let reference: Reference = name.parse()?;
-            let pushed = push_set(&built, &reference)?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let done = runtime.block_on(async {
+                tokio::select! {
+                    done = build_and_push(&file, &layout, base) => done,
+                    // Returning, and not the signal's own end, removes the temporary directory.
+                    _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+                }
+            });
+            // A layer that is still being packed must not hold the end up.
+            runtime.shutdown_background();
+            let (built, pushed) = done?;
             let Progress { sent, skipped, .. } = pushed.progress;
             let value = json!({
                 "name": built.set.name, "version": built.set.version, "digest": pushed.digest,
@@ -73,15 +81,21 @@ pub(super) fn run(command: Command, server: &BaseUrl, output: Output) -> anyhow:
     }
 }
 
-fn build_set(file: &Path, out: &Path) -> anyhow::Result<BuiltSet> {
+fn load(file: &Path) -> anyhow::Result<SetSource> {
     let source = description::load(file)?;
     output::say(&format!("building {}:{}", source.set.name, source.set.version));
-    Ok(build::to_layout_blocking(&source, out)?)
+    Ok(source)
 }
 
-fn push_set(built: &BuiltSet, reference: &Reference) -> anyhow::Result<Pushed> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    output::say(&format!("pushing to {reference}"));
+async fn build_and_push(
+    file: &Path,
+    layout: &Path,
+    base: &BaseUrl,
+) -> anyhow::Result<(BuiltSet, Pushed)> {
+    let built = build::to_layout(&load(file)?, layout).await?;
+    let name = format!("{base}/{}:{}", built.set.name, built.set.version);
+    let reference: Reference = name.parse()?;
+    output::say(&format!("pushing to {name}"));
     let bar = output::byte_bar();
     let show = bar.clone();
     let on_progress = move |progress: Progress| {
@@ -89,10 +103,9 @@ fn push_set(built: &BuiltSet, reference: &Reference) -> anyhow::Result<Pushed> {
         show.set_position(progress.sent + progress.skipped);
     };
     let options = Options::default();
-    let work = push::push(built, reference, &options, Arc::new(on_progress));
-    let pushed = runtime.block_on(work);
+    let pushed = push::push(&built, &reference, &options, Arc::new(on_progress)).await;
     bar.finish_and_clear();
-    Ok(pushed?)
+    Ok((built, pushed?))
 }
 
 fn list_text(sets: &[ImageSetRecord]) -> String {

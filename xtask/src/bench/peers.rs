@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tests::prerequisites::{self, Need};
+use tests::prerequisites;
 use tests::process::Process;
 use tests::wait;
 
@@ -16,23 +16,6 @@ use super::measure::{Bench, Usage, of_daemon};
 
 /// How long containerd may take to answer.
 const START: Duration = Duration::from_secs(30);
-
-/// Everything that the bench needs beside what it builds.
-pub(super) const NEEDS: [Need; 13] = [
-    Need::Ip,
-    Need::UtilLinux,
-    Need::DockerRegistry,
-    Need::Program { name: "mmdebstrap", package: "mmdebstrap" },
-    Need::Program { name: "gzip", package: "gzip" },
-    Need::Program { name: "time", package: "time" },
-    Need::Program { name: "podman", package: "podman" },
-    Need::Program { name: "skopeo", package: "skopeo" },
-    Need::Program { name: "umoci", package: "umoci" },
-    Need::Program { name: "containerd", package: "containerd" },
-    Need::Program { name: "curl", package: "curl" },
-    Need::Program { name: "igzip", package: "isal" },
-    Need::Program { name: "tar", package: "tar" },
-];
 
 /// A way to do the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use tests::{prerequisites, wait};
 use super::figures::{Figure, Samples, Way, figures_table, ways_table};
 use super::image::{Image, Variant};
 use super::measure::{Bench, Usage};
-use super::peers::{self, Job, NEEDS, Peer};
+use super::peers::{self, Job, Peer};
 use crate::{agent_build, builds};
 
 /// The bench's name in its figures.
@@ -55,7 +55,7 @@ struct Measured {
 pub(crate) fn run(args: &Args) -> Result<()> {
     wait::handle_signals()?;
     ensure!(nix::unistd::geteuid().is_root(), "this bench needs root: its peers unpack as root");
-    prerequisites::ensure(&NEEDS)?;
+    prerequisites::ensure(&prerequisites::BENCH_PULL)?;
     let root = workspace_root();
     let agent = match &args.agent {
         Some(agent) => agent.canonicalize().with_context(|| agent.display().to_string())?,
