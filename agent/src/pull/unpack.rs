@@ -165,6 +165,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn one_thread_and_two_unpack_the_same_and_find_the_same_digest() {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, length) in [("empty", 0), ("small", 5), ("large", 3 * BUFFER_BYTES + 7)] {
+            let content: Vec<u8> = (0..length).map(|at| at.to_le_bytes()[0]).collect();
+            let mut header = tar::Header::new_ustar();
+            header.set_size(length as u64);
+            header.set_mode(0o640);
+            header.set_mtime(1);
+            tar.append_data(&mut header, name, &content[..]).expect("entry");
+        }
+        let mut bytes = tar.into_inner().expect("tar");
+        // Padding behind the end marker, as GNU tar writes it.
+        bytes.resize(bytes.len().next_multiple_of(10240), 0);
+        let (one, two) = (tempfile::tempdir().expect("one"), tempfile::tempdir().expect("two"));
+        let limits = Limits::default();
+        let simple = apply(BufReader::with_capacity(700, &bytes[..]), one.path(), &limits);
+        let (filler, reader) = handover::pair(1000);
+        let apart = std::thread::scope(|scope| {
+            scope.spawn(|| filler.fill_from(&bytes[..]));
+            apply(reader, two.path(), &limits)
+        });
+        let (simple, apart) = (simple.expect("one thread"), apart.expect("two threads"));
+        assert_eq!(simple, apart);
+        assert_eq!(simple.1, Digest::of(&bytes));
+        for name in ["empty", "small", "large"] {
+            let read = |dir: &Path| std::fs::read(dir.join(name)).expect("file");
+            assert_eq!(read(one.path()), read(two.path()), "{name}");
+        }
+    }
+
+    #[test]
     fn media_types_say_how_a_layer_is_compressed() {
         use protocol::oci::*;
         for (media_type, expected) in [
