@@ -16,6 +16,7 @@
 //! | [`build`] | a set into an OCI layout; the same inputs give the same digests |
 //! | [`push`] | an OCI layout into a registry |
 //! | [`resolve`] | a reference to its digest and manifest |
+//! | [`sign`] | keys, and signatures beside what lies in a registry |
 //! | [`client`] | the registry client that both use: trust, credentials, retries |
 
 pub mod description;
@@ -29,3 +30,4 @@ pub mod build;
 pub mod client;
 pub mod push;
 pub mod resolve;
+pub mod sign;

@@ -67,6 +67,8 @@ pub enum Need {
     Containerd,
     /// `igzip`, the fastest gzip there is.
     Igzip,
+    /// `openssl`, the second judge of signatures.
+    OpenSsl,
 }
 
 /// What the demo needs.
@@ -85,7 +87,7 @@ pub const CASES: [Need; 8] = [
 ];
 
 /// What the unit and integration tests of all crates need.
-pub const UNIT: [Need; 13] = [
+pub const UNIT: [Need; 14] = [
     Need::Qemu,
     Need::Ip,
     Need::UtilLinux,
@@ -99,6 +101,7 @@ pub const UNIT: [Need; 13] = [
     Need::Atftp,
     Need::TftpHpa,
     Need::Kill,
+    Need::OpenSsl,
 ];
 
 /// What `cargo xtask bench pull` needs.
@@ -154,6 +157,7 @@ impl Need {
             Self::Skopeo => [Some("skopeo"); 3],
             Self::Umoci => [Some("umoci"), None, Some("umoci")],
             Self::Curl => [Some("curl"); 3],
+            Self::OpenSsl => [Some("openssl"); 3],
         };
         match manager {
             Manager::Apt => apt,
@@ -184,6 +188,7 @@ impl Need {
             Self::Podman => &["podman"],
             Self::Containerd => &["containerd", "ctr"],
             Self::Igzip => &["igzip"],
+            Self::OpenSsl => &["openssl"],
         }
     }
 

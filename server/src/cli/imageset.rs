@@ -1,4 +1,9 @@
-//! `layercake imageset`: builds, pushes and lists ImageSets. The work is the imagebuilder's.
+//! `layercake imageset`: builds, pushes, lists, signs and verifies ImageSets. The work is the imagebuilder's.
+
+mod keygen;
+mod sign;
+mod target;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +42,13 @@ pub(super) enum Command {
     },
     /// List the ImageSets of the server's registry.
     List,
+    /// Make a key pair for signatures (ECDSA P-256).
+    Keygen(keygen::Args),
+    /// Sign an ImageSet in a registry, its index and every manifest in it, in cosign's key layout. Signatures by other keys
+    /// stay; what this key signed already is left as it is. Signers should come one after the other.
+    Sign(sign::Args),
+    /// Verify the signatures of an ImageSet in a registry. Exit status 1 if one is missing or wrong.
+    Verify(verify::Args),
 }
 
 pub(super) fn run(command: Command, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
@@ -74,6 +86,9 @@ pub(super) fn run(command: Command, server: &BaseUrl, output: Output) -> anyhow:
             let text = || format!("{}\n{sent} sent, {skipped} were there", pushed.reference);
             output.result(&value, text)
         }
+        Command::Keygen(args) => keygen::run(&args, output),
+        Command::Sign(args) => sign::run(&args, server, output),
+        Command::Verify(args) => verify::run(&args, server, output),
         Command::List => {
             let sets: Vec<ImageSetRecord> = Client::new(server).get("/v1/imagesets")?;
             output.result(&sets, || list_text(&sets))
