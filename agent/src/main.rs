@@ -26,6 +26,18 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Role::Pull(options) => match agent::prefetch::run(&options) {
+            Ok(pulled) => {
+                let (set, digest, bytes) = (&pulled.set, pulled.digest, pulled.bytes);
+                let line = format!("{}:{} {digest} {bytes} bytes fetched\n", set.name, set.version);
+                say(&mut std::io::stdout(), &line);
+                ExitCode::SUCCESS
+            }
+            Err(problem) => {
+                say(&mut std::io::stderr(), &format!("layercake-agent: {problem}\n"));
+                ExitCode::FAILURE
+            }
+        },
         Role::Monitor { dir } => status(agent::monitor::run(&dir)),
         Role::ContainerInit { dir, in_cgroup } => {
             status(agent::container_init::run(&dir, in_cgroup))

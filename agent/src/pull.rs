@@ -8,6 +8,7 @@
 //! Nothing is written twice and nothing is in the store before its digest was right. A broken connection is resumed
 //! where it broke, in the middle of the pipeline. Does not mount and does not decide which set a node wants.
 
+mod handover;
 mod plan;
 pub mod signed;
 mod source;
@@ -411,11 +412,14 @@ impl Pull<'_> {
         if needed > free {
             return Err(PullError::NoSpace { needed, free });
         }
+        // Fewer layers than processors: each may have two.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let two_threads = missing.len() < processors;
         let (next, fetched) = (AtomicUsize::new(0), AtomicU64::new(0));
         let first_error = Mutex::new(None);
         let work = || {
             while let Some(job) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                match self.retried(|| self.layer(job)) {
+                match self.retried(|| self.layer(job, two_threads)) {
                     Ok(bytes) => drop(fetched.fetch_add(bytes, Ordering::Relaxed)),
                     Err(error) => {
                         let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
@@ -440,7 +444,7 @@ impl Pull<'_> {
     }
 
     /// Fetches and unpacks one layer, and returns its compressed size; 0 if somebody else did meanwhile.
-    fn layer(&self, job: &Job) -> Result<u64, PullError> {
+    fn layer(&self, job: &Job, two_threads: bool) -> Result<u64, PullError> {
         let stop = || self.stopped();
         let staged = match self.puller.store.claim(&job.digest, &stop)? {
             Claim::Mine(staged) => staged,
@@ -451,8 +455,8 @@ impl Pull<'_> {
             }
         };
         let mut source = Source::new(self.registry, job, &self.puller.retry, &stop, self.progress);
-        let unpacked =
-            unpack::unpack(&mut source, job.compression, staged.dir(), &self.puller.limits);
+        let (dir, limits) = (staged.dir(), &self.puller.limits);
+        let unpacked = unpack::unpack(&mut source, job.compression, dir, limits, two_threads);
         // A damaged blob shows as a broken archive first: the digest of the whole says which it is.
         let checked = source.finish();
         if checked.is_err() {

@@ -59,6 +59,16 @@ pub enum Need {
     TftpHpa,
     /// `kill`, the program.
     Kill,
+    /// `mmdebstrap`, which makes the benches' Debian system.
+    Mmdebstrap,
+    /// GNU `time`, which says what a program cost.
+    Time,
+    /// `podman`, which pulls as most people do.
+    Podman,
+    /// `containerd` and `ctr`.
+    Containerd,
+    /// `igzip`, the fastest gzip there is.
+    Igzip,
     /// `openssl`, the second judge of signatures.
     OpenSsl,
 }
@@ -97,6 +107,21 @@ pub const UNIT: [Need; 14] = [
     Need::OpenSsl,
 ];
 
+/// What `cargo xtask bench pull` needs.
+pub const BENCH_PULL: [Need; 11] = [
+    Need::Ip,
+    Need::UtilLinux,
+    Need::DockerRegistry,
+    Need::Mmdebstrap,
+    Need::Time,
+    Need::Podman,
+    Need::Skopeo,
+    Need::Umoci,
+    Need::Containerd,
+    Need::Curl,
+    Need::Igzip,
+];
+
 /// A package manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manager {
@@ -124,6 +149,11 @@ impl Need {
             Self::Busybox => [Some("busybox-static"), Some("busybox"), Some("busybox")],
             Self::Dnsmasq => [Some("dnsmasq-base"), Some("dnsmasq"), Some("dnsmasq")],
             Self::TftpHpa => [Some("tftp-hpa"), Some("tftp"), Some("tftp-hpa")],
+            Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
+            Self::Time => [Some("time"); 3],
+            Self::Podman => [Some("podman"); 3],
+            Self::Containerd => [Some("containerd"); 3],
+            Self::Igzip => [Some("isal"), Some("isa-l-tools"), Some("isa-l")],
             Self::Kill => [Some("procps"), Some("util-linux"), Some("util-linux")],
             Self::Atftp => [Some("atftp"), Some("atftp"), None],
             Self::Ethtool => [Some("ethtool"); 3],
@@ -158,6 +188,11 @@ impl Need {
             Self::Atftp => &["atftp"],
             Self::TftpHpa => &["tftp"],
             Self::Kill => &["kill"],
+            Self::Mmdebstrap => &["mmdebstrap"],
+            Self::Time => &["time"],
+            Self::Podman => &["podman"],
+            Self::Containerd => &["containerd", "ctr"],
+            Self::Igzip => &["igzip"],
             Self::OpenSsl => &["openssl"],
         }
     }
@@ -308,7 +343,7 @@ mod tests {
 
     #[test]
     fn everything_that_is_needed_has_a_debian_package() {
-        for need in CASES.into_iter().chain(UNIT).chain(DEMO) {
+        for need in CASES.into_iter().chain(UNIT).chain(DEMO).chain(BENCH_PULL) {
             assert!(need.package(Manager::Apt).is_some(), "{need}");
         }
     }

@@ -1,7 +1,7 @@
 //! Everything that runs in the lab, built: Layer0, the server and the example's program. For the demo and the cases.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -34,6 +34,20 @@ pub(crate) fn artifacts(release: bool) -> Result<Artifacts> {
 /// # Errors
 /// What does not build.
 pub(crate) fn everything(release: bool) -> Result<()> {
+    server(release)?;
+    eprintln!("building the example");
+    static_program("hello")?;
+    // Our own subcommand, as a user would run it.
+    let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
+    layer0.arg("build-image").stdout(std::io::stderr());
+    run(&mut layer0)
+}
+
+/// Builds the server and gives its file.
+///
+/// # Errors
+/// That it does not build.
+pub(crate) fn server(release: bool) -> Result<PathBuf> {
     eprintln!("building the server");
     let mut server = cargo();
     server.args(["build", "--package", "server", "--bin", "layercake"]);
@@ -41,12 +55,7 @@ pub(crate) fn everything(release: bool) -> Result<()> {
         server.arg("--release");
     }
     run(&mut server)?;
-    eprintln!("building the example");
-    static_program("hello")?;
-    // Our own subcommand, as a user would run it.
-    let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
-    layer0.arg("build-image").stdout(std::io::stderr());
-    run(&mut layer0)
+    Ok(target_dir().join(if release { "release" } else { "debug" }).join("layercake"))
 }
 
 /// Builds an example's program without any library that an image would have to bring.
@@ -73,7 +82,7 @@ fn cargo() -> Command {
     command
 }
 
-fn target_dir() -> std::path::PathBuf {
+fn target_dir() -> PathBuf {
     let set = std::env::var_os("CARGO_TARGET_DIR");
     set.map_or_else(|| workspace_root().join("target"), |dir| workspace_root().join(dir))
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod agent_build;
+mod bench;
 mod build_image;
 mod builds;
 mod children;
@@ -26,6 +27,9 @@ enum Cli {
     BuildImage(build_image::Args),
     /// Boot machines in a private lab, run an ImageSet on them and roll it
     Demo(demo::Args),
+    /// Measure us beside the peers, and judge the goals
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Run everything that must hold before a change lands
     Test(gate::Args),
     /// Check the house rules that neither rustc nor clippy knows
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse() {
         Cli::BuildImage(args) => build_image::run(&args),
         Cli::Demo(args) => demo::run(&args),
+        Cli::Bench(bench) => bench::run(&bench),
         Cli::Test(args) => gate::run(&args, &tests::artifacts::workspace_root()),
         Cli::Tidy => tidy::run(&tests::artifacts::workspace_root()),
     };

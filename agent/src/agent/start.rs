@@ -52,6 +52,7 @@ pub fn run(options: AgentOptions) -> Result<(), String> {
     for problem in &args.problems {
         log::warn!("{problem}");
     }
+    let _held = crate::prefetch::hold(&RunDirs::new(&options.run_dir))?;
     let signals = block_signals()?;
     let (sender, inbox) = mpsc::channel();
     let events = Sender(sender);

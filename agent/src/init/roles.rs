@@ -24,6 +24,9 @@ Roles:
       --server URL    a boot server; may be given several times
       --node ID       this node's name at the server
       --log LEVEL     error, warn, info (default) or debug
+  pull [--run-dir DIR] [--log LEVEL] REF
+      Fetch the ImageSet REF into DIR, check every digest, and end: what is there already is not fetched again.
+      Not while an agent runs in DIR.
   init                PID 1 of Layer0; the kernel starts it as /init
   monitor DIR         the process beside one container (started by the agent)
   container-init ...  the first process of a container (started by a monitor)
@@ -61,6 +64,17 @@ impl Default for AgentOptions {
     }
 }
 
+/// Options of the role `pull`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PullOptions {
+    /// Where the store is kept.
+    pub run_dir: PathBuf,
+    /// The ImageSet.
+    pub reference: Reference,
+    /// How much is logged.
+    pub log: LogLevel,
+}
+
 /// What this process is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
@@ -71,6 +85,8 @@ pub enum Role {
     },
     /// What a node does.
     Agent(AgentOptions),
+    /// Fetches one ImageSet and ends.
+    Pull(PullOptions),
     /// The process beside one container.
     Monitor {
         /// The container's directory.
@@ -111,6 +127,7 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
         Some("init") if pid1 => Ok(Role::Init { recover }),
         Some("init") => Err("the role init needs PID 1: let the kernel start it".to_owned()),
         Some("agent") => parse_agent(rest),
+        Some("pull") => parse_pull(rest),
         Some("monitor") => match rest {
             [dir] => Ok(Role::Monitor { dir: PathBuf::from(dir) }),
             _ => Err("monitor needs exactly one directory".to_owned()),
@@ -128,23 +145,61 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
     }
 }
 
+/// The same options as the agent's, those that a pull has, and one ImageSet.
+fn parse_pull(args: &[OsString]) -> Result<Role, String> {
+    let mut options = AgentOptions::default();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let (text, key, inline) = split(arg)?;
+        match key {
+            "--help" | "-h" => return Ok(Role::Help),
+            "--run-dir" | "--log" => set(&mut options, key, &value(key, inline, &mut args)?)?,
+            _ if text.starts_with('-') => {
+                return Err(format!("unknown argument `{text}` of role pull"));
+            }
+            _ if options.imageset.is_some() => {
+                return Err(format!("`{text}`: pull takes one ImageSet"));
+            }
+            _ => {
+                let reference = text.parse().map_err(|error| format!("{text}: {error}"))?;
+                options.imageset = Some(reference);
+            }
+        }
+    }
+    let reference = options.imageset.ok_or("pull needs the reference of an ImageSet")?;
+    let log = options.log.unwrap_or_default();
+    Ok(Role::Pull(PullOptions { run_dir: options.run_dir, reference, log }))
+}
+
+/// An argument as text, its key, and the value that stands in it behind `=`.
+fn split(arg: &OsStr) -> Result<(&str, &str, Option<OsString>), String> {
+    let text = arg.to_str().ok_or_else(|| format!("`{}` is not UTF-8", arg.display()))?;
+    Ok(match text.split_once('=') {
+        Some((key, value)) if key.starts_with("--") => (text, key, Some(OsString::from(value))),
+        _ => (text, text, None),
+    })
+}
+
+/// The value of a key: in the same argument, else the next one.
+fn value(
+    key: &str,
+    inline: Option<OsString>,
+    args: &mut std::slice::Iter<'_, OsString>,
+) -> Result<OsString, String> {
+    let value = inline.or_else(|| args.next().cloned());
+    value.filter(|value| !value.is_empty()).ok_or_else(|| format!("{key} needs a value"))
+}
+
 fn parse_agent(args: &[OsString]) -> Result<Role, String> {
     let mut options = AgentOptions::default();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
-        let text = arg.to_str().ok_or_else(|| format!("`{}` is not UTF-8", arg.display()))?;
-        let (key, inline) = match text.split_once('=') {
-            Some((key, value)) if key.starts_with("--") => (key, Some(OsString::from(value))),
-            _ => (text, None),
-        };
+        let (text, key, inline) = split(arg)?;
         match key {
             "--standalone" if inline.is_none() => options.standalone = true,
             "--help" | "-h" => return Ok(Role::Help),
             "--run-dir" | "--imageset" | "--server" | "--node" | "--log" => {
-                let value = inline.or_else(|| args.next().cloned());
-                let value = value.filter(|value| !value.is_empty());
-                let value = value.ok_or_else(|| format!("{key} needs a value"))?;
-                set(&mut options, key, &value)?;
+                set(&mut options, key, &value(key, inline, &mut args)?)?;
             }
             _ => return Err(format!("unknown argument `{text}` of role agent")),
         }
@@ -254,6 +309,21 @@ mod tests {
         check_error("a agent --standalone", "--imageset");
         check_error("a agent --standalone --server http://x", "--node");
         check_error("a agent --node ../x", "--node ../x");
+    }
+
+    #[test]
+    fn a_pull_takes_one_imageset_and_a_place() {
+        let Ok(Role::Pull(options)) = run("a pull --run-dir /x http://r:5000/hello:1", false)
+        else {
+            panic!("not a pull")
+        };
+        assert_eq!(options.run_dir, Path::new("/x"));
+        assert_eq!(options.reference.to_string(), "http://r:5000/hello:1");
+        assert_eq!(options.log, LogLevel::default());
+        check_error("a pull", "needs the reference");
+        check_error("a pull r/a:1 r/b:1", "one ImageSet");
+        check_error("a pull --node n r/a:1", "`--node`");
+        check_error("a pull not//a:reference", "not//a:reference");
     }
 
     #[test]

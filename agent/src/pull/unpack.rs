@@ -1,8 +1,8 @@
-//! The pipeline behind the socket: decompress, hash, guard against bombs, apply. Memory is bounded: two buffers, the
+//! The pipeline behind the socket: decompress, guard against bombs, hash, apply. Memory is bounded: a few buffers, the
 //! decompressor's window and what `layer` holds.
 
 use std::cell::Cell;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -10,6 +10,7 @@ use flate2::bufread::MultiGzDecoder;
 use protocol::ids::Digest;
 use sha2::{Digest as _, Sha256};
 
+use super::handover;
 use super::source::Source;
 use crate::layer::{self, LayerError, Limits, Summary};
 
@@ -48,48 +49,99 @@ impl Compression {
 }
 
 /// Unpacks a blob into a directory; returns what it held and the digest of the uncompressed stream, read to its end.
+/// `two_threads`: hashes and applies on a thread of its own, which takes less time and a little more work.
 pub(super) fn unpack(
     source: &mut Source<'_>,
     compression: Compression,
     dir: &Path,
     limits: &Limits,
+    two_threads: bool,
 ) -> Result<(Summary, Digest), LayerError> {
     let received = source.received();
     let input = BufReader::with_capacity(BUFFER_BYTES, source);
-    match compression {
-        Compression::Plain => apply(input, received, dir, limits),
-        Compression::Gzip => apply(MultiGzDecoder::new(input), received, dir, limits),
+    let mut decoder: Box<dyn Read + '_> = match compression {
+        Compression::Plain => Box::new(input),
+        Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
         Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(input)
-                .and_then(|mut decoder| {
-                    decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-                    Ok(decoder)
-                })
-                .map_err(LayerError::Read)?;
-            apply(&mut decoder, received, dir, limits)
+            let decoder = zstd::stream::read::Decoder::with_buffer(input);
+            let decoder = decoder.and_then(|mut decoder| {
+                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+                Ok(decoder)
+            });
+            Box::new(decoder.map_err(LayerError::Read)?)
         }
+    };
+    let guarded = Guarded { inner: &mut decoder, produced: 0, received };
+    if !two_threads {
+        return apply(BufReader::with_capacity(BUFFER_BYTES, guarded), dir, limits);
     }
+    let (filler, reader) = handover::pair(BUFFER_BYTES);
+    std::thread::scope(|scope| {
+        let applied = scope.spawn(move || apply(reader, dir, limits));
+        filler.fill_from(guarded);
+        let died = || LayerError::Read(io::Error::other("the unpacking thread died"));
+        applied.join().unwrap_or_else(|_| Err(died()))
+    })
 }
 
 fn apply(
-    plain: impl Read,
-    received: Rc<Cell<u64>>,
+    plain: impl BufRead,
     dir: &Path,
     limits: &Limits,
 ) -> Result<(Summary, Digest), LayerError> {
-    let guarded = Guarded { inner: plain, hash: Sha256::new(), produced: 0, received };
-    let mut stream = BufReader::with_capacity(BUFFER_BYTES, guarded);
+    let mut stream = Hashed { inner: plain, hash: Sha256::new(), known: 0 };
     let summary = layer::apply(&mut stream, dir, limits)?;
     // Padding behind the end marker belongs to the diff id.
-    io::copy(&mut stream, &mut io::sink()).map_err(LayerError::Read)?;
-    let digest = stream.into_inner().hash.finalize();
-    Ok((summary, Digest(digest.into())))
+    loop {
+        match stream.fill_buf().map(<[u8]>::len) {
+            Ok(0) => break,
+            Ok(count) => stream.consume(count),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(LayerError::Read(error)),
+        }
+    }
+    Ok((summary, Digest(stream.hash.finalize().into())))
 }
 
-/// Hashes what it passes on and stops a stream that unpacks to too much.
-struct Guarded<R> {
+/// Hashes a stream buffer by buffer: what is consumed was hashed when it was first seen.
+struct Hashed<R> {
     inner: R,
     hash: Sha256,
+    /// Bytes of the present buffer that are hashed and not yet consumed.
+    known: usize,
+}
+
+impl<R: BufRead> BufRead for Hashed<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let buffer = self.inner.fill_buf()?;
+        if self.known == 0 {
+            self.hash.update(buffer);
+            self.known = buffer.len();
+        }
+        Ok(buffer)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.known = self.known.saturating_sub(count);
+        self.inner.consume(count);
+    }
+}
+
+impl<R: BufRead> Read for Hashed<R> {
+    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(target.len());
+        if let (Some(to), Some(from)) = (target.get_mut(..count), available.get(..count)) {
+            to.copy_from_slice(from);
+        }
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+/// Stops a stream that unpacks to too much.
+struct Guarded<R> {
+    inner: R,
     produced: u64,
     received: Rc<Cell<u64>>,
 }
@@ -97,7 +149,6 @@ struct Guarded<R> {
 impl<R: Read> Read for Guarded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        self.hash.update(buffer.get(..count).unwrap_or_default());
         self.produced += count as u64;
         let allowed = self.received.get().saturating_mul(MAX_RATIO).max(RATIO_FREE_BYTES);
         if self.produced > allowed {
@@ -112,6 +163,37 @@ impl<R: Read> Read for Guarded<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_thread_and_two_unpack_the_same_and_find_the_same_digest() {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, length) in [("empty", 0), ("small", 5), ("large", 3 * BUFFER_BYTES + 7)] {
+            let content: Vec<u8> = (0..length).map(|at| at.to_le_bytes()[0]).collect();
+            let mut header = tar::Header::new_ustar();
+            header.set_size(length as u64);
+            header.set_mode(0o640);
+            header.set_mtime(1);
+            tar.append_data(&mut header, name, &content[..]).expect("entry");
+        }
+        let mut bytes = tar.into_inner().expect("tar");
+        // Padding behind the end marker, as GNU tar writes it.
+        bytes.resize(bytes.len().next_multiple_of(10240), 0);
+        let (one, two) = (tempfile::tempdir().expect("one"), tempfile::tempdir().expect("two"));
+        let limits = Limits::default();
+        let simple = apply(BufReader::with_capacity(700, &bytes[..]), one.path(), &limits);
+        let (filler, reader) = handover::pair(1000);
+        let apart = std::thread::scope(|scope| {
+            scope.spawn(|| filler.fill_from(&bytes[..]));
+            apply(reader, two.path(), &limits)
+        });
+        let (simple, apart) = (simple.expect("one thread"), apart.expect("two threads"));
+        assert_eq!(simple, apart);
+        assert_eq!(simple.1, Digest::of(&bytes));
+        for name in ["empty", "small", "large"] {
+            let read = |dir: &Path| std::fs::read(dir.join(name)).expect("file");
+            assert_eq!(read(one.path()), read(two.path()), "{name}");
+        }
+    }
 
     #[test]
     fn media_types_say_how_a_layer_is_compressed() {
