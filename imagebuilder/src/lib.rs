@@ -16,7 +16,8 @@
 //! | [`build`] | a set into an OCI layout; the same inputs give the same digests |
 //! | [`push`] | an OCI layout into a registry |
 //! | [`resolve`] | a reference to its digest and manifest |
-//! | [`client`] | the registry client that both use: trust, credentials, retries |
+//! | [`client`] | the registry client that all of them use: trust, authorization, resumed uploads, retries |
+//! | [`credentials`] | who we are to a registry: auth.json, Docker's config.json, credential helpers |
 
 pub mod description;
 
@@ -27,5 +28,11 @@ pub mod source;
 pub mod build;
 
 pub mod client;
+pub mod credentials;
+pub mod diff;
+pub mod inspect;
+pub mod place;
+mod progress;
 pub mod push;
 pub mod resolve;
+pub mod transfer;

@@ -41,6 +41,16 @@ pub enum Need {
     DockerRegistry,
     /// A static busybox, the rescue shell.
     Busybox,
+    /// `skopeo`, the registry client that is not ours.
+    Skopeo,
+    /// `umoci`, the unpacker that is not ours.
+    Umoci,
+    /// `openssl`, for certificates of test registries.
+    Openssl,
+    /// `htpasswd`, for users of test registries.
+    Htpasswd,
+    /// `mmdebstrap`, for `debian:` sources.
+    Mmdebstrap,
     /// `dnsmasq`, the boot server that is not ours.
     Dnsmasq,
 }
@@ -49,7 +59,7 @@ pub enum Need {
 pub const DEMO: [Need; 5] = [Need::Qemu, Need::IpxeRom, Need::IpxeFiles, Need::Ip, Need::UtilLinux];
 
 /// What the whole-system cases need.
-pub const CASES: [Need; 8] = [
+pub const CASES: [Need; 13] = [
     Need::Qemu,
     Need::IpxeRom,
     Need::IpxeFiles,
@@ -58,6 +68,11 @@ pub const CASES: [Need; 8] = [
     Need::DockerRegistry,
     Need::Busybox,
     Need::Dnsmasq,
+    Need::Skopeo,
+    Need::Umoci,
+    Need::Openssl,
+    Need::Htpasswd,
+    Need::Mmdebstrap,
 ];
 
 /// A package manager.
@@ -86,6 +101,11 @@ impl Need {
             Self::DockerRegistry => [Some("docker-registry"), Some("docker-distribution"), None],
             Self::Busybox => [Some("busybox-static"), Some("busybox"), Some("busybox")],
             Self::Dnsmasq => [Some("dnsmasq-base"), Some("dnsmasq"), Some("dnsmasq")],
+            Self::Skopeo => [Some("skopeo"), Some("skopeo"), Some("skopeo")],
+            Self::Umoci => [Some("umoci"), Some("umoci"), None],
+            Self::Openssl => [Some("openssl"), Some("openssl"), Some("openssl")],
+            Self::Htpasswd => [Some("apache2-utils"), Some("httpd-tools"), Some("apache")],
+            Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
         };
         match manager {
             Manager::Apt => apt,
@@ -106,6 +126,11 @@ impl Need {
             Self::DockerRegistry => find_program("docker-registry").is_some(),
             Self::Busybox => find_program("busybox").is_some(),
             Self::Dnsmasq => find_program("dnsmasq").is_some(),
+            Self::Skopeo => find_program("skopeo").is_some(),
+            Self::Umoci => find_program("umoci").is_some(),
+            Self::Openssl => find_program("openssl").is_some(),
+            Self::Htpasswd => find_program("htpasswd").is_some(),
+            Self::Mmdebstrap => find_program("mmdebstrap").is_some(),
         }
     }
 }
@@ -121,6 +146,11 @@ impl fmt::Display for Need {
             Self::DockerRegistry => "docker-registry",
             Self::Busybox => "a static busybox",
             Self::Dnsmasq => "dnsmasq",
+            Self::Skopeo => "skopeo",
+            Self::Umoci => "umoci",
+            Self::Openssl => "openssl",
+            Self::Htpasswd => "htpasswd",
+            Self::Mmdebstrap => "mmdebstrap",
         })
     }
 }

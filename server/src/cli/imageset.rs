@@ -1,108 +1,42 @@
-//! `layercake imageset`: builds, pushes and lists ImageSets. The work is the imagebuilder's.
+//! `layercake imageset`: everything one does with ImageSets, one file a command. The work is the imagebuilder's.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+mod build;
+mod copy;
+mod diff;
+mod inspect;
+mod list;
+mod push;
+pub(in crate::cli) mod registry;
 
-use anyhow::Context;
-use imagebuilder::build::{self, BuiltSet};
-use imagebuilder::client::Options;
-use imagebuilder::description;
-use imagebuilder::push::{self, Progress, Pushed};
-use protocol::api::ImageSetRecord;
-use protocol::reference::Reference;
-use serde_json::json;
-
-use super::client::Client;
-use super::output::{self, Output, bytes, table};
+use super::output::Output;
 use crate::config::values::BaseUrl;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Build an ImageSet into an OCI layout.
-    Build {
-        /// Its description, imageset.toml.
-        file: PathBuf,
-        /// Directory of the layout; made when it is not there, added to when it is.
-        #[arg(long, value_name = "DIR")]
-        out: PathBuf,
-    },
+    Build(build::Args),
     /// Build an ImageSet and push it to a registry. Only blobs that the registry does not have are sent.
-    Push {
-        /// Its description, imageset.toml.
-        file: PathBuf,
-        /// The registry and the prefix of the repository; the server's own registry when absent. Plain HTTP only if
-        /// this begins with http://.
-        #[arg(long, value_name = "REFERENCE_PREFIX")]
-        to: Option<BaseUrl>,
-    },
-    /// List the ImageSets of the server's registry.
-    List,
+    Push(push::Args),
+    /// Fetch an ImageSet into an OCI layout, with its signatures.
+    Pull(copy::PullArgs),
+    /// Show what an ImageSet consists of: its description, images, platforms and layers.
+    Inspect(inspect::Args),
+    /// List the ImageSets of the server's registry, or the versions in a repository.
+    List(list::Args),
+    /// Show the files and bytes that changed between two ImageSets.
+    Diff(diff::Args),
+    /// Copy an ImageSet byte for byte, with its signatures.
+    Copy(copy::Args),
 }
 
-pub(super) fn run(command: Command, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
+pub(super) fn run(command: &Command, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
     match command {
-        Command::Build { file, out } => {
-            let built = build_set(&file, &out)?;
-            let (set, digest) = (&built.set, built.index.digest);
-            let value = json!({
-                "name": set.name, "version": set.version, "digest": digest, "layout": out,
-            });
-            let text = || format!("{}:{} {digest} in {}", set.name, set.version, out.display());
-            output.result(&value, text)
-        }
-        Command::Push { file, to } => {
-            let scratch = tempfile::tempdir().context("a temporary directory cannot be made")?;
-            let built = build_set(&file, &scratch.path().join("layout"))?;
-            let base = to.as_ref().unwrap_or(server);
-            let name = format!("{base}/{}:{}", built.set.name, built.set.version);
-            let reference: Reference = name.parse()?;
-            let pushed = push_set(&built, &reference)?;
-            let Progress { sent, skipped, .. } = pushed.progress;
-            let value = json!({
-                "name": built.set.name, "version": built.set.version, "digest": pushed.digest,
-                "reference": pushed.reference, "bytes_sent": sent, "bytes_skipped": skipped,
-            });
-            let (sent, skipped) = (bytes(sent), bytes(skipped));
-            let text = || format!("{}\n{sent} sent, {skipped} were there", pushed.reference);
-            output.result(&value, text)
-        }
-        Command::List => {
-            let sets: Vec<ImageSetRecord> = Client::new(server).get("/v1/imagesets")?;
-            output.result(&sets, || list_text(&sets))
-        }
+        Command::Build(args) => build::run(args, output),
+        Command::Push(args) => push::run(args, server, output),
+        Command::Pull(args) => copy::pull(args, server, output),
+        Command::Inspect(args) => inspect::run(args, server, output),
+        Command::List(args) => list::run(args, server, output),
+        Command::Diff(args) => diff::run(args, server, output),
+        Command::Copy(args) => copy::run(args, server, output),
     }
-}
-
-fn build_set(file: &Path, out: &Path) -> anyhow::Result<BuiltSet> {
-    let source = description::load(file)?;
-    output::say(&format!("building {}:{}", source.set.name, source.set.version));
-    Ok(build::to_layout_blocking(&source, out)?)
-}
-
-fn push_set(built: &BuiltSet, reference: &Reference) -> anyhow::Result<Pushed> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    output::say(&format!("pushing to {reference}"));
-    let bar = output::byte_bar();
-    let show = bar.clone();
-    let on_progress = move |progress: Progress| {
-        show.set_length(progress.total);
-        show.set_position(progress.sent + progress.skipped);
-    };
-    let options = Options::default();
-    let work = push::push(built, reference, &options, Arc::new(on_progress));
-    let pushed = runtime.block_on(work);
-    bar.finish_and_clear();
-    Ok(pushed?)
-}
-
-fn list_text(sets: &[ImageSetRecord]) -> String {
-    if sets.is_empty() {
-        return "The registry has no ImageSet yet; `layercake imageset push FILE` adds one.\n"
-            .to_owned();
-    }
-    let row = |set: &ImageSetRecord| {
-        vec![set.name.to_string(), set.version.to_string(), set.digest.to_string()]
-    };
-    let rows: Vec<Vec<String>> = sets.iter().map(row).collect();
-    table(&["NAME", "VERSION", "DIGEST"], &rows)
 }
