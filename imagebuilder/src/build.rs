@@ -18,7 +18,7 @@ use protocol::oci::{
 use crate::blob::BlobDir;
 use crate::client::Options;
 use crate::description::{ImageSource, SetSource};
-use crate::source::{ANNOTATION_REF_NAME, Content, SourceError, read_blob};
+use crate::source::{ANNOTATION_REF_NAME, Content, SourceError, localize, read_blob};
 
 /// Annotation of the index: the set's name (annotations.md).
 const ANNOTATION_TITLE: &str = "org.opencontainers.image.title";
@@ -150,9 +150,20 @@ pub fn to_layout_with(
     options: &Options,
 ) -> Result<BuiltSet, BuildError> {
     let staged = Staged::new(out)?;
+    let scratch = tempfile::tempdir().map_err(io_error("cannot make a directory for", out))?;
     let mut images = Vec::new();
     for image in &source.images {
-        images.push(build_image(source, image, &staged.blobs, options)?);
+        let local = localize(image, &source.base, options, scratch.path())
+            .map_err(|error| BuildError::Source { image: image.name.clone(), source: error })?;
+        for image in &local.images {
+            let mut entry = build_image(source, image, &staged.blobs)?;
+            if let Some(base) = &local.base {
+                let (name, digest) = (base.reference.to_string(), base.digest.to_string());
+                entry.annotations.insert(ANNOTATION_BASE_NAME.to_owned(), name);
+                entry.annotations.insert(ANNOTATION_BASE_DIGEST.to_owned(), digest);
+            }
+            images.push(entry);
+        }
     }
     let built = write_index(source, images, &staged.blobs, out)?;
     let entries = layout_entries(&built);
@@ -165,7 +176,6 @@ fn build_image(
     source: &SetSource,
     image: &ImageSource,
     blobs: &BlobDir,
-    _options: &Options,
 ) -> Result<Descriptor, BuildError> {
     let mut whole = Content::default();
     for one in &image.sources {
@@ -183,6 +193,8 @@ fn build_image(
     let write = |media_type: &str, bytes: &[u8]| {
         blobs.put(media_type, bytes).map_err(io_error("cannot write a blob of", &source.base))
     };
+    let original = whole.original.as_ref().and_then(|it| it.manifest.platform.as_ref());
+    let variant = original.and_then(|platform| platform.variant.clone());
     let mut entry = match whole.original {
         Some(original) if image.sources.len() == 1 && image.is_unchanged() => {
             write(&original.config_type, &original.config_bytes)?;
@@ -203,9 +215,9 @@ fn build_image(
         }
     };
     entry.platform = Some(Platform {
-        architecture: image.architecture.clone(),
+        architecture: image.architecture().to_owned(),
         os: "linux".to_owned(),
-        variant: None,
+        variant,
     });
     entry.annotations.insert(ANNOTATION_IMAGE_NAME.to_owned(), image.name.to_string());
     Ok(entry)
@@ -218,7 +230,7 @@ fn image_config(
     epoch: u64,
 ) -> ImageConfig {
     ImageConfig {
-        architecture: image.architecture.clone(),
+        architecture: image.architecture().to_owned(),
         os: "linux".to_owned(),
         created: Some(rfc3339(epoch)),
         config: run_config(image, base.map(|base| base.config).unwrap_or_default()),

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -59,6 +59,25 @@ pub(crate) fn everything(release: bool) -> Result<()> {
     run("Layer0", layer0)
 }
 
+/// Builds the server's binary, and says where it is.
+///
+/// # Errors
+/// When it does not build.
+pub(crate) fn layercake() -> Result<PathBuf> {
+    let mut server = cargo();
+    server.args(["build", "--package", "server", "--bin", "layercake"]);
+    run("the server", server)?;
+    Ok(target_dir().join("debug/layercake"))
+}
+
+/// Builds the program of `examples/hello`.
+///
+/// # Errors
+/// When it does not build.
+pub(crate) fn hello() -> Result<()> {
+    static_program("hello")
+}
+
 /// Builds an example's program without any library that an image would have to bring.
 fn static_program(name: &str) -> Result<()> {
     let mut build = cargo();
@@ -85,7 +104,7 @@ fn cargo() -> Command {
     command
 }
 
-fn target_dir() -> std::path::PathBuf {
+fn target_dir() -> PathBuf {
     let set = std::env::var_os("CARGO_TARGET_DIR");
     set.map_or_else(|| workspace_root().join("target"), |dir| workspace_root().join(dir))
 }

@@ -7,6 +7,7 @@ mod build_image;
 mod builds;
 mod demo;
 mod gate;
+mod push;
 mod tidy;
 
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ enum Cli {
     BuildImage(build_image::Args),
     /// Boot machines in a private lab, run an ImageSet on them and roll it
     Demo(demo::Args),
+    /// Build an example and push its ImageSets to a registry
+    Push(push::Args),
     /// Run everything that must hold before a change lands
     Test(gate::Args),
     /// Check the house rules that neither rustc nor clippy knows
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse() {
         Cli::BuildImage(args) => build_image::run(&args),
         Cli::Demo(args) => demo::run(&args),
+        Cli::Push(args) => push::run(&args),
         Cli::Test(args) => gate::run(&args, &tests::artifacts::workspace_root()),
         Cli::Tidy => tidy::run(&tests::artifacts::workspace_root()),
     };
