@@ -110,8 +110,15 @@ struct Agent {
 impl Agent {
     /// Takes events until asked to end.
     fn run(&mut self, inbox: &mpsc::Receiver<Event>) {
-        self.publish();
         loop {
+            // What has come already belongs to the same picture: only the last of it is told.
+            for event in inbox.try_iter() {
+                match event {
+                    Event::Terminate => return self.terminate(),
+                    event => self.take(event),
+                }
+            }
+            self.publish();
             let event = match self.patience() {
                 Some(patience) => inbox.recv_timeout(patience),
                 None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
@@ -122,7 +129,6 @@ impl Agent {
                 Err(mpsc::RecvTimeoutError::Timeout) => self.tick(),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
-            self.publish();
         }
     }
 
@@ -159,6 +165,7 @@ impl Agent {
                 self.notes.commitments.remove(&name);
                 self.notes_file.save(&self.notes);
                 self.step(&name, SetEvent::Stopped);
+                self.collect_garbage();
             }
             Event::Ended { instance, exit } => self.ended(&instance, &exit),
             Event::Terminate => {}
@@ -183,7 +190,11 @@ impl Agent {
                 log::warn!("{link}: address lost");
                 self.facts.lost(&link);
             }
-            NetworkEvent::LinkUp { .. } => {}
+            NetworkEvent::LinkUp { link, .. } => {
+                if self.facts.links.iter().all(|link| link.addresses.is_empty()) {
+                    self.network_waiting = Some(format!("{link}: no address yet"));
+                }
+            }
         }
     }
 
@@ -199,6 +210,8 @@ impl Agent {
         if plan.servers.is_empty() {
             return;
         }
+        self.server_waiting =
+            Some(format!("boot server {}: no answer yet", plan.servers.join(", ")));
         let link = ServerLink { servers: plan.servers, node, transport: plan.transport };
         let (poller, events) = (link.clone(), self.around.events.clone());
         let outbox = self.outbox.clone();
@@ -314,6 +327,14 @@ impl Agent {
                 log::warn!("{name}.{container}: starting it again ({restarts})");
                 send(&slot.worker, name, Job::Restart(container, restarts));
             }
+            SetAction::Rename(set) => {
+                log::info!("{name}: version {} is what runs already", set.version);
+                if let Some(commitment) = self.notes.commitments.get_mut(name) {
+                    commitment.set = set.clone();
+                }
+                send(&slot.worker, name, Job::Rename(set));
+                self.notes_file.save(&self.notes);
+            }
             SetAction::Stop => send(&slot.worker, name, Job::Stop),
         }
     }
@@ -333,6 +354,10 @@ impl Agent {
             (Err(why), _) => Err(why),
         };
         self.step(name, SetEvent::Pulled(outcome));
+        // Staging has taken it. What is still here is no longer wanted.
+        if let Some(slot) = self.sets.get_mut(name) {
+            slot.pulled = None;
+        }
     }
 
     fn cut_over(
@@ -369,6 +394,10 @@ impl Agent {
         }
         self.notes_file.save(&self.notes);
         self.step(name, SetEvent::CutOver(result));
+        self.collect_garbage();
+    }
+
+    fn collect_garbage(&self) {
         let keep = self.notes.commitments.values().map(|commitment| commitment.digest).collect();
         self.pulls.collect_garbage(keep);
     }

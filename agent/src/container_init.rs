@@ -119,6 +119,8 @@ fn become_container(
     // A change of credentials clears it (prctl(2)).
     die_with_the_monitor()?;
 
+    // Nothing but the exec is left to do behind the barrier.
+    program.prepare()?;
     rustix::io::write(status, READY).map_err(step("tell the monitor"))?;
     wait_at_barrier(barrier)?;
     program.execute()

@@ -26,7 +26,7 @@ const DEVICES: &str = "/sys/devices";
 const MAX_DEPTH: usize = 24;
 const MAX_DIRS: usize = 200_000;
 
-/// Loads what `/etc/layercake/modules` names and what the present devices ask for, and goes on doing so for new devices in
+/// Loads what the present devices ask for and what `/etc/layercake/modules` names, and goes on doing so for new devices in
 /// a thread of its own. Every event, a device's own among them, goes to `sink` after its module has been loaded.
 ///
 /// A kernel without `/lib/modules/RELEASE` has everything built in: that is no error, events are still passed on. Modules that
@@ -44,8 +44,8 @@ pub fn start(sink: impl Fn(&Event) + Send + 'static) -> Result<JoinHandle<()>, M
         let builder = std::thread::Builder::new().name("uevents".to_owned());
         builder.spawn(watch).map_err(ModuleError::Listen)?
     };
-    load_required(&loader, Path::new(MODULES_LOAD));
     coldplug(&loader, Path::new(DEVICES));
+    load_required(&loader, Path::new(MODULES_LOAD));
     let loaded = with(&loader, |loader| loader.loaded());
     log::info!("{loaded} kernel modules loaded in {} ms", uptime_ms().saturating_sub(begin));
     Ok(thread)
@@ -70,11 +70,20 @@ pub fn load_required(loader: &Mutex<Loader>, list: &Path) {
     }
 }
 
-/// Loads the modules for every device below this directory. The lock is taken a device at a time.
+/// Loads the modules for every device below this directory, network adapters first: their answers take longest, and come
+/// while the others are loaded. The lock is taken a device at a time.
 pub fn coldplug(loader: &Mutex<Loader>, devices: &Path) {
-    for alias in aliases_below(devices) {
+    let mut aliases: Vec<String> = aliases_below(devices).into_iter().collect();
+    aliases.sort_by_key(|alias| !is_network(alias));
+    for alias in aliases {
         load_alias(loader, &alias);
     }
+}
+
+/// Whether a modalias is of a network adapter: PCI class 02 (kernel `drivers/pci/pci-sysfs.c`), or virtio device 1
+/// (`linux/virtio_ids.h`).
+fn is_network(alias: &str) -> bool {
+    (alias.starts_with("pci:") && alias.contains("bc02")) || alias.starts_with("virtio:d00000001")
 }
 
 fn load_alias(loader: &Mutex<Loader>, alias: &str) {
@@ -154,6 +163,19 @@ mod tests {
         std::os::unix::fs::symlink(dir.path(), deep.join("loop")).unwrap();
         let aliases = aliases_below(dir.path());
         assert_eq!(aliases.into_iter().collect::<Vec<_>>(), ["virtio:d00000001v00001AF4"]);
+    }
+
+    #[test]
+    fn network_adapters_are_told_by_class_and_by_virtio_id() {
+        for (alias, expected) in [
+            ("pci:v00008086d000010D3sv00008086sd00000000bc02sc00i00", true),
+            ("pci:v00008086d00002922sv00001AF4sd00001100bc01sc06i01", false),
+            ("virtio:d00000001v00001AF4", true),
+            ("virtio:d00000002v00001AF4", false),
+            ("acpi:PNP0303:", false),
+        ] {
+            assert_eq!(is_network(alias), expected, "{alias}");
+        }
     }
 
     #[test]

@@ -249,7 +249,8 @@ impl Monitor {
         }
     }
 
-    /// The container has ended: the rest of its log, its record, and whoever waits for it, in this order.
+    /// The container has ended. Whoever asked for that is told at once: the next version waits for nothing else. Then the
+    /// rest of its log and its record, and those who watch it are told when all that is in place.
     fn finish(&mut self, dir: &Path) -> io::Result<()> {
         let now = boottime_ns();
         self.read_status();
@@ -257,6 +258,10 @@ impl Monitor {
         let code = status.as_ref().and_then(rustix::process::WaitIdStatus::exit_status);
         let signal = status.as_ref().and_then(rustix::process::WaitIdStatus::terminating_signal);
         let mut record = self.machine.ended(code, signal, now);
+        for client in self.machine.take_askers() {
+            self.clients.send(client, &Reply::Ended(record.clone()));
+            self.clients.close(client);
+        }
         self.drain_log();
         record.log_dropped_bytes = self.ring.dropped();
         let written = write_json(&dir.join(EXIT_FILE), &record);
@@ -282,8 +287,8 @@ impl Monitor {
 
     fn tell(&mut self, record: ExitRecord) {
         let reply = Reply::Ended(record);
-        for client in self.machine.waiting() {
-            self.clients.send(client, &reply);
+        for client in self.machine.watching() {
+            self.clients.send(*client, &reply);
         }
         // Whoever connected in these last moments: better an answer than a closed connection.
         self.clients.accept();

@@ -134,6 +134,13 @@ pub fn unmount_overlay(dir: &Path) -> Result<(), MountError> {
     }
 }
 
+/// Whether [`mount_overlay`] has mounted something in `dir` that is still there.
+#[must_use]
+pub fn is_mounted(dir: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
+    device(&dir.join("root")).is_some_and(|root| device(dir) != Some(root))
+}
+
 /// One `lowerdir+` a layer: neither colons nor the length of the list matter.
 fn mount_new(lowers: &[&Path], upper: &Path, work: &Path, root: &Path) -> Result<(), Errno> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -258,7 +265,9 @@ mod tests {
             let low = layer(base, "low", &[("a", "low")]);
             let root = mount_overlay(&[low], &dir).expect("mount");
             let held = fs::File::open(root.join("a")).expect("open");
+            assert!(is_mounted(&dir));
             unmount_overlay(&dir).expect("unmount");
+            assert!(!is_mounted(&dir));
             assert!(!dir.exists());
             assert_eq!(io::read_to_string(held).expect("still readable"), "low");
         });

@@ -20,7 +20,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use protocol::ids::{Digest, Name};
@@ -30,7 +30,7 @@ use protocol::reference::Reference;
 
 use crate::layer::{LayerError, Limits};
 use crate::registry::{Registry, RegistryError};
-use crate::store::{Claim, Collected, Store, StoreError};
+use crate::store::{Claim, Collected, Pin, Store, StoreError};
 use crate::transport::Transport;
 use plan::{DocumentKind, Job, Plan, plan};
 use source::Source;
@@ -168,6 +168,8 @@ pub struct PulledSet {
     pub images: BTreeMap<Name, PulledImage>,
     /// Compressed bytes of layers that this pull fetched; 0 for a set that was there.
     pub bytes: u64,
+    /// Keeps all of it from being collected, from the pull to the unmounting of the last root made of it.
+    pin: Arc<Pin>,
 }
 
 /// An image of a pulled set.
@@ -311,13 +313,15 @@ impl Puller {
     }
 
     fn pulled(&self, plan: Plan, bytes: u64) -> Option<PulledSet> {
+        // Before the look whether the layers are there: a collection may be under way.
+        let pin = Arc::new(self.store.pin(plan.closure.iter().copied()));
         let mut images = BTreeMap::new();
         for (name, (config, digests)) in plan.images {
             let layers = digests.iter().map(|digest| self.store.layer(digest));
             let layers = layers.collect::<Option<Vec<_>>>()?;
             images.insert(name, PulledImage { config, layers });
         }
-        Some(PulledSet { set: plan.set, digest: plan.digest, images, bytes })
+        Some(PulledSet { set: plan.set, digest: plan.digest, images, bytes, pin })
     }
 }
 

@@ -82,7 +82,7 @@ pub struct Staged {
     dir: PathBuf,
 }
 
-/// Digests that are not collected while this lives.
+/// Digests that are not collected while this lives. Pins of the same digests are equal, whatever store they are of.
 #[derive(Debug)]
 pub struct Pin {
     store: Store,
@@ -292,6 +292,14 @@ impl Pin {
         }
     }
 }
+
+impl PartialEq for Pin {
+    fn eq(&self, other: &Self) -> bool {
+        self.digests == other.digests
+    }
+}
+
+impl Eq for Pin {}
 
 impl Drop for Pin {
     fn drop(&mut self) {

@@ -94,14 +94,13 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         for adopted in adopt(&self.dirs, &self.on_end).unwrap_or_default() {
-            let id = match adopted {
+            match adopted {
                 Adopted::Live(handle) => {
                     drop(handle.stop_with(SIGKILL, Duration::ZERO));
-                    handle.spec().id.clone()
+                    drop(handle.remove());
                 }
-                Adopted::Ended { spec, .. } => spec.id,
-            };
-            drop(remove(&self.dirs, &id));
+                Adopted::Ended { spec, .. } => drop(remove(&self.dirs, &spec.id)),
+            }
         }
     }
 }
@@ -352,29 +351,49 @@ fn a_stop_asks_first_and_kills_after_the_timeout() {
 }
 
 #[test]
-fn a_program_that_cannot_be_executed_is_said_by_release() {
+fn a_program_that_cannot_be_executed_is_said_before_the_release_where_a_look_shows_it() {
     let bench = Bench::new();
     fs::write(bench.root().join("bin/text"), "no program").expect("write");
-    fs::write(bench.root().join("bin/noformat"), "no program").expect("write");
-    let mode = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(bench.root().join("bin/noformat"), mode).expect("chmod");
     let table = [
         ("nope", "execute `nope`: No such file or directory"),
         ("text", "execute `text`: Permission denied"),
-        ("noformat", "execute `noformat`: Exec format error"),
         ("/bin/nope", "execute `/bin/nope`: No such file or directory"),
     ];
     for (number, (program, expected)) in table.into_iter().enumerate() {
-        let spec = bench.spec(&format!("exec{number}"), &[program]);
-        let handle = bench.create(&spec).expect("create");
-        let error = handle.release().expect_err(program).to_string();
+        let spec = bench.spec(&format!("look{number}"), &[program]);
+        let error = bench.create(&spec).expect_err(program).to_string();
         assert!(error.contains(expected), "{error}");
-        let record = handle.wait(LONG).expect("ended");
-        assert!(record.status.error.expect("error").starts_with(expected));
-        assert_eq!(handle.state(), ContainerState::Dead);
-        handle.remove().expect("remove");
         bench.assert_clean(&spec.id);
     }
+    fs::write(bench.root().join("bin/noformat"), "no program").expect("write");
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(bench.root().join("bin/noformat"), mode).expect("chmod");
+    let expected = "execute `noformat`: Exec format error";
+    let spec = bench.spec("noformat", &["noformat"]);
+    let handle = bench.create(&spec).expect("create");
+    let error = handle.release().expect_err("no format").to_string();
+    assert!(error.contains(expected), "{error}");
+    let record = handle.wait(LONG).expect("ended");
+    assert!(record.status.error.expect("error").starts_with(expected));
+    assert_eq!(handle.state(), ContainerState::Dead);
+    handle.remove().expect("remove");
+    bench.assert_clean(&spec.id);
+}
+
+#[test]
+fn the_kernel_may_kill_a_container_before_its_monitor() {
+    let bench = Bench::new();
+    let spec = bench.spec("oom", &["sh", "-c", "cat /proc/self/oom_score_adj"]);
+    let handle = bench.create(&spec).expect("create");
+    let lock = bench.dirs.containers().join(&spec.id).join("lock");
+    let monitor = fs::read_to_string(lock).expect("lock").trim().to_owned();
+    let score = fs::read_to_string(format!("/proc/{monitor}/oom_score_adj")).expect("score");
+    let refused = handle.notes().iter().any(|note| note.contains("oom_score_adj"));
+    assert!(score == "-900\n" || refused, "{score}: {:?}", handle.notes());
+    handle.release().expect("release");
+    handle.wait(LONG).expect("ends");
+    assert_eq!(bench.log(), "0\n");
+    handle.remove().expect("remove");
 }
 
 #[test]

@@ -125,30 +125,26 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BuildE
 ///
 /// # Errors
 /// If a source cannot be read, is not what it says, or the layout cannot be written. Nothing is left behind then.
-pub async fn to_layout(set: &SetSource, out: &Path) -> Result<BuiltSet, BuildError> {
-    let (set, out) = (set.clone(), out.to_owned());
-    tokio::task::spawn_blocking(move || to_layout_blocking(&set, &out))
+pub async fn to_layout(
+    set: &SetSource,
+    out: &Path,
+    options: &Options,
+) -> Result<BuiltSet, BuildError> {
+    let (set, out, options) = (set.clone(), out.to_owned(), options.clone());
+    tokio::task::spawn_blocking(move || build(&set, &out, &options))
         .await
         .map_err(|_| BuildError::CutOff)?
 }
 
-/// [`to_layout`] for callers without a tokio runtime.
+/// [`to_layout`] for callers without a tokio runtime, and without credentials for `registry:` sources.
 ///
 /// # Errors
 /// As [`to_layout`].
 pub fn to_layout_blocking(source: &SetSource, out: &Path) -> Result<BuiltSet, BuildError> {
-    to_layout_with(source, out, &Options::default())
+    build(source, out, &Options::default())
 }
 
-/// [`to_layout_blocking`], with what is needed to speak to the registries of `registry:` sources.
-///
-/// # Errors
-/// As [`to_layout`].
-pub fn to_layout_with(
-    source: &SetSource,
-    out: &Path,
-    options: &Options,
-) -> Result<BuiltSet, BuildError> {
+fn build(source: &SetSource, out: &Path, options: &Options) -> Result<BuiltSet, BuildError> {
     let staged = Staged::new(out)?;
     let scratch = tempfile::tempdir().map_err(io_error("cannot make a directory for", out))?;
     let mut images = Vec::new();

@@ -270,7 +270,11 @@ impl Registry {
 
     fn explain(&self, what: &str, error: &OciDistributionError) -> RegistryError {
         let url = format!("{}{what}", self.reference.api_base());
-        let cause = innermost(error);
+        let mut cause = innermost(error);
+        // rustls's words for an answer that is no TLS.
+        if url.starts_with("https://") && cause.contains("InvalidContentType") {
+            "it does not speak TLS; write http:// for plain HTTP".clone_into(&mut cause);
+        }
         let status = match error {
             OciDistributionError::RequestError(request) => request.status().map(|s| s.as_u16()),
             _ => None,

@@ -296,7 +296,8 @@ fn syntax(text: &str, path: &Path, error: &toml::de::Error) -> DescriptionError 
         path: path.to_owned(),
         line: before.matches('\n').count() + 1,
         column: before.get(line_start..).unwrap_or("").chars().count() + 1,
-        key: key_of(line_text),
+        // What is missing stands nowhere: the span is that of its whole section.
+        key: key_of(line_text).filter(|_| !error.message().starts_with("missing field")),
         message: error.message().replace('\n', "; "),
     }
 }
@@ -361,7 +362,7 @@ image = "hello"
         wrong("\"zstd\"", "\"xz\"", &["imageset.toml:8:15: key `compression`", "unknown variant"]);
         wrong("dir:rootfs", "rootfs", &["imageset.toml:6:10: key `source`", "dir:PATH"]);
         wrong("name = \"hello\"\n", "name = hello\n", &["imageset.toml:1:"]);
-        wrong("version = \"1\"\n", "", &["missing field `version`"]);
+        wrong("version = \"1\"\n", "", &["imageset.toml:1:1: missing field `version`"]);
         wrong("[[container]]\nname", "[[container]]\ncolour = 1\nname", &[":11:1: key `colour`"]);
     }
 

@@ -24,7 +24,8 @@ pub struct Manifest {
     pub version: String,
     /// The kernel's release, `6.12.117+deb12-cloud-amd64`.
     pub kernel: String,
-    /// Where the kernel came from: package name, version and sha256, or the path it was given as.
+    /// Where the kernel came from: package name, version and sha256 of the package, or, for a kernel given as a file,
+    /// its file name and sha256.
     pub kernel_source: String,
     /// `cloud`, `generic` or `custom`.
     pub flavour: String,

@@ -19,7 +19,7 @@ use self::output::Output;
 #[derive(Debug, Parser)]
 #[command(name = "layercake", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
-    /// The boot server that is spoken to.
+    /// The boot server that is spoken to. Behind https:// the system's CAs are trusted, or those of SSL_CERT_FILE.
     #[arg(
         long,
         global = true,

@@ -102,6 +102,9 @@ pub struct DhcpSection {
     /// Lease time in seconds.
     #[serde(default = "default_lease_s")]
     pub lease_s: u32,
+    /// Whether machines that ask for an IPv6 router are told that there is none here: see [`crate::dhcp::router`].
+    #[serde(default = "default_true")]
+    pub no_ipv6_router: bool,
 }
 
 /// `[tftp]`.
@@ -240,6 +243,13 @@ impl Config {
 
     fn dhcp_problems(&self, dhcp: &DhcpSection, problems: &mut Vec<Problem>) {
         let mut say = |key, text| problems.push(Problem { section: "dhcp", nth: 0, key, text });
+        // An empty name would mean all interfaces, and DHCP on networks of others.
+        let name = &dhcp.interface;
+        let odd = |c: char| c == '/' || c.is_whitespace() || c.is_control();
+        if !(1..=15).contains(&name.len()) || name.contains(odd) {
+            let text = "is not the name of an interface: expected 1 to 15 characters, such as br0";
+            say("interface", format!("`{name}` {text}"));
+        }
         let subnet = dhcp.subnet;
         let (first, last) = dhcp.range;
         for address in [first, last] {
@@ -431,6 +441,20 @@ imagesets = ["hello:1"]
             "\"hello\"",
             "l.toml, line 13, key node.imagesets: `hello` is not an ImageSet: expected NAME:VERSION",
         );
+    }
+
+    #[test]
+    fn dhcp_is_never_served_on_all_interfaces_by_an_empty_name() {
+        for name in ["", "a/b", "br 0", "longer-than-15-b"] {
+            check(
+                "\"br0\"",
+                &format!("\"{name}\""),
+                &format!(
+                    "l.toml, line 6, key dhcp.interface: `{name}` is not the name of an \
+                     interface: expected 1 to 15 characters, such as br0"
+                ),
+            );
+        }
     }
 
     #[test]

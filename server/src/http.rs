@@ -4,6 +4,7 @@ mod boot;
 mod error;
 pub mod file;
 mod imagesets;
+pub mod listen;
 mod nodes;
 mod rolls;
 

@@ -1,14 +1,15 @@
 //! Opens the ports and runs DHCP, TFTP and HTTP over one inventory until it is told to stop.
 //!
-//! Everything runs on one tokio thread; files and the registry's store are read on its pool of blocking threads.
+//! Each part is a task of a runtime with a thread per core; files and the registry's store are read on its pool of
+//! blocking threads.
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -18,7 +19,7 @@ use crate::boot::{RenderError, render_chain};
 use crate::clock::now_ms;
 use crate::config::Config;
 use crate::dhcp::{self, DhcpConfig, DhcpError, DhcpSeen, Reservation};
-use crate::http::{App, error_chain};
+use crate::http::{App, error_chain, listen};
 use crate::inventory::{Inventory, InventoryError};
 use crate::registry::{RegistryError, RegistryStore};
 use crate::sources::{SetName, Sources, Wanted};
@@ -77,8 +78,8 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
-    /// The data directory cannot be made.
-    #[error("{} cannot be made (server.data_dir in the config)", path.display())]
+    /// The data directory cannot be made or written.
+    #[error("{} cannot be made or written (server.data_dir in the config)", path.display())]
     DataDir {
         /// The directory.
         path: PathBuf,
@@ -104,9 +105,15 @@ pub enum ServeError {
     /// TFTP cannot be served, or stopped.
     #[error(transparent)]
     Tftp(#[from] TftpError),
-    /// HTTP stopped.
-    #[error("HTTP stopped")]
-    Http(#[source] std::io::Error),
+    /// Another server has the data directory.
+    #[error(
+        "{} is in use by another `layercake serve`; stop that or change server.data_dir in the config",
+        path.display()
+    )]
+    DataInUse {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A part of the server panicked.
     #[error("a part of the server died")]
     Died(#[from] tokio::task::JoinError),
@@ -139,6 +146,8 @@ pub struct Server {
     inventory: Arc<Inventory>,
     sources: Sources,
     store: Option<RegistryStore>,
+    /// Held while the server lives: a second one on the same data must not touch it.
+    lock: File,
 }
 
 impl Server {
@@ -147,7 +156,6 @@ impl Server {
     /// # Errors
     /// If a port is taken or for root only, or the data directory cannot be used.
     pub async fn open(config: Config) -> Result<Self, ServeError> {
-        // The ports first: a second server on the same data must not touch it.
         let address = config.server.listen;
         let listener = TcpListener::bind(address)
             .await
@@ -155,8 +163,7 @@ impl Server {
         let dhcp = dhcp_config(&config).map(dhcp::bind).transpose()?;
         let tftp = tftp_config(&config)?.map(tftp::bind).transpose()?;
         let dir = &config.server.data_dir;
-        std::fs::create_dir_all(dir)
-            .map_err(|source| ServeError::DataDir { path: dir.clone(), source })?;
+        let lock = lock(dir)?;
         let storage = SqliteStorage::open(&dir.join("inventory.db")).await?;
         let auto_register = config.server.auto_register;
         let storage = Box::new(storage);
@@ -169,7 +176,7 @@ impl Server {
                 (Sources::Embedded { store: store.clone(), url }, Some(store))
             }
         };
-        Ok(Self { config, listener, dhcp, tftp, inventory, sources, store })
+        Ok(Self { config, listener, dhcp, tftp, inventory, sources, store, lock })
     }
 
     /// Where HTTP listens: the port that the system chose, where the config says 0.
@@ -185,15 +192,19 @@ impl Server {
     /// # Errors
     /// If a port is taken or for root only, or a part of the server fails.
     pub async fn run(self, shutdown: watch::Receiver<bool>) -> Result<(), ServeError> {
-        let Self { config, listener, dhcp, tftp, inventory, sources, store } = self;
+        let Self { config, listener, dhcp, tftp, inventory, sources, store, lock } = self;
         // Our own switch under the caller's: it turns when the caller's does or when a part fails.
         let (stop, stopping) = watch::channel(false);
         let mut parts = JoinSet::new();
         if let Some(dhcp) = dhcp {
             let (sender, seen) = mpsc::unbounded_channel();
-            let stopping = stopping.clone();
+            let (stopping, stopping_too) = (stopping.clone(), stopping.clone());
             parts.spawn(async move { Ok(dhcp.run(sender, stopping).await?) });
             tokio::spawn(watch_dhcp(Arc::clone(&inventory), seen));
+            if let Some(section) = config.dhcp.as_ref().filter(|section| section.no_ipv6_router) {
+                let (interface, stopping) = (section.interface.clone(), stopping_too);
+                tokio::spawn(answer_solicitations(interface, stopping));
+            }
         }
         if let Some(tftp) = tftp {
             let stopping = stopping.clone();
@@ -224,11 +235,33 @@ impl Server {
         };
         let registry = store.map(crate::registry::router).unwrap_or_default();
         let router = crate::http::router(Arc::new(app), registry);
-        parts.spawn(serve_http(listener, router, stopping.clone()));
+        let http = listen::serve(listener, router, listen::Limits::default(), stopping.clone());
+        parts.spawn(async move {
+            http.await;
+            Ok(())
+        });
         let flusher = tokio::spawn(flush(Arc::clone(&inventory), stopping));
         let result = supervise(parts, shutdown, &stop).await;
         let _ = flusher.await;
+        drop(lock);
         result
+    }
+}
+
+/// Makes the data directory and takes it for this process.
+fn lock(dir: &Path) -> Result<File, ServeError> {
+    let fail = |source| ServeError::DataDir { path: dir.to_owned(), source };
+    std::fs::create_dir_all(dir).map_err(fail)?;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(dir.join("lock"))
+        .map_err(fail)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(ServeError::DataInUse { path: dir.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(fail(source)),
     }
 }
 
@@ -251,22 +284,6 @@ async fn supervise(
         Some(ended) => ended?,
         None => Ok(()),
     }
-}
-
-async fn serve_http(
-    listener: TcpListener,
-    router: axum::Router,
-    mut stopping: watch::Receiver<bool>,
-) -> Result<(), ServeError> {
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
-        }
-    });
-    let stopped = async move {
-        let _ = stopping.wait_for(|stop| *stop).await;
-    };
-    axum::serve(listener, router).with_graceful_shutdown(stopped).await.map_err(ServeError::Http)
 }
 
 fn dhcp_config(config: &Config) -> Option<DhcpConfig> {
@@ -295,6 +312,13 @@ fn tftp_config(config: &Config) -> Result<Option<TftpConfig>, RenderError> {
     let chain = Bytes::from(render_chain(config.server.url.as_str())?);
     let builtin = BTreeMap::from([(CHAIN_FILE.to_owned(), chain)]);
     Ok(Some(TftpConfig { bind: section.listen, root: section.root.clone(), builtin }))
+}
+
+/// Spares iPXE its wait for an IPv6 router. Booting works without, so a failure stops nothing.
+async fn answer_solicitations(interface: String, stopping: watch::Receiver<bool>) {
+    if let Err(error) = dhcp::router::serve(&interface, stopping).await {
+        tracing::warn!("iPXE will wait 16 s for an IPv6 router: {}", error_chain(&error));
+    }
 }
 
 async fn watch_dhcp(inventory: Arc<Inventory>, mut seen: mpsc::UnboundedReceiver<DhcpSeen>) {
@@ -355,5 +379,23 @@ async fn flush(inventory: Arc<Inventory>, mut stopping: watch::Receiver<bool>) {
         if stop {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_is_one_servers_at_a_time() {
+        let dir = tempfile::tempdir().expect("dir");
+        let data = dir.path().join("data");
+        let first = lock(&data).expect("first");
+        let error = lock(&data).expect_err("second").to_string();
+        assert!(error.ends_with(
+            "data is in use by another `layercake serve`; stop that or change server.data_dir in the config"
+        ));
+        drop(first);
+        lock(&data).expect("after the first has ended");
     }
 }

@@ -1,7 +1,7 @@
 //! The `layercake imageset` commands against registries: Debian's docker-registry, plain and with TLS and a password,
 //! and ours, also behind a token service. Loopback only.
 //!
-//! Needs docker-registry, skopeo, openssl and htpasswd; says how to install them where they are missing.
+//! Needs docker-registry, skopeo, openssl, htpasswd and mmdebstrap; says how to install them where they are missing.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -18,10 +18,12 @@ use protocol::ids::Digest;
 use serde_json::{Value, json};
 use server::registry::{RegistryStore, router};
 
-#[path = "peers/cutting_proxy.rs"]
+#[path = "imageset/cutting_proxy.rs"]
 mod cutting_proxy;
-#[path = "peers/debian_registry.rs"]
+#[path = "imageset/debian_registry.rs"]
 mod debian_registry;
+#[path = "imageset/sources.rs"]
+mod sources;
 
 use cutting_proxy::CuttingProxy;
 use debian_registry::DebianRegistry;

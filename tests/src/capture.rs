@@ -11,21 +11,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use nix::net::if_::if_nametoindex;
-use nix::sys::socket::{
-    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket,
-    sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::socket::{MsgFlags, recv};
 
 use crate::namespace::Entrance;
+use crate::packet;
 
 /// Bytes kept of each frame: all of a DHCP message.
 pub const SNAP: usize = 700;
 /// Bytes after which nothing more is written.
 pub const MAX_BYTES: u64 = 64 << 20;
-/// How often the thread looks whether it should end.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// The thread that writes.
 #[derive(Debug)]
@@ -40,7 +34,7 @@ impl Capture {
     /// # Errors
     /// When the file or the socket cannot be opened.
     pub fn start(entrance: &Entrance, interface: &str, file: &Path) -> Result<Self> {
-        let (socket, index) = entrance.inside(|| open(interface))??;
+        let socket = entrance.inside(|| packet::open(interface))??;
         let mut out = BufWriter::new(
             File::create(file).with_context(|| format!("cannot write {}", file.display()))?,
         );
@@ -49,7 +43,7 @@ impl Capture {
         let flag = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("lab-capture".to_owned())
-            .spawn(move || capture(&socket, index, out, &flag))
+            .spawn(move || capture(&socket, out, &flag))
             .context("cannot start the capture thread")?;
         Ok(Self { stop, thread: Some(thread) })
     }
@@ -85,27 +79,16 @@ fn record(since_epoch: Duration, kept: &[u8], length: usize) -> Vec<u8> {
     bytes
 }
 
-fn open(interface: &str) -> Result<(OwnedFd, usize)> {
-    let index = if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
-    let socket =
-        socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
-            .context("cannot open a packet socket")?;
-    let look = TimeVal::milliseconds(i64::try_from(LOOK.as_millis()).unwrap_or(100));
-    setsockopt(&socket, sockopt::ReceiveTimeout, &look).context("cannot set a receive timeout")?;
-    Ok((socket, usize::try_from(index)?))
-}
-
-fn capture(socket: &OwnedFd, index: usize, mut out: BufWriter<File>, stop: &AtomicBool) {
+fn capture(socket: &OwnedFd, mut out: BufWriter<File>, stop: &AtomicBool) {
     let mut buffer = vec![0; 1 << 16];
     let mut written = 0;
     while !stop.load(Ordering::Relaxed) {
-        // The socket hears every interface of the namespace; the bridge alone sees each frame once.
-        let Ok((length, Some(from))) = recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) else {
+        let Ok(length) = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) else {
             // Quiet for a moment: what is on disk now is what a killed lab leaves.
             drop(out.flush());
             continue;
         };
-        if from.ifindex() != index || written > MAX_BYTES {
+        if written > MAX_BYTES {
             continue;
         }
         let kept = buffer.get(..length.min(SNAP)).unwrap_or_default();

@@ -18,12 +18,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
+use crate::cable::Cable;
 use crate::capture::Capture;
 use crate::client::Client;
+use crate::evidence;
 use crate::namespace::{Entrance, Namespace};
 use crate::prerequisites::{self, Need};
 use crate::router::Router;
-use crate::{evidence, namespace};
 
 /// The bridge.
 pub const BRIDGE: &str = "br0";
@@ -45,6 +46,8 @@ pub struct Lab {
     capture: Option<Capture>,
     _router: Router,
     namespace: Namespace,
+    /// Whether the machines have taps; without, their frames are relayed.
+    taps: bool,
     dir: LabDir,
 }
 
@@ -52,9 +55,9 @@ impl Lab {
     /// A new lab. Dropped, it is gone; killed with SIGKILL, it is gone but for its directory, which the next lab removes.
     ///
     /// # Errors
-    /// No right to make namespaces or taps, with what to do about it.
+    /// No right to make namespaces, or no network for the machines, with what to do about it.
     pub fn new() -> Result<Self> {
-        check_tun()?;
+        check_network()?;
         let dir = LabDir::new()?;
         let namespace = Namespace::new()?;
         for args in [
@@ -69,7 +72,8 @@ impl Lab {
         let entrance = namespace.entrance();
         let router = Router::start(&entrance, BRIDGE, PREFIX)?;
         let capture = Capture::start(&entrance, BRIDGE, &dir.path.join("lab.pcap"))?;
-        Ok(Self { capture: Some(capture), _router: router, namespace, dir })
+        let taps = tun_opens();
+        Ok(Self { capture: Some(capture), _router: router, namespace, taps, dir })
     }
 
     /// Where the lab's files lie, until it ends.
@@ -96,17 +100,16 @@ impl Lab {
         Client::new(self.entrance(), SERVER_URL)
     }
 
-    /// A new tap on the bridge; one of that name that is left from a machine that is off is used again.
+    /// A machine's cable to the bridge, whose files lie in `dir`; the interface of a machine that is off is used again.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn add_tap(&self, name: &str) -> Result<()> {
-        if self.namespace.run("ip", &["link", "show", "dev", name]).is_ok() {
-            return Ok(());
+    pub fn add_cable(&self, name: &str, dir: &Path) -> Result<Cable> {
+        if self.taps {
+            Cable::tap(&self.namespace, name, BRIDGE)
+        } else {
+            Cable::relay(&self.namespace, name, BRIDGE, dir)
         }
-        self.namespace.run("ip", &["tuntap", "add", "dev", name, "mode", "tap"])?;
-        self.namespace.run("ip", &["link", "set", name, "master", BRIDGE, "up"])?;
-        Ok(())
     }
 
     /// Keeps the evidence of a failure and says where.
@@ -154,18 +157,18 @@ impl Drop for Framed<'_> {
 /// Makes sure that the machines can have a network.
 ///
 /// # Errors
-/// `/dev/net/tun` cannot be opened: what to do about it.
-pub fn check_tun() -> Result<()> {
-    let tun = "/dev/net/tun";
-    File::options().read(true).write(true).open(tun).map(drop).with_context(|| {
-        let root = nix::unistd::geteuid().is_root() && !namespace::in_user_namespace();
-        let advice = if root {
-            "`modprobe tun`; in a container give it the device"
-        } else {
-            "run this as root, or `sudo chmod 0666 /dev/net/tun`"
-        };
-        format!("cannot open {tun}, which the machines' network needs: {advice}")
-    })
+/// Neither taps nor what takes their place: what to do about it.
+pub fn check_network() -> Result<()> {
+    if tun_opens() {
+        return Ok(());
+    }
+    prerequisites::ensure(&[Need::Ethtool])
+        .context("/dev/net/tun does not open, so the machines' frames are relayed")
+}
+
+/// Whether taps can be made.
+fn tun_opens() -> bool {
+    File::options().read(true).write(true).open("/dev/net/tun").is_ok()
 }
 
 /// A directory that goes with the lab.
@@ -236,13 +239,13 @@ mod tests {
     }
 
     #[test]
-    fn a_lab_has_a_bridge_with_taps_and_leaves_no_file() {
+    fn a_lab_has_a_bridge_with_cables_and_leaves_no_file() {
         let lab = Lab::new().expect("lab");
-        lab.add_tap("tap7").expect("tap");
-        lab.add_tap("tap7").expect("the same tap again");
+        let dir = lab.dir().to_path_buf();
+        drop(lab.add_cable("tap7", &dir).expect("cable"));
+        drop(lab.add_cable("tap7", &dir).expect("the same again"));
         let links = lab.namespace().run("ip", &["-o", "link", "show", "master", BRIDGE]);
         assert!(links.expect("links").contains("tap7"));
-        let dir = lab.dir().to_path_buf();
         assert!(dir.join("lab.pcap").exists());
         drop(lab);
         assert!(!dir.exists());

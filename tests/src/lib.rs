@@ -10,7 +10,8 @@
 //! | [`wait`] | bounded waits, all of which Ctrl-C ends |
 //! | [`namespace`] | the private network namespace and the thread that lives in it |
 //! | [`process`] | children that die with the lab, whatever happens to it |
-//! | [`lab`] | bridge, taps and everything on them; the frame of a case |
+//! | [`lab`] | bridge, cables and everything on them; the frame of a case |
+//! | [`cable`] | what connects a machine to the bridge: a tap, or a relay where there can be none |
 //! | [`router`] | router advertisements, so that iPXE does not wait for them |
 //! | [`capture`] | everything that passed the bridge, as a pcap file |
 //! | [`qemu`] | machines |
@@ -31,7 +32,9 @@ pub mod prerequisites;
 pub mod namespace;
 pub mod process;
 
+pub mod cable;
 pub mod capture;
+mod packet;
 pub mod router;
 
 pub mod console;

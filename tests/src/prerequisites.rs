@@ -35,31 +35,41 @@ pub enum Need {
     IpxeFiles,
     /// `ip`.
     Ip,
-    /// `setpriv` and `unshare`.
+    /// `setpriv`, `unshare` and `nsenter`.
     UtilLinux,
+    /// `ethtool`, where the machines have no taps.
+    Ethtool,
     /// Debian's `docker-registry`.
     DockerRegistry,
     /// A static busybox, the rescue shell.
     Busybox,
-    /// `skopeo`, the registry client that is not ours.
-    Skopeo,
-    /// `umoci`, the unpacker that is not ours.
-    Umoci,
+    /// `dnsmasq`, the boot server that is not ours.
+    Dnsmasq,
     /// `openssl`, for certificates of test registries.
     Openssl,
     /// `htpasswd`, for users of test registries.
     Htpasswd,
     /// `mmdebstrap`, for `debian:` sources.
     Mmdebstrap,
-    /// `dnsmasq`, the boot server that is not ours.
-    Dnsmasq,
+    /// `skopeo`, a registry client that is not ours.
+    Skopeo,
+    /// `umoci`, which unpacks images as others do.
+    Umoci,
+    /// `curl`, a client for HTTP and TFTP.
+    Curl,
+    /// `atftp`, a TFTP client with options.
+    Atftp,
+    /// `tftp` of tftp-hpa, a TFTP client.
+    TftpHpa,
+    /// `kill`, the program.
+    Kill,
 }
 
 /// What the demo needs.
 pub const DEMO: [Need; 5] = [Need::Qemu, Need::IpxeRom, Need::IpxeFiles, Need::Ip, Need::UtilLinux];
 
 /// What the whole-system cases need.
-pub const CASES: [Need; 13] = [
+pub const CASES: [Need; 8] = [
     Need::Qemu,
     Need::IpxeRom,
     Need::IpxeFiles,
@@ -68,8 +78,23 @@ pub const CASES: [Need; 13] = [
     Need::DockerRegistry,
     Need::Busybox,
     Need::Dnsmasq,
+];
+
+/// What the unit and integration tests of all crates need.
+pub const UNIT: [Need; 16] = [
+    Need::Qemu,
+    Need::Ip,
+    Need::UtilLinux,
+    Need::Ethtool,
+    Need::DockerRegistry,
+    Need::Busybox,
+    Need::Dnsmasq,
     Need::Skopeo,
     Need::Umoci,
+    Need::Curl,
+    Need::Atftp,
+    Need::TftpHpa,
+    Need::Kill,
     Need::Openssl,
     Need::Htpasswd,
     Need::Mmdebstrap,
@@ -101,9 +126,14 @@ impl Need {
             Self::DockerRegistry => [Some("docker-registry"), Some("docker-distribution"), None],
             Self::Busybox => [Some("busybox-static"), Some("busybox"), Some("busybox")],
             Self::Dnsmasq => [Some("dnsmasq-base"), Some("dnsmasq"), Some("dnsmasq")],
-            Self::Skopeo => [Some("skopeo"), Some("skopeo"), Some("skopeo")],
-            Self::Umoci => [Some("umoci"), Some("umoci"), None],
-            Self::Openssl => [Some("openssl"), Some("openssl"), Some("openssl")],
+            Self::TftpHpa => [Some("tftp-hpa"), Some("tftp"), Some("tftp-hpa")],
+            Self::Kill => [Some("procps"), Some("util-linux"), Some("util-linux")],
+            Self::Atftp => [Some("atftp"), Some("atftp"), None],
+            Self::Ethtool => [Some("ethtool"); 3],
+            Self::Skopeo => [Some("skopeo"); 3],
+            Self::Umoci => [Some("umoci"), None, Some("umoci")],
+            Self::Curl => [Some("curl"); 3],
+            Self::Openssl => [Some("openssl"); 3],
             Self::Htpasswd => [Some("apache2-utils"), Some("httpd-tools"), Some("apache")],
             Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
         };
@@ -114,44 +144,46 @@ impl Need {
         }
     }
 
+    /// The programs that it stands for; none for what is no program.
+    fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Qemu => &["qemu-system-x86_64"],
+            Self::IpxeRom | Self::IpxeFiles => &[],
+            Self::Ip => &["ip"],
+            Self::UtilLinux => &["setpriv", "unshare", "nsenter"],
+            Self::Ethtool => &["ethtool"],
+            Self::DockerRegistry => &["docker-registry"],
+            Self::Busybox => &["busybox"],
+            Self::Dnsmasq => &["dnsmasq"],
+            Self::Skopeo => &["skopeo"],
+            Self::Umoci => &["umoci"],
+            Self::Curl => &["curl"],
+            Self::Openssl => &["openssl"],
+            Self::Htpasswd => &["htpasswd"],
+            Self::Mmdebstrap => &["mmdebstrap"],
+            Self::Atftp => &["atftp"],
+            Self::TftpHpa => &["tftp"],
+            Self::Kill => &["kill"],
+        }
+    }
+
     fn present(self) -> bool {
         match self {
-            Self::Qemu => find_program("qemu-system-x86_64").is_some(),
             Self::IpxeRom => ROM_DIRS.iter().any(|dir| Path::new(dir).join(ROM).exists()),
             Self::IpxeFiles => ipxe_dir().is_some(),
-            Self::Ip => find_program("ip").is_some(),
-            Self::UtilLinux => {
-                find_program("setpriv").is_some() && find_program("unshare").is_some()
-            }
-            Self::DockerRegistry => find_program("docker-registry").is_some(),
-            Self::Busybox => find_program("busybox").is_some(),
-            Self::Dnsmasq => find_program("dnsmasq").is_some(),
-            Self::Skopeo => find_program("skopeo").is_some(),
-            Self::Umoci => find_program("umoci").is_some(),
-            Self::Openssl => find_program("openssl").is_some(),
-            Self::Htpasswd => find_program("htpasswd").is_some(),
-            Self::Mmdebstrap => find_program("mmdebstrap").is_some(),
+            _ => self.programs().iter().all(|program| find_program(program).is_some()),
         }
     }
 }
 
 impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Qemu => "qemu-system-x86_64",
-            Self::IpxeRom => "the network boot ROM of QEMU's NIC (efi-virtio.rom)",
-            Self::IpxeFiles => "iPXE's boot files (undionly.kpxe)",
-            Self::Ip => "ip",
-            Self::UtilLinux => "setpriv and unshare",
-            Self::DockerRegistry => "docker-registry",
-            Self::Busybox => "a static busybox",
-            Self::Dnsmasq => "dnsmasq",
-            Self::Skopeo => "skopeo",
-            Self::Umoci => "umoci",
-            Self::Openssl => "openssl",
-            Self::Htpasswd => "htpasswd",
-            Self::Mmdebstrap => "mmdebstrap",
-        })
+        match self {
+            Self::IpxeRom => f.write_str("the network boot ROM of QEMU's NIC (efi-virtio.rom)"),
+            Self::IpxeFiles => f.write_str("iPXE's boot files (undionly.kpxe)"),
+            Self::Busybox => f.write_str("a static busybox"),
+            _ => f.write_str(&self.programs().join(", ")),
+        }
     }
 }
 
@@ -207,8 +239,10 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     }
     let packages = packages(&missing, Manager::Apt);
     apt_get(&["update", "--quiet"])?;
+    // Another apt-get that runs at the same time is waited for.
+    let lock = ["-o", "DPkg::Lock::Timeout=300"];
     let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
-    apt_get(&[&install[..], &packages].concat())?;
+    apt_get(&[&lock[..], &install[..], &packages].concat())?;
     let still: Vec<Need> = missing.into_iter().filter(|need| !need.present()).collect();
     if !still.is_empty() {
         bail!("apt-get installed {} but {}", packages.join(" "), advice(&still));
@@ -279,7 +313,7 @@ mod tests {
 
     #[test]
     fn everything_that_is_needed_has_a_debian_package() {
-        for need in CASES {
+        for need in CASES.into_iter().chain(UNIT).chain(DEMO) {
             assert!(need.package(Manager::Apt).is_some(), "{need}");
         }
     }

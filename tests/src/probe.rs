@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::client::agent;
 use crate::namespace::Entrance;
+use crate::wait;
 
 /// Pause between two questions: the measure's resolution, and what an emulated node can answer beside its work.
 const EVERY: Duration = Duration::from_millis(5);
@@ -93,7 +94,9 @@ fn ask(url: &str, stop: &AtomicBool) -> Gap {
             answer.status() == 200 && answer.body_mut().read_to_vec().is_ok()
         });
         folding.question(answered, Instant::now());
-        std::thread::sleep(EVERY);
+        if wait::pause(EVERY).is_err() {
+            break;
+        }
     }
     folding.gap
 }

@@ -38,16 +38,14 @@ impl Process {
         args: impl IntoIterator<Item = S>,
         log: &Path,
     ) -> Result<Self> {
-        let setpriv = prerequisites::find_program("setpriv")
-            .context("setpriv is missing (package util-linux)")?;
         let output = File::options()
             .append(true)
             .create(true)
             .open(log)
             .with_context(|| format!("cannot write {}", log.display()))?;
         let errors = output.try_clone().with_context(|| log.display().to_string())?;
-        let mut command = Command::new(setpriv);
-        command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(args);
+        let mut command = mortal(program)?;
+        command.args(args);
         without_proxies(&mut command);
         command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
         let name = program.file_name().unwrap_or(program.as_os_str());
@@ -140,6 +138,15 @@ impl Drop for Process {
         // What cannot be killed has ended already, or nobody is left who could be told.
         drop(self.kill());
     }
+}
+
+/// A program that the kernel kills when the thread that starts it ends, however that comes (prctl(2) PR_SET_PDEATHSIG).
+pub(crate) fn mortal(program: &Path) -> Result<Command> {
+    let setpriv = prerequisites::find_program("setpriv")
+        .context("setpriv is missing (package util-linux)")?;
+    let mut command = Command::new(setpriv);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    Ok(command)
 }
 
 /// Hides the host's HTTP proxy from a child: it cannot be reached from inside.

@@ -1,4 +1,4 @@
-//! Machines: QEMU with a tap on the lab's bridge, an empty disk and a serial console. Firmware first, as a real
+//! Machines: QEMU with a cable to the lab's bridge, an empty disk and a serial console. Firmware first, as a real
 //! machine boots; or a kernel handed over directly, for what needs no server.
 
 use std::fs::File;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use protocol::ids::{Mac, NodeId};
 
+use crate::cable::Cable;
 use crate::console::Console;
 use crate::lab::Lab;
 use crate::process::Process;
@@ -70,7 +71,12 @@ impl MachineSpec {
     }
 
     /// QEMU's arguments. `dir` holds the machine's disk, log and socket.
-    fn args(&self, accelerator: accelerator::Accelerator, dir: &Path) -> Vec<String> {
+    fn args(
+        &self,
+        accelerator: accelerator::Accelerator,
+        netdev: String,
+        dir: &Path,
+    ) -> Vec<String> {
         let path = |name: &str| dir.join(name).display().to_string();
         let mut args: Vec<String> =
             ["-machine", "q35,graphics=off", "-nodefaults", "-display"].map(str::to_owned).to_vec();
@@ -91,7 +97,7 @@ impl MachineSpec {
             "-serial".to_owned(),
             "chardev:s0".to_owned(),
             "-netdev".to_owned(),
-            format!("tap,id=n0,ifname={},script=no,downscript=no", tap(self.number)),
+            netdev,
             "-drive".to_owned(),
             format!("if=virtio,format=raw,file={}", path("disk.raw")),
         ]);
@@ -137,9 +143,8 @@ pub fn address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 9, 0, 100 + number)
 }
 
-/// The tap of machine `number`.
-#[must_use]
-pub fn tap(number: u8) -> String {
+/// The bridge's interface that leads to machine `number`.
+fn port(number: u8) -> String {
     format!("tap{number}")
 }
 
@@ -155,13 +160,14 @@ pub struct Machine {
     /// When QEMU was started.
     pub started: Instant,
     process: Process,
+    _cable: Cable,
 }
 
 impl Machine {
     /// Switches a machine on.
     ///
     /// # Errors
-    /// When its disk or its tap cannot be made or QEMU cannot be started.
+    /// When its disk or its cable cannot be made or QEMU cannot be started.
     pub fn start(lab: &Lab, spec: &MachineSpec) -> Result<Self> {
         let dir = lab.dir().join(format!("node{}", spec.number));
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -169,11 +175,11 @@ impl Machine {
         File::create(&disk)
             .and_then(|file| file.set_len(DISK_BYTES))
             .with_context(|| format!("cannot make {}", disk.display()))?;
-        lab.add_tap(&tap(spec.number))?;
+        let cable = lab.add_cable(&port(spec.number), &dir)?;
         let accelerator = accelerator::best();
         let qemu = prerequisites::find_program(accelerator::QEMU)
             .with_context(|| format!("{} is missing", accelerator::QEMU))?;
-        let args = spec.args(accelerator, &dir);
+        let args = spec.args(accelerator, cable.netdev(), &dir);
         let started = Instant::now();
         let process = Process::start(lab.namespace(), &qemu, args, &dir.join("qemu.log"))?;
         Ok(Self {
@@ -182,6 +188,7 @@ impl Machine {
             address: address(spec.number),
             started,
             process,
+            _cable: cable,
         })
     }
 
@@ -248,14 +255,14 @@ mod tests {
     fn a_directly_booted_machine_has_no_boot_rom() {
         let mut spec = MachineSpec::netboot(1);
         let dir = Path::new("/lab");
-        let args = spec.args(accelerator::Accelerator::Tcg, dir).join(" ");
+        let args = spec.args(accelerator::Accelerator::Tcg, "tap,id=n0".to_owned(), dir).join(" ");
         assert!(args.contains("bootindex=0") && !args.contains("-kernel"), "{args}");
         spec.boot = Boot::Direct {
             kernel: "k".into(),
             initramfs: "i".into(),
             append: "console=ttyS0".to_owned(),
         };
-        let args = spec.args(accelerator::Accelerator::Tcg, dir).join(" ");
+        let args = spec.args(accelerator::Accelerator::Tcg, "tap,id=n0".to_owned(), dir).join(" ");
         assert!(args.contains("romfile= -kernel k -initrd i -append console=ttyS0"), "{args}");
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -152,8 +152,8 @@ impl Server {
 pub fn layercake<S: AsRef<OsStr>>(lab: &Lab, bin: &Path, args: &[S]) -> Result<String> {
     let shown: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
     let shown = format!("layercake {}", shown.join(" "));
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(bin).args(args);
+    let mut command = process::mortal(bin)?;
+    command.args(args);
     command.env("LAYERCAKE_SERVER", SERVER_URL);
     process::without_proxies(&mut command);
     // Files, not pipes: nobody needs to read while it runs.

@@ -52,6 +52,30 @@ fn a_roll_changes_the_version_and_keeps_the_node_up() -> Result<()> {
 }
 
 #[test]
+fn a_node_that_is_asked_to_reboot_comes_back_with_another_boot_and_the_same_imageset() -> Result<()>
+{
+    case("reboot", &CASES, |lab| {
+        let mut story = Story::begin(lab, &ServerSpec::new(Artifacts::find()?, 1))?;
+        story.push(&example("hello", "v1"))?;
+        story.roll_all("hello:1")?;
+        story.switch_on(1)?;
+        let (before, first) = story.wait_running(1, "hello", "1")?;
+        let id = story.machine(1)?.id.to_string();
+        story.server.layercake(lab, &["node", "power", &id, "reboot"])?;
+        let (after, second) = story.wait(1, "to come back from its reboot", BOOT, |observed| {
+            let set = observed.imagesets.first()?;
+            let back = observed.boot_id != before.boot_id && set.state == SetState::Current;
+            back.then(|| (observed.clone(), set.clone()))
+        })?;
+        // In order: what ran was stopped before the machine went down.
+        story.machine(1)?.console.wait_for("every container has stopped", ACT)?;
+        ensure!((after.agent_starts, second.digest) == (1, first.digest), "{after:?}");
+        ensure!(story.hello(1)? == "1");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_node_runs_and_rolls_hello_from_docker_registry() -> Result<()> {
     case("docker-registry", &CASES, |lab| {
         let _registry = Registry::start(lab)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use protocol::node::{ContainerState, Observed, ObservedContainer};
+use protocol::node::{ContainerState, Observed, ObservedContainer, SetState};
 use tests::artifacts::{Artifacts, example, workspace_root};
 use tests::lab::{Lab, case};
 use tests::overlay::with_rescue_shell;
@@ -61,6 +61,42 @@ fn an_agent_killed_with_sigkill_comes_back_and_finds_its_container_running() -> 
         ensure!(only_container(&after).is_some_and(|container| container.restarts == 0));
         ensure!(before.boot_id == after.boot_id, "the node was rebooted");
         ensure!(story.hello(1)? == "1");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_agent_killed_in_the_middle_of_a_roll_leaves_exactly_the_new_set() -> Result<()> {
+    case("agent-killed-rolling", &CASES, |lab| {
+        let mut story = Story::begin(lab, &with_shell(lab)?)?;
+        story.push(&example("hello", "v1"))?;
+        story.push(&example("hello", "v2"))?;
+        story.roll_all("hello:1")?;
+        story.switch_on(1)?;
+        let (before, set) = story.wait_running(1, "hello", "1")?;
+        let pid = set.containers.first().and_then(|container| container.pid);
+        let pid = pid.context("the container has no pid")?;
+        let agent = number(&story.machine(1)?.shell(AGENT)?)?;
+        // A program that does not run cannot end when it is asked to: the cut-over has to wait for it.
+        story.machine(1)?.shell(&format!("kill -STOP {pid}"))?;
+        story.roll_all("hello:2")?;
+        story.wait(1, "to be cutting over", ACT, |observed| {
+            let reason = observed.imagesets.first()?.reason.as_ref()?;
+            reason.contains("cutting over").then_some(())
+        })?;
+        story.machine(1)?.shell(&format!("kill -9 {agent}"))?;
+        let after = story.wait(1, "to run hello:2 by a new agent", ACT, |observed| {
+            let set = observed.imagesets.first()?;
+            let rolled = set.version.as_str() == "2" && set.state == SetState::Current;
+            let renewed = observed.agent_starts == before.agent_starts + 1;
+            (rolled && renewed).then(|| observed.clone())
+        })?;
+        ensure!(before.boot_id == after.boot_id, "the node was rebooted");
+        ensure!(story.hello(1)? == "2");
+        for dir in ["containers", "mounts"] {
+            let said = story.machine(1)?.shell(&format!("ls /run/layercake/{dir} | wc -l"))?;
+            ensure!(number(&said)? == 1, "{said} in {dir}");
+        }
         Ok(())
     })
 }

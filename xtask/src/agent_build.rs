@@ -1,15 +1,12 @@
-//! The agent, built static by cargo. Only this build sets `crt-static`: everything else in the workspace links as usual.
+//! The agent, built static by cargo (`children::static_build`), and where cargo put it.
 
-use std::env;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, bail, ensure};
 
-/// The target. Named explicitly, so that the flags below miss build scripts and procedural macros.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// Cargo's variable for the flags of that target alone.
-const FLAGS: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS";
+use crate::children::static_build;
+
 /// Name of the binary in package `agent`.
 const BINARY: &str = "layercake-agent";
 
@@ -18,16 +15,11 @@ const BINARY: &str = "layercake-agent";
 /// # Errors
 /// It does not compile, or cargo cannot be started.
 pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(&cargo);
-    command.current_dir(root).args(["build", "--quiet", "--package", "agent", "--bin", BINARY]);
-    command.args(["--profile", "agent", "--target", TARGET]);
+    let mut command = static_build("agent");
+    command.current_dir(root).args(["--quiet", "--bin", BINARY]);
     command.arg("--message-format=json-render-diagnostics");
-    command.env(FLAGS, "-C target-feature=+crt-static");
-    // These would take the place of the flags above.
-    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     command.stdin(Stdio::null()).stderr(Stdio::inherit());
-    let output = command.output().with_context(|| format!("cannot start {}", cargo.display()))?;
+    let output = command.output().context("cannot start cargo")?;
     ensure!(output.status.success(), "the agent does not build ({})", output.status);
     let messages = String::from_utf8_lossy(&output.stdout);
     match messages.lines().rev().find_map(executable) {

@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: machines boot from the network into Layer0, run an ImageSet, and roll to its next version.
 //! The story only; the lab it happens in is the `tests` crate's.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
@@ -45,7 +45,9 @@ pub(crate) struct Args {
     /// Leave it running until Ctrl-C, and say how to look around
     #[arg(long)]
     keep: bool,
-    /// Print the result as JSON on stdout
+    /// Print the result as one JSON object on stdout, and nothing else there: imageset, from, to, accelerator, took_ms,
+    /// and nodes with node, address, phases (phase, ms since power-on), boot_id, pulled_bytes, roll_bytes, blackout_us,
+    /// client_gap_ms, before, after
     #[arg(long)]
     json: bool,
     /// Build the server with optimisation: slower to build, nothing to see
@@ -71,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         prerequisites::ensure(&prerequisites::DEMO)?;
         // Before minutes of building, not after.
         namespace::check_root()?;
-        lab::check_tun()?;
+        lab::check_network()?;
         builds::everything(args.release)?;
     }
     namespace::become_root()?;
@@ -91,18 +93,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn play(args: &Args, lab: &Lab, artifacts: Artifacts) -> Result<()> {
     let screen = Screen::new();
     let name: Name = SET.parse().context("the example's name")?;
-    screen.say(&format!("machines run with {}", accelerator::best().name()));
+    screen.say(match accelerator::best() {
+        accelerator::Accelerator::Kvm => "machines run with KVM",
+        accelerator::Accelerator::Tcg => {
+            "machines are emulated (no KVM guest runs here): they boot slower"
+        }
+    });
     let mut spec = ServerSpec::new(artifacts, args.nodes);
     spec.cmdline.push_str(clock(accelerator::best()));
     let mut server = Server::start(lab, &spec)?;
-    screen.say("layercake serve answers: DHCP, TFTP, HTTP and the registry");
+    screen.say("layercake serve is up: DHCP, TFTP, HTTP boot and the image registry");
     for version in ["v1", "v2"] {
         server.push(lab, &example(SET, version))?;
     }
-    screen.say(&format!("{SET}:1 and {SET}:2 are pushed"));
+    screen.say(&format!("ImageSets {SET}:1 and {SET}:2 are built and pushed to the registry"));
     server.layercake(lab, &["roll", "start", "all", "--imageset", &format!("{SET}:1")])?;
+    let power_on = Instant::now();
     let mut nodes = switch_on(lab, args.nodes)?;
-    screen.say(&format!("{} machines are switched on, with empty disks", nodes.len()));
+    let machines = if args.nodes == 1 { "machine is" } else { "machines are" };
+    screen.say(&format!("{} {machines} switched on, with empty disks", nodes.len()));
 
     watch::until_running(&screen, &mut server, &mut nodes, &name)?;
     for node in &mut nodes {
@@ -115,16 +124,42 @@ fn play(args: &Args, lab: &Lab, artifacts: Artifacts) -> Result<()> {
         screen.say(&format!("{} answers: {}", node.machine.id, node.report.after));
     }
 
-    let report = Report::new(nodes.iter().map(|node| node.report.clone()).collect());
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        println!("\n{}", report.table());
-    }
+    let report = Report {
+        imageset: SET.to_owned(),
+        from: "1".to_owned(),
+        to: "2".to_owned(),
+        accelerator: accelerator::best().name(),
+        took_ms: u64::try_from(power_on.elapsed().as_millis())?,
+        nodes: nodes.iter().map(|node| node.report.clone()).collect(),
+    };
     if args.keep {
+        show(args, &report)?;
         return keep::until_interrupted(lab, &server, &nodes, &spec.artifacts.bin);
     }
-    switch_off(&screen, &server, &mut nodes)
+    switch_off(&screen, &server, &mut nodes)?;
+    show(args, &report)
+}
+
+/// The result on stdout; for people also what may come next.
+fn show(args: &Args, report: &Report) -> Result<()> {
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(report)?);
+        return Ok(());
+    }
+    println!("\n{}", report.table());
+    println!(
+        "From power-on to {SET}:2 on every node: {}.{} s.",
+        report.took_ms / 1000,
+        report.took_ms % 1000 / 100
+    );
+    if !args.keep {
+        println!(
+            "Next: `cargo xtask demo --keep` leaves the machines running, to look around.\n      \
+             `examples/{SET}/` is what they ran: change it and run the demo again.\n      \
+             README.md says how to boot a real machine."
+        );
+    }
+    Ok(())
 }
 
 /// What keeps an emulated machine's clock honest: a loaded host spoils the calibration of the TSC by up to six times.
@@ -153,7 +188,7 @@ fn roll(screen: &Screen, server: &mut Server, nodes: &mut [Node], name: &Name) -
         .map(|node| Probe::start(server.client.entrance().clone(), url(node)))
         .collect::<Result<_>>()?;
     let roll = server.client.start_roll(&["all"], &format!("{SET}:2"))?;
-    screen.say(&format!("roll {} brings every node to {SET}:2", roll.id));
+    screen.say(&format!("now every node is rolled to {SET}:2, without a reboot"));
     watch::until_rolled(screen, server, nodes, name, roll.id)?;
     for (node, probe) in nodes.iter_mut().zip(probes) {
         let gap = probe.stop()?;

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::ensure;
+use tests::{prerequisites, wait};
+
+use crate::children;
 
 /// The version of cargo-deny that gates licences, bans and sources.
 const CARGO_DENY: &str = "0.20.2";
@@ -65,16 +68,21 @@ pub(crate) struct Args {
 /// # Errors
 /// If a part failed; all of them are run first, and a table says which.
 pub(crate) fn run(args: &Args, root: &Path) -> anyhow::Result<()> {
+    wait::handle_signals()?;
     let parts = if args.parts.is_empty() { Part::ALL.to_vec() } else { args.parts.clone() };
     let filter = args.filter.as_deref();
-    if parts.iter().any(|part| matches!(part, Part::Unit | Part::Qemu)) {
-        tests::prerequisites::ensure(&tests::prerequisites::CASES)?;
+    if parts.contains(&Part::Unit) {
+        prerequisites::ensure(&prerequisites::UNIT)?;
+    }
+    if parts.contains(&Part::Qemu) {
+        prerequisites::ensure(&prerequisites::CASES)?;
     }
     let mut results: Vec<(Part, Duration, anyhow::Result<()>)> = Vec::new();
     for part in parts {
         eprintln!("==> {part}");
         let started = Instant::now();
         let result = run_part(part, root, filter);
+        wait::check()?;
         if let Err(error) = &result {
             eprintln!("==> {part} FAILED: {error:#}");
         }
@@ -112,9 +120,8 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
         Part::Doc => doc(root),
         Part::Deny => {
             let deny = cargo_deny(root)?;
-            status(
-                Command::new(deny).args(["check", "licenses", "bans", "sources"]).current_dir(root),
-            )
+            let mut check = Command::new(deny);
+            children::run(check.args(["check", "licenses", "bans", "sources"]).current_dir(root))
         }
         Part::Qemu => {
             crate::builds::everything(false)?;
@@ -126,22 +133,13 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
 }
 
 fn doc(root: &Path) -> anyhow::Result<()> {
-    let mut command = Command::new("cargo");
+    let mut command = children::cargo();
     command.args(["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"]);
-    status(command.env("RUSTDOCFLAGS", "-D warnings").current_dir(root))
+    children::run(command.env("RUSTDOCFLAGS", "-D warnings").current_dir(root))
 }
 
 fn cargo(root: &Path, args: &[&str]) -> anyhow::Result<()> {
-    status(Command::new("cargo").args(args).current_dir(root))
-}
-
-fn status(command: &mut Command) -> anyhow::Result<()> {
-    let line = format!("{command:?}").replace('"', "");
-    let status = command.status().with_context(|| line.clone())?;
-    if !status.success() {
-        bail!("{line}: {status}");
-    }
-    Ok(())
+    children::run(children::cargo().args(args).current_dir(root))
 }
 
 /// cargo-deny of the pinned version, installed below `target/` when it is not there.
@@ -155,7 +153,7 @@ fn cargo_deny(root: &Path) -> anyhow::Result<PathBuf> {
     if !is_there {
         eprintln!("installing cargo-deny {CARGO_DENY} below target/tools (a few minutes, once)");
         let build = root.join("target/tools/build");
-        let mut install = Command::new("cargo");
+        let mut install = children::cargo();
         install.args([
             "install",
             "cargo-deny",
@@ -165,7 +163,7 @@ fn cargo_deny(root: &Path) -> anyhow::Result<PathBuf> {
             "--quiet",
             "--root",
         ]);
-        status(install.arg(&tools).arg("--target-dir").arg(build))?;
+        children::run(install.arg(&tools).arg("--target-dir").arg(build))?;
     }
     Ok(binary)
 }

@@ -5,6 +5,7 @@
 mod agent_build;
 mod build_image;
 mod builds;
+mod children;
 mod demo;
 mod gate;
 mod push;
@@ -13,6 +14,10 @@ mod tidy;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tests::wait::Interrupted;
+
+/// The exit status that shells use for Ctrl-C: 128 and the number of the signal.
+const INTERRUPTED: u8 = 130;
 
 /// Builds, shows and checks Layercake.
 #[derive(Debug, Parser)]
@@ -40,6 +45,10 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.downcast_ref::<Interrupted>().is_some() => {
+            eprintln!("interrupted: everything that was started is gone");
+            ExitCode::from(INTERRUPTED)
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -8,6 +8,8 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
+use crate::children::cargo;
+
 /// Runs every check on the checkout at `root`.
 ///
 /// # Errors
@@ -58,7 +60,7 @@ fn tracked_files(root: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 fn metadata(root: &Path) -> anyhow::Result<serde_json::Value> {
-    let output = Command::new("cargo")
+    let output = cargo()
         .args(["metadata", "--format-version=1", "--locked", "--offline"])
         .current_dir(root)
         .output()

@@ -1,18 +1,25 @@
 //! What a new agent does with what an earlier one left: running containers are kept, ended ones are accounted for, what
 //! belongs to no committed set is removed. A crash at any point of a roll thus ends in exactly one set.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
 
-use protocol::ids::Name;
+use protocol::ids::{Digest, Name};
 use protocol::imageset::Mode;
 use protocol::node::{ContainerState, ExitStatus};
 
 use super::notes::Commitment;
 use super::set::{ContainerRecord, Deployment};
-use super::worker::{Live, Member, deployment, on_end, record, uptime};
+use super::worker::{Live, Member, deployment, mount_dir, on_end, record, uptime};
 use super::{Agent, chain};
 use crate::containers::policy::should_restart;
 use crate::containers::{self, Adopted, Handle, Spec};
+use crate::mounts;
+
+/// How long the record of a container that has just ended may take to arrive.
+const RECORD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is left of one container instance.
 enum Left {
@@ -29,30 +36,64 @@ impl Left {
     }
 }
 
+/// What an instance is, for the decision whether it stays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Instance {
+    container: Name,
+    digest: Digest,
+    lives: bool,
+}
+
+/// Which instance each container of the committed set keeps: one of that very digest, a living one before an ended one. Every
+/// other instance is to go. Pure.
+fn keep(committed: &Digest, containers: &[Name], left: &[Instance]) -> Vec<Option<usize>> {
+    let of = |name: &Name, lives: bool| {
+        left.iter()
+            .position(|it| it.container == *name && it.digest == *committed && it.lives == lives)
+    };
+    containers.iter().map(|name| of(name, true).or_else(|| of(name, false))).collect()
+}
+
 impl Agent {
     /// Adopts what an earlier agent of this boot left behind.
     pub(super) fn adopt(&mut self) {
         let mut left = self.left_behind();
+        let mut mounted = BTreeSet::new();
         for (name, commitment) in self.notes.commitments.clone() {
             let of_set = left.remove(&name).unwrap_or_default();
             match self.adopt_set(&name, &commitment, of_set) {
-                Some(running) => {
+                Some((live, deployment)) => {
                     log::info!("{name}: version {} goes on", commitment.set.version);
-                    self.slot(&name, Some(running));
+                    mounted.extend(live.members.iter().map(|member| member.mount.clone()));
+                    self.slot(&name, Some((live, deployment)));
                 }
-                None => log::warn!(
-                    "{name}: version {} is not in the store any more",
-                    commitment.set.version
-                ),
+                None => drop(self.notes.commitments.remove(&name)),
             }
         }
+        self.notes_file.save(&self.notes);
         for of_set in left.into_values() {
             of_set.into_iter().for_each(|item| self.discard(item));
+        }
+        // A pivoted root lies there, too, and is nobody's to take away.
+        if self.notes.commitments.values().all(|it| it.mode == Mode::Contain) {
+            self.sweep_mounts(&mounted);
         }
         if let Some(desired) = self.notes.desired.clone() {
             self.desired(desired);
         }
         self.tick();
+    }
+
+    /// Unmounts the roots of sets that were staged but not committed, or committed but not taken down.
+    fn sweep_mounts(&self, keep: &BTreeSet<PathBuf>) {
+        let Ok(entries) = fs::read_dir(self.around.dirs.mounts()) else { return };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if !keep.contains(&path)
+                && let Err(error) = mounts::unmount_overlay(&path)
+            {
+                log::warn!("left over: {}", chain(&error));
+            }
+        }
     }
 
     /// Every container instance found, by set.
@@ -74,48 +115,47 @@ impl Agent {
         left
     }
 
+    /// None if the set does not run, whatever the notes say; nothing of it is left then.
     fn adopt_set(
         &self,
         name: &Name,
         commitment: &Commitment,
         left: Vec<Left>,
     ) -> Option<(Live, Deployment)> {
-        let pulled = self.pulls.puller().reopen(&commitment.digest)?;
-        let mut live =
-            Live { set: commitment.set.clone(), pulled, members: Vec::new(), staged: uptime() };
-        let mut left: Vec<Left> = left
-            .into_iter()
-            .filter_map(|item| {
-                if item.spec().set_digest == commitment.digest {
-                    Some(item)
-                } else {
-                    self.discard(item);
-                    None
-                }
-            })
-            .collect();
-        let mut records = Vec::new();
+        if commitment.mode == Mode::Pivot && self.around.init.is_some() {
+            log::warn!("{name}: the agent ended before PID 1 could pivot");
+            left.into_iter().for_each(|item| self.discard(item));
+            return None;
+        }
+        let Some(pulled) = self.pulls.puller().reopen(&commitment.digest) else {
+            log::warn!("{name}: version {} is not in the store any more", commitment.set.version);
+            left.into_iter().for_each(|item| self.discard(item));
+            return None;
+        };
+        let set = commitment.set.clone();
+        let mut live = Live { set, pulled, members: Vec::new(), staged: uptime() };
         let described = match commitment.mode {
             Mode::Contain => live.pulled.set.containers.clone(),
             Mode::Pivot => Vec::new(),
         };
-        for container in described {
-            let digest: String = commitment.digest.hex().chars().take(12).collect();
-            let mount =
-                self.around.dirs.mounts().join(format!("{name}.{}.{digest}", container.name));
-            let mut member = Member { container, mount, handle: None, restarts: 0 };
-            let index = left.iter().position(|item| item.spec().name == member.container.name);
-            let found = index.map(|index| left.remove(index));
-            let ended = found
-                .as_ref()
-                .and_then(|item| matches!(item, Left::Ended(..)).then(|| item.spec().id.clone()));
+        let names: Vec<Name> = described.iter().map(|it| it.name.clone()).collect();
+        let instances: Vec<Instance> = left.iter().map(instance).collect();
+        let kept = keep(&commitment.digest, &names, &instances);
+        let mut left: Vec<Option<Left>> = left.into_iter().map(Some).collect();
+        let mut found: Vec<Option<Left>> = Vec::new();
+        for index in kept {
+            found.push(index.and_then(|index| left.get_mut(index)).and_then(Option::take));
+        }
+        // Before any barrier opens: the old must have left its ports.
+        left.into_iter().flatten().for_each(|item| self.discard(item));
+        let mut records = Vec::new();
+        for (container, found) in described.into_iter().zip(found) {
+            let dirs = &self.around.dirs;
+            let mount = mount_dir(dirs, name, &container.name, &commitment.digest);
+            let mut member = Member::new(container, mount);
             records.push(take_over(&mut member, found));
-            if let Some(id) = ended {
-                self.forget(&id);
-            }
             live.members.push(member);
         }
-        left.into_iter().for_each(|item| self.discard(item));
         let deployment = deployment(&live, records, commitment.last_roll.clone());
         Some((live, deployment))
     }
@@ -123,13 +163,13 @@ impl Agent {
     /// Stops and removes an instance that belongs to no committed set.
     fn discard(&self, left: Left) {
         let id = left.spec().id.clone();
-        if let Left::Live(handle) = &left {
-            log::info!("{id}: left over, stopping it");
-            if let Err(error) = handle.stop() {
+        let Left::Live(handle) = &left else { return self.forget(&id) };
+        log::info!("{id}: left over, stopping it");
+        for result in [handle.stop().map(drop), handle.remove()] {
+            if let Err(error) = result {
                 log::warn!("{id}: {}", chain(&error));
             }
         }
-        self.forget(&id);
     }
 
     /// Takes an ended instance's directory away.
@@ -140,36 +180,129 @@ impl Agent {
     }
 }
 
-/// Makes the instance the member's own, and says how it stands. What does not run is due to be started at once.
+fn instance(left: &Left) -> Instance {
+    Instance {
+        container: left.spec().name.clone(),
+        digest: left.spec().set_digest,
+        lives: matches!(left, Left::Live(_)),
+    }
+}
+
+/// Makes the instance the member's own, and says how it stands. What does not run, but should, is due to be started at once.
 fn take_over(member: &mut Member, left: Option<Left>) -> ContainerRecord {
     match left {
         Some(Left::Live(handle)) => {
             member.restarts = handle.spec().restarts;
-            let pid = match handle.release() {
-                Ok(released) => Some(released.pid),
-                Err(_) => (handle.state() == ContainerState::Running).then(|| handle.pid()),
+            let id = handle.spec().id.clone();
+            // One that runs already says so; one that was held at its barrier goes on now.
+            let released = handle.release();
+            let ended = released.is_err().then(|| handle.wait(RECORD_PATIENCE)).flatten();
+            let pid = match (&released, &ended) {
+                (Ok(released), _) => Some(released.pid),
+                (Err(_), Some(_)) => None,
+                (Err(error), None) => {
+                    log::warn!("{id}: {}", chain(error));
+                    Some(handle.pid())
+                }
             };
-            let mut record = record(member, handle.spec().id.as_str(), pid);
-            if pid.is_none() {
-                record.restart_at = Some(uptime());
-            }
             member.handle = Some(handle);
-            record
+            match ended {
+                Some(exit) => ended_record(member, &id, exit.status),
+                None => record(member, &id, pid),
+            }
         }
         Some(Left::Ended(spec, exit)) => {
             member.restarts = spec.restarts;
-            let mut record = record(member, &spec.id, None);
-            let again = should_restart(record.restart, &exit);
-            record.state =
-                if exit.code == Some(0) { ContainerState::Exited } else { ContainerState::Dead };
-            record.restart_at = again.then(uptime);
-            record.exit = Some(exit);
-            record
+            member.leftover = Some(spec.id.clone());
+            ended_record(member, &spec.id, exit)
         }
         None => {
             let mut record = record(member, "", None);
             record.restart_at = Some(uptime());
             record
         }
+    }
+}
+
+/// A record of a member that has ended. Its directory stays until it is started again or stopped, so that another agent
+/// finds the same.
+fn ended_record(member: &Member, id: &str, exit: ExitStatus) -> ContainerRecord {
+    let mut record = record(member, id, None);
+    let well = exit.code == Some(0);
+    record.state = if well { ContainerState::Exited } else { ContainerState::Dead };
+    record.restart_at = should_restart(record.restart, &exit).then(uptime);
+    record.exit = Some(exit);
+    record
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::imageset::{Container, Restart};
+
+    use super::*;
+
+    fn names(text: &str) -> Vec<Name> {
+        text.split(' ').map(|name| name.parse().expect("name")).collect()
+    }
+
+    /// `web:1+` is a living instance of container `web` of version 1, `web:1-` one that has ended.
+    fn left(text: &str) -> Vec<Instance> {
+        let one = |text: &str| {
+            let (name, rest) = text.split_once(':').expect("colon");
+            let (version, lives) = rest.split_at(rest.len() - 1);
+            Instance {
+                container: name.parse().expect("name"),
+                digest: Digest::of(version.as_bytes()),
+                lives: lives == "+",
+            }
+        };
+        text.split_whitespace().map(one).collect()
+    }
+
+    #[test]
+    fn each_container_keeps_one_instance_of_the_committed_digest() {
+        let table: [(&str, &str, &[Option<usize>]); 7] = [
+            ("an agent died with all running", "web:2+ db:2+", &[Some(0), Some(1)]),
+            ("before the cut-over was committed", "web:2+ web:3+ db:3+ db:2+", &[Some(0), Some(3)]),
+            (
+                "after the commit, the old still there",
+                "web:1+ db:1+ db:2+ web:2+",
+                &[Some(3), Some(2)],
+            ),
+            ("going back, the new gone", "web:1+ db:1+", &[None, None]),
+            ("a living one before an ended one", "web:2- web:2+ db:2-", &[Some(1), Some(2)]),
+            ("a container that the set does not have", "old:2+ web:2+", &[Some(1), None]),
+            ("nothing at all", "", &[None, None]),
+        ];
+        for (what, instances, expected) in table {
+            let kept = keep(&Digest::of(b"2"), &names("web db"), &left(instances));
+            assert_eq!(kept, expected, "{what}");
+        }
+    }
+
+    fn member(restart: Restart) -> Member {
+        let json = serde_json::json!({"name": "web", "image": "web"});
+        let mut container: Container = serde_json::from_value(json).expect("container");
+        container.restart = restart;
+        Member::new(container, PathBuf::from("/nowhere"))
+    }
+
+    #[test]
+    fn an_ended_container_is_started_again_only_if_its_policy_says_so() {
+        let failed = ExitStatus { code: Some(7), signal: None, error: None };
+        for (restart, again) in
+            [(Restart::Always, true), (Restart::OnFailure, true), (Restart::Never, false)]
+        {
+            let record = ended_record(&member(restart), "hello.web.1", failed.clone());
+            assert_eq!((record.state, record.pid), (ContainerState::Dead, None));
+            assert_eq!(record.restart_at.is_some(), again, "{restart:?}");
+            assert_eq!(record.exit.as_ref(), Some(&failed));
+        }
+    }
+
+    #[test]
+    fn a_container_that_nothing_is_left_of_is_started_at_once() {
+        let record = take_over(&mut member(Restart::Never), None);
+        assert!(record.restart_at.is_some() && record.instance.is_empty());
     }
 }

@@ -87,11 +87,8 @@ impl Pulls {
         })
     }
 
-    /// Removes what no set needs any more, unless a pull is under way: it may be about to need it.
+    /// Removes what no set needs any more. What is being pulled, was pulled or is mounted is pinned by itself.
     pub(super) fn collect_garbage(&self, keep: Vec<Digest>) {
-        if self.any() {
-            return;
-        }
         let puller = self.puller.clone();
         super::start::thread("gc", move || {
             if let Err(error) = puller.collect(&keep) {

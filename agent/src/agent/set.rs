@@ -11,17 +11,19 @@
 //! Whatever runs goes on running until CuttingOver. Nothing is remembered of a plan: after every step the machine looks
 //! again at what is wanted and what runs.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use protocol::ids::{Digest, Name};
 use protocol::imageset::{Mode, Restart};
-use protocol::node::{
-    ContainerState, DesiredSet, ExitStatus, ObservedContainer, ObservedSet, PullProgress,
-    RollReport, SetState,
-};
+use protocol::node::{ContainerState, DesiredSet, ExitStatus, RollReport};
 
 use super::backoff::retry_ceiling;
 use crate::containers::policy::{backoff, failures_after, should_restart};
+
+mod view;
+
+pub(super) use view::exit_text;
 
 /// A container of the running set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,6 +136,8 @@ pub(super) enum SetAction {
         /// How often it has been started again, this time included.
         restarts: u32,
     },
+    /// What runs is what is wanted, under another name: note that, and touch nothing.
+    Rename(DesiredSet),
     /// Stop everything.
     Stop,
 }
@@ -147,6 +151,8 @@ pub(super) struct SetMachine {
     work: Work,
     /// Why the last attempt failed, and how many did in a row.
     failure: Option<(String, u32)>,
+    /// Ends of instances that are being started: they may be heard of before the start itself is.
+    early: BTreeMap<String, ExitStatus>,
 }
 
 fn is_target(deployment: &Deployment, wanted: &DesiredSet) -> bool {
@@ -160,7 +166,14 @@ impl SetMachine {
     /// A machine for the set of this name; `running` is what an earlier agent left behind.
     #[must_use]
     pub(super) fn new(name: Name, running: Option<Deployment>) -> Self {
-        Self { name, wanted: None, running, work: Work::Idle, failure: None }
+        Self {
+            name,
+            wanted: None,
+            running,
+            work: Work::Idle,
+            failure: None,
+            early: BTreeMap::new(),
+        }
     }
 
     /// Whether nothing is wanted, nothing runs and nothing is under way: the machine can be forgotten.
@@ -176,8 +189,15 @@ impl SetMachine {
             Work::Waiting { until } => Some(until),
             _ => None,
         };
-        let containers = self.running.iter().flat_map(|running| &running.containers);
-        containers.filter_map(|container| container.restart_at).chain(retry).min()
+        // While all of them are being replaced nothing is restarted: a time that has passed would wake the loop for ever.
+        let containers = self.running.iter().filter(|_| !self.is_leaving());
+        let restarts = containers.flat_map(|running| &running.containers);
+        restarts.filter_map(|container| container.restart_at).chain(retry).min()
+    }
+
+    /// Whether what runs is being replaced or stopped this very moment.
+    fn is_leaving(&self) -> bool {
+        matches!(self.work, Work::CuttingOver { .. } | Work::Stopping)
     }
 
     /// Takes an event. `jitter` is a fresh random number in 0.0..1.0, for retries.
@@ -241,11 +261,23 @@ impl SetMachine {
             return;
         }
         match result {
+            // Another tag or registry, the same content: staging it would take the running containers' roots away.
+            Ok(digest) if self.running.as_ref().is_some_and(|it| it.digest == digest) => {
+                self.rename(&target, actions);
+            }
             Ok(digest) => {
                 actions.push(SetAction::Stage(target.clone()));
                 self.work = Work::Staging { target, digest };
             }
             Err(reason) => self.fail(reason, now, jitter),
+        }
+    }
+
+    fn rename(&mut self, target: &DesiredSet, actions: &mut Vec<SetAction>) {
+        self.failure = None;
+        if let Some(running) = self.running.as_mut().filter(|it| it.set != *target) {
+            running.set = target.clone();
+            actions.push(SetAction::Rename(target.clone()));
         }
     }
 
@@ -291,15 +323,37 @@ impl SetMachine {
                 self.fail(failure.reason, now, jitter);
             }
         }
+        self.catch_up(now);
+    }
+
+    /// Takes the ends that were heard of before the starts.
+    fn catch_up(&mut self, now: Duration) {
+        for (instance, exit) in std::mem::take(&mut self.early) {
+            self.ended(&instance, exit, now);
+        }
+    }
+
+    /// Whether instances are being started whose names are not known yet.
+    fn is_starting(&self) -> bool {
+        let mut containers = self.running.iter().flat_map(|running| &running.containers);
+        matches!(self.work, Work::CuttingOver { .. })
+            || containers.any(|it| it.state == ContainerState::Created)
     }
 
     fn ended(&mut self, instance: &str, exit: ExitStatus, now: Duration) {
-        let Some(running) = &mut self.running else { return };
-        let Some(container) = running.containers.iter_mut().find(|it| it.instance == instance)
-        else {
+        let (leaving, starting) = (self.is_leaving(), self.is_starting());
+        let mut containers = self.running.iter_mut().flat_map(|running| &mut running.containers);
+        let Some(container) = containers.find(|it| it.instance == instance) else {
+            if starting {
+                self.early.insert(instance.to_owned(), exit);
+            }
             return;
         };
-        if matches!(self.work, Work::CuttingOver { .. } | Work::Stopping) {
+        if container.pid.is_none() {
+            // Known from its directory already (adoption).
+            return;
+        }
+        if leaving {
             container.state = ContainerState::Exited;
             container.pid = None;
             return;
@@ -334,17 +388,19 @@ impl SetMachine {
                 container.failures = container.failures.saturating_add(1);
             }
         }
+        self.catch_up(now);
     }
 
     /// Restarts what is due, unless the set is being replaced or stopped this very moment.
     fn restart_due(&mut self, now: Duration, actions: &mut Vec<SetAction>) {
-        if matches!(self.work, Work::CuttingOver { .. } | Work::Stopping) {
+        if self.is_leaving() {
             return;
         }
         let containers = self.running.iter_mut().flat_map(|running| &mut running.containers);
         for container in containers.filter(|it| it.restart_at.is_some_and(|at| at <= now)) {
             container.restart_at = None;
             container.state = ContainerState::Created;
+            container.instance.clear();
             container.restarts = container.restarts.saturating_add(1);
             actions.push(SetAction::Restart {
                 container: container.name.clone(),
@@ -363,14 +419,16 @@ impl SetMachine {
         if self.work != Work::Idle {
             return;
         }
-        match (&self.wanted, &self.running) {
+        match (self.wanted.clone(), &self.running) {
             (None, None) => {}
             (None, Some(running)) if running.mode == Mode::Pivot => {}
             (None, Some(_)) => {
                 self.work = Work::Stopping;
                 actions.push(SetAction::Stop);
             }
-            (Some(wanted), Some(running)) if is_target(running, wanted) => self.failure = None,
+            (Some(wanted), Some(running)) if is_target(running, &wanted) => {
+                self.rename(&wanted, actions);
+            }
             (Some(wanted), Some(running)) if running.mode == Mode::Pivot => {
                 let reason = format!(
                     "version {} of a pivoted set takes hold at the next reboot",
@@ -380,100 +438,9 @@ impl SetMachine {
             }
             (Some(wanted), _) => {
                 self.work = Work::Pulling { target: wanted.clone(), cancelled: false };
-                actions.push(SetAction::Pull(wanted.clone()));
+                actions.push(SetAction::Pull(wanted));
             }
         }
-    }
-
-    /// The set as it is reported. `pull` is the progress of the pull under way.
-    #[must_use]
-    pub(super) fn observed(&self, pull: Option<PullProgress>) -> Option<ObservedSet> {
-        let pull = pull.filter(|_| matches!(self.work, Work::Pulling { .. }));
-        let failure = self.failure.as_ref().map(|(reason, _)| reason.clone());
-        if let Some(running) = &self.running {
-            let leaving = matches!(self.work, Work::CuttingOver { .. } | Work::Stopping);
-            let healthy = leaving
-                || running.containers.iter().all(|it| {
-                    it.state == ContainerState::Running
-                        || (it.restart != Restart::Always && it.state == ContainerState::Exited)
-                });
-            let ended = running.containers.iter().find(|it| it.state == ContainerState::Dead);
-            let reason = failure.or_else(|| {
-                ended.map(|it| format!("container {} ended: {}", it.name, exit_text(it)))
-            });
-            let degraded = self.failure.is_some() || !healthy;
-            return Some(ObservedSet {
-                name: self.name.clone(),
-                version: running.set.version.clone(),
-                digest: running.digest,
-                state: if degraded { SetState::Degraded } else { SetState::Current },
-                reason: reason.or_else(|| self.activity()),
-                pull,
-                containers: running.containers.iter().map(observed_container).collect(),
-                last_roll: running.last_roll.clone(),
-            });
-        }
-        let wanted = self.wanted.as_ref()?;
-        let (state, digest) = match &self.work {
-            Work::CuttingOver { digest, .. } => (SetState::Staged, Some(*digest)),
-            Work::Staging { digest, .. } => (SetState::Absent, Some(*digest)),
-            _ if self.failure.is_some() => (SetState::Failed, None),
-            _ => (SetState::Absent, None),
-        };
-        Some(ObservedSet {
-            name: self.name.clone(),
-            version: wanted.version.clone(),
-            digest: digest.or(wanted.reference.digest).unwrap_or(Digest([0; 32])),
-            state,
-            reason: failure.or_else(|| self.activity()),
-            pull,
-            containers: Vec::new(),
-            last_roll: None,
-        })
-    }
-
-    fn activity(&self) -> Option<String> {
-        match &self.work {
-            Work::Idle | Work::Waiting { .. } => None,
-            Work::Pulling { target, .. } => Some(format!("pulling version {}", target.version)),
-            Work::Staging { target, .. } => Some(format!("staging version {}", target.version)),
-            Work::CuttingOver { target, .. } => {
-                Some(format!("cutting over to version {}", target.version))
-            }
-            Work::Stopping => Some("stopping".to_owned()),
-        }
-    }
-
-    /// What this set waits for, with the reason; None when it is as wanted.
-    #[must_use]
-    pub(super) fn waiting(&self) -> Option<String> {
-        let version = &self.wanted.as_ref()?.version;
-        let (reason, attempts) = self.failure.as_ref()?;
-        let again = if *attempts == 0 {
-            String::new()
-        } else {
-            format!(" (attempt {attempts}, will try again)")
-        };
-        Some(format!("ImageSet {}:{version}: {reason}{again}", self.name))
-    }
-}
-
-fn exit_text(container: &ContainerRecord) -> String {
-    match &container.exit {
-        Some(ExitStatus { error: Some(error), .. }) => error.clone(),
-        Some(ExitStatus { signal: Some(signal), .. }) => format!("killed by signal {signal}"),
-        Some(ExitStatus { code: Some(code), .. }) => format!("exit code {code}"),
-        _ => "unknown".to_owned(),
-    }
-}
-
-fn observed_container(container: &ContainerRecord) -> ObservedContainer {
-    ObservedContainer {
-        name: container.name.clone(),
-        state: container.state,
-        pid: container.pid,
-        restarts: container.restarts,
-        exit: container.exit.clone(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Tests of the ImageSet state machine: what it does, in the order in which it happens on a node.
 
+use protocol::node::SetState;
+
 use super::*;
 
 fn set(version: &str) -> DesiredSet {
@@ -190,4 +192,77 @@ fn a_pivoted_set_is_not_replaced_and_says_so() {
     bench.expect(SetEvent::Want(Some(set("2"))), &[]);
     assert!(bench.machine.waiting().expect("waiting").contains("next reboot"));
     bench.expect(SetEvent::Want(None), &[]);
+}
+
+/// A bench at the moment at which version 2 is being cut over to, with version 1 running.
+fn cutting_over() -> Bench {
+    let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
+    bench.expect(SetEvent::Want(Some(set("2"))), &[SetAction::Pull(set("2"))]);
+    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"2"))), &[SetAction::Stage(set("2"))]);
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::CutOver(set("2"))]);
+    bench
+}
+
+#[test]
+fn a_container_that_ends_before_its_cut_over_is_heard_of_is_started_again() {
+    let mut bench = cutting_over();
+    bench.expect(ended("2", 1), &[]);
+    bench.expect(SetEvent::CutOver(Ok(Box::new(deployment("2", Restart::Always)))), &[]);
+    let observed = bench.machine.observed(None).expect("observed");
+    assert_eq!(observed.containers[0].exit.as_ref().and_then(|exit| exit.code), Some(1));
+    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(100)));
+}
+
+#[test]
+fn a_container_that_ends_before_its_restart_is_heard_of_is_started_again_and_its_exit_stays() {
+    let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
+    bench.expect(SetEvent::Want(Some(set("1"))), &[]);
+    bench.expect(ended("1", 3), &[]);
+    bench.now = Duration::from_millis(100);
+    let web: Name = "web".parse().expect("name");
+    bench.expect(SetEvent::Tick, &[SetAction::Restart { container: web.clone(), restarts: 1 }]);
+    // The old instance's end once more, from an earlier agent's watch: known.
+    bench.expect(ended("1", 3), &[]);
+    bench.expect(ended("again", 4), &[]);
+    let result = Ok(("hello.web.again".to_owned(), 9));
+    bench.expect(SetEvent::Restarted { container: web.clone(), result }, &[]);
+    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(300)));
+    bench.now = Duration::from_millis(300);
+    bench.expect(SetEvent::Tick, &[SetAction::Restart { container: web.clone(), restarts: 2 }]);
+    let result = Ok(("hello.web.third".to_owned(), 10));
+    bench.expect(SetEvent::Restarted { container: web, result }, &[]);
+    let observed = bench.machine.observed(None).expect("observed");
+    assert_eq!(observed.state, SetState::Current);
+    assert_eq!(observed.containers[0].exit.as_ref().and_then(|exit| exit.code), Some(4));
+}
+
+#[test]
+fn the_same_content_under_another_name_is_renamed_and_not_touched() {
+    let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
+    bench.expect(SetEvent::Want(Some(set("1"))), &[]);
+    // By digest: known at once.
+    let release = DesiredSet { version: "release".parse().expect("version"), ..set("1") };
+    bench.expect(SetEvent::Want(Some(release.clone())), &[SetAction::Rename(release)]);
+    assert_eq!(bench.machine.observed(None).expect("observed").version.as_str(), "release");
+    // By tag: known after the pull.
+    let latest = DesiredSet {
+        name: "hello".parse().expect("name"),
+        version: "latest".parse().expect("version"),
+        reference: "http://r:1/hello:latest".parse().expect("reference"),
+    };
+    bench.expect(SetEvent::Want(Some(latest.clone())), &[SetAction::Pull(latest.clone())]);
+    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"1"))), &[SetAction::Rename(latest)]);
+    assert_eq!(bench.state(), SetState::Current);
+}
+
+#[test]
+fn a_restart_that_is_due_does_not_wake_the_loop_while_the_set_is_replaced() {
+    let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
+    bench.expect(SetEvent::Want(Some(set("1"))), &[]);
+    bench.expect(SetEvent::Want(Some(set("2"))), &[SetAction::Pull(set("2"))]);
+    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"2"))), &[SetAction::Stage(set("2"))]);
+    bench.expect(ended("1", 1), &[]);
+    assert!(bench.machine.deadline().is_some());
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::CutOver(set("2"))]);
+    assert_eq!(bench.machine.deadline(), None);
 }

@@ -104,17 +104,13 @@ fn block_signals() -> Result<SigSet, String> {
     Ok(signals)
 }
 
-/// Drivers and network of a Layer0 machine. The drivers are loaded in a thread of their own: the network waits for
-/// links, not for modules.
+/// Network and drivers of a Layer0 machine. The network comes first: it waits for links by itself, and asks for an address
+/// while the other drivers are still being loaded. When this returns all of them are: the sets need the file systems.
 fn bring_up_machine(
     args: &BootArgs,
     options: &AgentOptions,
     events: &Sender,
 ) -> Result<(), String> {
-    // Without drivers there is still a console, and somebody who reads it: go on.
-    if let Err(error) = modules::start(|_| ()) {
-        log::error!("{}", chain(&error));
-    }
     let settings = network::Settings {
         etc: Path::new("/etc").to_path_buf(),
         set_hostname: true,
@@ -122,7 +118,12 @@ fn bring_up_machine(
     };
     let sink = events.clone();
     network::start(args, settings, move |event| sink.send(Event::Network(event)))
-        .map_err(|error| chain(&error))
+        .map_err(|error| chain(&error))?;
+    // Without drivers there is still a console, and somebody who reads it: go on.
+    if let Err(error) = modules::start(|_| ()) {
+        log::error!("{}", chain(&error));
+    }
+    Ok(())
 }
 
 fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agent, String> {
@@ -140,12 +141,12 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     let around = Surroundings { dirs, events, init, hostname: hostname() };
     let link = LinkPlan {
         servers: args.servers.clone(),
-        node: args.node.clone().or_else(|| options.standalone.then(host_node_id).flatten()),
+        node: node_id(args).or_else(|| options.standalone.then(host_node_id).flatten()),
         imageset: args.imageset.clone(),
         transport: transport.clone(),
     };
     let mut agent = Agent {
-        facts: Facts { node: args.node.clone(), identity, links: Vec::new() },
+        facts: Facts { node: node_id(args), identity, links: Vec::new() },
         notes,
         notes_file,
         around,
@@ -165,6 +166,12 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     }
     agent.mark(protocol::node::Phase::Init);
     Ok(agent)
+}
+
+/// Who the node is, as far as the command line says: its id, or the interface it booted from, whichever of several
+/// interfaces is the first to have an address.
+fn node_id(args: &BootArgs) -> Option<NodeId> {
+    args.node.clone().or_else(|| args.bootif.map(NodeId::from_mac))
 }
 
 fn hostname() -> String {
@@ -228,6 +235,16 @@ mod tests {
         let desired = desired_of_reference(&node, reference);
         let set = desired.imagesets.first().expect("one set");
         assert_eq!((set.name.as_str(), set.version.as_str()), ("hello", "2"));
+    }
+
+    #[test]
+    fn the_boot_interface_names_a_node_that_has_no_other_name() {
+        let id = |line: &str| node_id(&BootArgs::parse(line)).map(|id| id.to_string());
+        let mac: protocol::ids::Mac = "52:54:00:00:00:07".parse().expect("mac");
+        let bootif = "BOOTIF=01-52-54-00-00-00-07";
+        assert_eq!(id(bootif), Some(NodeId::from_mac(mac).to_string()));
+        assert_eq!(id(&format!("{bootif} layercake.node=n7")).as_deref(), Some("n7"));
+        assert_eq!(id("console=ttyS0"), None);
     }
 
     #[test]

@@ -2,25 +2,31 @@
 //!
 //! What to do is decided by [`super::set`]; this only does it and says how it went.
 
+mod cut;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use protocol::ids::Name;
+use protocol::ids::{Digest, Name};
 use protocol::imageset::{Container, Mode};
-use protocol::node::{ContainerState, DesiredSet, RollReport};
+use protocol::node::{ContainerState, DesiredSet, ExitStatus, RollReport};
 use rustix::time::{ClockId, clock_gettime};
 
+use self::cut::{all_at_once, blackout_us};
 use super::Sender;
 use super::event::Event;
-use super::set::{ContainerRecord, CutOverFailure, Deployment};
+use super::set::{ContainerRecord, CutOverFailure, Deployment, exit_text};
 use crate::containers::{self, Handle, OnEnd, Place, Spec};
-use crate::init::control::{self, Control, Request};
+use crate::init::control::Control;
 use crate::mounts;
 use crate::paths::RunDirs;
 use crate::pull::PulledSet;
+
+mod pivot;
+mod restart;
 
 /// A job for the worker of a set.
 #[derive(Debug)]
@@ -36,6 +42,8 @@ pub(super) enum Job {
     },
     /// Start a container again.
     Restart(Name, u32),
+    /// What runs is known under another name now.
+    Rename(DesiredSet),
     /// Stop everything.
     Stop,
     /// Stop everything and tell when it is done; the worker ends.
@@ -51,8 +59,25 @@ pub(super) struct Member {
     pub mount: PathBuf,
     /// Its running or created instance; None between an end and the next start.
     pub handle: Option<Handle>,
+    /// The instance that ended while no agent looked: its directory tells how until the next start.
+    pub leftover: Option<String>,
     /// How often it was started again.
     pub restarts: u32,
+}
+
+impl Member {
+    /// A member that nothing runs of.
+    #[must_use]
+    pub(super) fn new(container: Container, mount: PathBuf) -> Self {
+        Self { container, mount, handle: None, leftover: None, restarts: 0 }
+    }
+}
+
+/// Where the root of a container is mounted: a set's version and its successor stand side by side.
+#[must_use]
+pub(super) fn mount_dir(dirs: &RunDirs, set: &Name, container: &Name, digest: &Digest) -> PathBuf {
+    let digest: String = digest.hex().chars().take(12).collect();
+    dirs.mounts().join(format!("{set}.{container}.{digest}"))
 }
 
 /// A set with its mounts and containers.
@@ -66,6 +91,14 @@ pub(super) struct Live {
     pub members: Vec<Member>,
     /// When all of it stood at the exec barrier.
     pub staged: Duration,
+}
+
+/// An instance that was stopped.
+struct Stopped {
+    name: Name,
+    handle: Handle,
+    /// None when its monitor does not say.
+    ended_at_ns: Option<u64>,
 }
 
 /// What every worker needs of the agent.
@@ -141,6 +174,11 @@ impl Worker {
                 let result = self.restart(&container, restarts);
                 self.around.events.send(Event::Restarted { set: name, container, result });
             }
+            Job::Rename(set) => {
+                if let Some(live) = &mut self.running {
+                    live.set = set;
+                }
+            }
             Job::Stop => {
                 self.stop_all();
                 self.around.events.send(Event::Stopped(name));
@@ -154,8 +192,10 @@ impl Worker {
         true
     }
 
+    /// A pivoted root stays: it is the machine's, and its mount is not ours to take away.
     fn stop_all(&mut self) {
-        for live in [self.incoming.take(), self.running.take()].into_iter().flatten() {
+        let running = self.running.take_if(|live| live.pulled.set.mode == Mode::Contain);
+        for live in [self.incoming.take(), running].into_iter().flatten() {
             self.take_down(live);
         }
     }
@@ -186,7 +226,7 @@ impl Worker {
     fn stage_containers(&self, live: &mut Live) -> Result<(), String> {
         for container in live.pulled.set.containers.clone() {
             let mount = self.mount(&live.pulled, &container.name, &container.image)?;
-            live.members.push(Member { container, mount, handle: None, restarts: 0 });
+            live.members.push(Member::new(container, mount));
             let index = live.members.len().saturating_sub(1);
             let handle = self.create(live, index)?;
             if let Some(member) = live.members.get_mut(index) {
@@ -196,23 +236,11 @@ impl Worker {
         Ok(())
     }
 
-    fn stage_pivot(&self, live: &mut Live) -> Result<(), String> {
-        let image = live.pulled.set.images.first().ok_or("the set has no image")?.name.clone();
-        // A mount without container: remembered as a member that is never created.
-        let mount = self.mount(&live.pulled, &image, &image)?;
-        let container: Container =
-            serde_json::from_value(serde_json::json!({"name": image, "image": image}))
-                .map_err(|error| error.to_string())?;
-        live.members.push(Member { container, mount, handle: None, restarts: 0 });
-        Ok(())
-    }
-
     /// Mounts the image of a container and returns the directory that holds the mount.
     fn mount(&self, pulled: &PulledSet, container: &Name, image: &Name) -> Result<PathBuf, String> {
         let image =
             pulled.images.get(image).ok_or_else(|| format!("image {image} was not pulled"))?;
-        let digest: String = pulled.digest.hex().chars().take(12).collect();
-        let dir = self.around.dirs.mounts().join(format!("{}.{container}.{digest}", self.name));
+        let dir = mount_dir(&self.around.dirs, &self.name, container, &pulled.digest);
         mounts::unmount_overlay(&dir).map_err(|error| super::chain(&error))?;
         mounts::mount_overlay(&image.layers, &dir).map_err(|error| super::chain(&error))?;
         Ok(dir)
@@ -258,8 +286,13 @@ impl Worker {
             return self.pivot(live, decided);
         }
         let mut old = self.running.take();
-        let ends = old.as_mut().map_or(Vec::new(), |old| self.stop_members(old));
-        match self.release(&mut live) {
+        // From here to the release nothing is done but what the new containers wait for.
+        let stopped = old.as_mut().map_or(Vec::new(), |old| self.stop_members(old));
+        let released = self.release(&mut live);
+        let ends: Vec<(Name, u64)> =
+            stopped.iter().filter_map(|it| Some((it.name.clone(), it.ended_at_ns?))).collect();
+        self.remove(stopped);
+        match released {
             Ok(records) => {
                 let starts: Vec<(Name, u64)> =
                     records.iter().map(|(record, at)| (record.name.clone(), *at)).collect();
@@ -280,146 +313,97 @@ impl Worker {
             }
             Err(reason) => {
                 self.take_down(live);
-                let running = old.and_then(|old| self.restore(old));
+                let running = old.map(|old| self.restore(old));
                 Err(Box::new(CutOverFailure { reason, running }))
             }
         }
     }
 
-    /// Starts the old set again after the new one could not be.
-    fn restore(&mut self, mut old: Live) -> Option<Deployment> {
+    /// Starts the old set again after the new one could not be. What does not start now is tried again like any container.
+    fn restore(&mut self, mut old: Live) -> Deployment {
+        let mut containers = Vec::new();
         for index in 0..old.members.len() {
-            match self.create(&old, index) {
-                Ok(handle) => old.members.get_mut(index)?.handle = Some(handle),
-                Err(error) => log::error!("{}: going back: {error}", self.name),
-            }
+            let started = self.start_member(&mut old, index);
+            let Some(member) = old.members.get(index) else { continue };
+            containers.push(match started {
+                Ok((instance, pid)) => record(member, &instance, Some(pid)),
+                Err(reason) => {
+                    log::error!("{}.{}: going back: {reason}", self.name, member.container.name);
+                    let exit = ExitStatus { code: None, signal: None, error: Some(reason) };
+                    let state = ContainerState::Dead;
+                    let restart_at = Some(uptime());
+                    ContainerRecord {
+                        state,
+                        exit: Some(exit),
+                        restart_at,
+                        ..record(member, "", None)
+                    }
+                }
+            });
         }
-        let records = self
-            .release(&mut old)
-            .map_err(|error| log::error!("{}: going back: {error}", self.name));
-        let containers =
-            records.unwrap_or_default().into_iter().map(|(record, _)| record).collect();
         let deployment = deployment(&old, containers, None);
         self.running = Some(old);
-        Some(deployment)
+        deployment
     }
 
-    /// Stops every running instance, all at once; returns when each ended (nanoseconds, the containers' clock).
-    fn stop_members(&self, live: &mut Live) -> Vec<(Name, u64)> {
-        let mut stopping = Vec::new();
-        for member in &mut live.members {
-            if let Some(handle) = member.handle.take() {
-                let name = member.container.name.clone();
-                stopping.push((
-                    name,
-                    thread::spawn(move || {
-                        let record = handle.stop();
-                        let removed = handle.remove();
-                        (record, removed)
-                    }),
-                ));
+    /// Stops every running instance, all at once, and returns as soon as all are dead: the instances that ended, which
+    /// are still to be removed, and when (nanoseconds, the containers' clock).
+    fn stop_members(&self, live: &mut Live) -> Vec<Stopped> {
+        live.members.iter_mut().for_each(|member| self.forget_leftover(member));
+        let handles = live.members.iter_mut().filter_map(|member| {
+            member.handle.take().map(|handle| (member.container.name.clone(), handle))
+        });
+        let stopped = all_at_once(handles.collect(), |handle: &Handle| handle.stop());
+        let mut ended = Vec::new();
+        for (name, handle, record) in stopped {
+            if let Err(error) = &record {
+                log::error!("{}.{name}: not stopped: {}", self.name, super::chain(error));
             }
+            let ended_at_ns = record.ok().map(|record| record.ended_at_ns);
+            ended.push(Stopped { name, handle, ended_at_ns });
         }
-        let mut ends = Vec::new();
-        for (name, thread) in stopping {
-            let Ok((record, removed)) = thread.join() else { continue };
-            match record {
-                Ok(record) => ends.push((name.clone(), record.ended_at_ns)),
-                Err(error) => {
-                    log::error!("{}.{name}: not stopped: {}", self.name, super::chain(&error))
-                }
-            }
-            if let Err(error) = removed {
+        ended
+    }
+
+    /// Takes away what stopped instances leave.
+    fn remove(&self, stopped: Vec<Stopped>) {
+        for Stopped { name, handle, .. } in stopped {
+            if let Err(error) = handle.remove() {
                 log::warn!("{}.{name}: {}", self.name, super::chain(&error));
             }
         }
-        ends
     }
 
-    /// Opens every exec barrier; returns a record of each container with the time of its exec (nanoseconds).
+    /// Opens every exec barrier, all at once; returns a record of each container with the time of its exec (nanoseconds).
     fn release(&self, live: &mut Live) -> Result<Vec<(ContainerRecord, u64)>, String> {
+        let handles = live.members.iter().filter_map(|member| {
+            member.handle.clone().map(|handle| (member.container.name.clone(), handle))
+        });
         let mut records = Vec::new();
-        for member in &mut live.members {
-            let Some(handle) = &member.handle else { continue };
-            let released = handle.release().map_err(|error| {
-                format!("container {}: {}", member.container.name, super::chain(&error))
-            })?;
-            records.push((
-                record(member, handle.spec().id.as_str(), Some(released.pid)),
-                released.exec_at_ns,
-            ));
+        for (name, handle, released) in all_at_once(handles.collect(), Handle::release) {
+            let released =
+                released.map_err(|error| format!("container {name}: {}", super::chain(&error)))?;
+            let member = live.members.iter().find(|member| member.container.name == name);
+            let Some(member) = member else { continue };
+            let record = record(member, handle.spec().id.as_str(), Some(released.pid));
+            records.push((record, released.exec_at_ns));
         }
         Ok(records)
     }
 
-    fn pivot(
-        &mut self,
-        live: Live,
-        decided: Duration,
-    ) -> Result<Box<Deployment>, Box<CutOverFailure>> {
-        let failed = |reason: String| Box::new(CutOverFailure { reason, running: None });
-        let report = RollReport {
-            from: None,
-            to: live.pulled.digest,
-            bytes: live.pulled.bytes,
-            staging_ms: millis(live.staged.saturating_sub(decided)),
-            blackout_us: None,
-        };
-        let request = pivot_request(&live).map_err(failed)?;
-        let Some(init) = &self.around.init else {
-            self.take_down(live);
-            return Err(failed("mode = \"pivot\" needs Layer0's PID 1".to_owned()));
-        };
-        if let Err(error) = init.call(&request) {
-            self.take_down(live);
-            return Err(failed(format!("pivot: {}", super::chain(&error))));
+    /// Takes the directory of an instance away that ended while no agent looked.
+    fn forget_leftover(&self, member: &mut Member) {
+        if let Some(id) = member.leftover.take()
+            && let Err(error) = containers::remove(&self.around.dirs, &id)
+        {
+            log::warn!("{id}: {}", super::chain(&error));
         }
-        if let Err(error) = control::detach_layer0() {
-            log::warn!("the old root stays mounted: {error}");
-        }
-        let deployment = deployment(&live, Vec::new(), Some(report));
-        self.running = Some(live);
-        Ok(Box::new(deployment))
-    }
-
-    fn restart(&mut self, container: &Name, restarts: u32) -> Result<(String, u32), String> {
-        let Some(mut live) = self.running.take() else {
-            return Err("the set does not run".to_owned());
-        };
-        let result = self.restart_member(&mut live, container, restarts);
-        self.running = Some(live);
-        result
-    }
-
-    fn restart_member(
-        &self,
-        live: &mut Live,
-        name: &Name,
-        restarts: u32,
-    ) -> Result<(String, u32), String> {
-        let index = live
-            .members
-            .iter()
-            .position(|it| it.container.name == *name)
-            .ok_or("no such container")?;
-        if let Some(member) = live.members.get_mut(index) {
-            member.restarts = restarts;
-            if let Some(old) = member.handle.take() {
-                old.remove().map_err(|error| super::chain(&error))?;
-            }
-        }
-        let handle = self.create(live, index)?;
-        let released = handle.release().map_err(|error| super::chain(&error));
-        let id = handle.spec().id.clone();
-        if let Some(member) = live.members.get_mut(index) {
-            member.handle = Some(handle);
-        }
-        Ok((id, released?.pid))
     }
 
     /// Stops and removes everything of a set; what goes wrong is logged, the rest is done all the same.
     fn take_down(&self, mut live: Live) {
-        self.stop_members(&mut live);
+        let stopped = self.stop_members(&mut live);
+        self.remove(stopped);
         for member in &live.members {
             if let Err(error) = mounts::unmount_overlay(&member.mount) {
                 log::warn!("{}: {}", self.name, super::chain(&error));
@@ -428,11 +412,14 @@ impl Worker {
     }
 }
 
-/// What is called when a container ends.
+/// What is called when a container ends. An end that nobody asked for is said on the console.
 #[must_use]
 pub(super) fn on_end(events: &Sender) -> OnEnd {
     let events = events.clone();
     Arc::new(move |instance: &str, record| {
+        if !record.asked {
+            log::warn!("container {instance} ended: {}", exit_text(&record.status));
+        }
         events.send(Event::Ended { instance: instance.to_owned(), exit: record.status });
     })
 }
@@ -470,28 +457,8 @@ pub(super) fn deployment(
     }
 }
 
-fn pivot_request(live: &Live) -> Result<Request, String> {
-    let member = live.members.first().ok_or("nothing is staged")?;
-    let image =
-        live.pulled.images.get(&member.container.image).ok_or("the image was not pulled")?;
-    let mut argv = live.pulled.set.init.clone();
-    if argv.is_empty() {
-        argv.push("/sbin/init".to_owned());
-    }
-    Ok(Request::Pivot { root: member.mount.join("root"), argv, env: image.config.env.clone() })
-}
-
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The longest time from a container's end to the exec of its successor, in microseconds.
-fn blackout_us(ends: &[(Name, u64)], starts: &[(Name, u64)]) -> Option<u64> {
-    let gap = |(name, start): &(Name, u64)| {
-        let (_, end) = ends.iter().find(|(ended, _)| ended == name)?;
-        Some(start.saturating_sub(*end) / 1000)
-    };
-    starts.iter().filter_map(gap).max()
 }
 
 #[cfg(test)]

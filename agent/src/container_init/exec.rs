@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::io;
 
 use nix::errno::Errno;
+use nix::unistd::{AccessFlags, eaccess};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use super::{InitError, step};
@@ -62,26 +63,47 @@ impl Program {
         })
     }
 
+    /// Does what can be done before the exec: signals are reset, and a program that is not there or not executable is found
+    /// out while the old version still runs. The look also brings the file into the kernel's caches.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub(super) fn prepare(&self) -> Result<(), InitError> {
+        reset_signals();
+        let mut reason = Errno::ENOENT;
+        for candidate in &self.candidates {
+            match eaccess(candidate.as_c_str(), AccessFlags::X_OK) {
+                Ok(()) => return Ok(()),
+                Err(error) => reason = more_telling(reason, error),
+            }
+        }
+        Err(self.failed(reason))
+    }
+
     /// Executes it, or says why that cannot be. As execvp(3), but without a shell for files of no known format.
     ///
     /// # Errors
     /// The most telling of the candidates' errors.
     pub(super) fn execute(&self) -> Result<Infallible, InitError> {
-        reset_signals();
         let mut reason = Errno::ENOENT;
         for candidate in &self.candidates {
             let Err(error) = nix::unistd::execve(candidate, &self.argv, &self.env);
-            match error {
-                Errno::ENOENT | Errno::ENOTDIR => {}
-                Errno::EACCES => reason = error,
-                _ => {
-                    reason = error;
-                    break;
-                }
+            reason = more_telling(reason, error);
+            if !matches!(error, Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) {
+                break;
             }
         }
-        Err(step::<io::Error>(format!("execute `{}`", self.name))(reason.into()))
+        Err(self.failed(reason))
     }
+
+    fn failed(&self, reason: Errno) -> InitError {
+        step::<io::Error>(format!("execute `{}`", self.name))(reason.into())
+    }
+}
+
+/// That a directory of PATH has no such program says less than any other error.
+fn more_telling(known: Errno, new: Errno) -> Errno {
+    if matches!(new, Errno::ENOENT | Errno::ENOTDIR) { known } else { new }
 }
 
 /// Where a program may lie: a name with a slash is a path, another is looked for in PATH, where an empty entry means here.

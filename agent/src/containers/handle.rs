@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ struct Inner {
     dir: PathBuf,
     pid: u32,
     notes: Vec<String>,
+    /// Its monitor has said that it is dead; the record may still be to come.
+    dead: AtomicBool,
     ended: Mutex<Option<ExitRecord>>,
     changed: Condvar,
 }
@@ -62,6 +65,7 @@ impl Handle {
             dir,
             pid: status.pid,
             notes: status.notes,
+            dead: AtomicBool::new(false),
             ended: Mutex::new(None),
             changed: Condvar::new(),
         });
@@ -128,7 +132,8 @@ impl Handle {
         }
     }
 
-    /// Asks it to end with its own stop signal, kills it after its own timeout, and waits for either.
+    /// Asks it to end with its own stop signal, kills it after its own timeout, and returns as soon as it is dead: the bytes
+    /// dropped from its log are counted only in the record that comes to those who watch.
     ///
     /// # Errors
     /// [`ContainerError::Monitor`] when the monitor does not answer.
@@ -180,13 +185,18 @@ impl Handle {
         guard.clone()
     }
 
-    /// Takes away its control group and its directory. The log stays.
+    /// Takes away its control group and its directory. The log stays. After a stop or a failed release this waits for the
+    /// monitor, which writes the last of the log and the record behind its answer.
     ///
     /// # Errors
     /// [`ContainerError::NotEnded`] while it lives.
     pub fn remove(&self) -> Result<(), ContainerError> {
         let inner = &self.inner;
-        if self.ended().is_none() && !inner.dir.join(EXIT_FILE).exists() {
+        let patience = match inner.dead.load(Ordering::Relaxed) {
+            true => REPLY_TIMEOUT,
+            false => Duration::ZERO,
+        };
+        if self.wait(patience).is_none() && !inner.dir.join(EXIT_FILE).exists() {
             return Err(ContainerError::NotEnded(inner.spec.id.clone()));
         }
         clear(&inner.spec.id, &inner.dir)
@@ -209,7 +219,11 @@ impl Inner {
             let mut stream = UnixStream::connect(self.dir.join(SOCKET_FILE))?;
             stream.set_read_timeout(Some(timeout))?;
             stream.write_all(&line(request))?;
-            read_reply(&mut BufReader::new(stream))
+            let reply = read_reply(&mut BufReader::new(stream))?;
+            if matches!(reply, Reply::Ended(_)) {
+                self.dead.store(true, Ordering::Relaxed);
+            }
+            Ok(reply)
         })();
         asked.or_else(|source| match read_json(&self.dir.join(EXIT_FILE)) {
             Ok(record) => Ok(Reply::Ended(record)),

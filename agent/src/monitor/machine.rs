@@ -150,10 +150,17 @@ impl Machine {
         }
     }
 
-    /// Everybody who waits for something that only the end can answer now.
+    /// Those who asked for the stop, or for a release that cannot come any more: the end itself is their answer.
+    pub fn take_askers(&mut self) -> Vec<ClientId> {
+        let mut askers = std::mem::take(&mut self.stopping);
+        askers.append(&mut self.releasing);
+        askers
+    }
+
+    /// Those who watch: they are told when the record is complete.
     #[must_use]
-    pub fn waiting(&self) -> Vec<ClientId> {
-        [&self.watching, &self.releasing, &self.stopping].into_iter().flatten().copied().collect()
+    pub fn watching(&self) -> &[ClientId] {
+        &self.watching
     }
 
     fn status(&self) -> Reply {
@@ -281,7 +288,7 @@ mod tests {
         let record = machine.ended(Some(1), None, 3);
         assert_eq!(record.status.error.as_deref(), Some("mount /proc: EPERM"));
         assert_eq!((record.status.code, record.exec_at_ns), (None, None));
-        assert_eq!(machine.waiting(), [1]);
+        assert_eq!(machine.watching(), [1]);
     }
 
     #[test]
@@ -290,7 +297,7 @@ mod tests {
         machine.handle(Event::Request(2, Request::Release), 3);
         machine.handle(Event::Status(b"error exec nope: not found\n"), 4);
         assert_eq!(machine.handle(Event::StatusClosed, 5), []);
-        assert_eq!(machine.waiting(), [1, 2]);
+        assert_eq!((machine.take_askers(), machine.watching()), (vec![2], &[1][..]));
         let record = machine.ended(Some(127), None, 6);
         assert_eq!(record.status.error.as_deref(), Some("exec nope: not found"));
     }
@@ -307,7 +314,8 @@ mod tests {
         assert_eq!(machine.handle(Event::Tick, 10_000_100), [Action::KillAll]);
         assert_eq!(machine.handle(Event::Tick, 10_000_101), []);
         assert_eq!(machine.handle(Event::Gone(3), 10_000_101), []);
-        assert_eq!(machine.waiting(), [1, 4]);
+        assert_eq!((machine.take_askers(), machine.watching()), (vec![4], &[1][..]));
+        assert!(machine.take_askers().is_empty(), "each is told once");
         assert!(machine.ended(None, Some(9), 5).asked);
     }
 

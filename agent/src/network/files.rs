@@ -1,7 +1,7 @@
-//! `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`: rendered purely, written by rename.
+//! `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`: rendered purely, written in place.
 
 use std::fmt::Write as _;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
 use std::path::Path;
 
@@ -47,12 +47,17 @@ pub(super) fn hosts(hostname: &str, address: Option<Ipv4Addr>) -> String {
     text
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file in place: containers have it bound by its inode, and a renamed one would never reach them. New bytes go
+/// in with one write before what is left of the old ones is cut off, so that a reader at no time finds the file empty.
 pub(super) fn write(directory: &Path, name: &str, text: &str) -> io::Result<()> {
     std::fs::create_dir_all(directory)?;
-    let temporary = directory.join(format!(".{name}.new"));
-    std::fs::write(&temporary, text)?;
-    std::fs::rename(&temporary, directory.join(name))
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(directory.join(name))?;
+    file.write_all(text.as_bytes())?;
+    file.set_len(u64::try_from(text.len()).map_err(io::Error::other)?)
 }
 
 #[cfg(test)]
@@ -75,6 +80,15 @@ mod tests {
         let expected =
             "search a b\nnameserver 10.0.0.1\nnameserver 10.0.0.2\nnameserver 10.0.0.3\n";
         assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn whoever_has_a_file_open_sees_what_is_written_later() {
+        let dir = tempfile::tempdir().expect("directory");
+        write(dir.path(), "hosts", "a longer text").expect("write");
+        let bound = std::fs::File::open(dir.path().join("hosts")).expect("open");
+        write(dir.path(), "hosts", "short").expect("write again");
+        assert_eq!(io::read_to_string(bound).expect("read"), "short");
     }
 
     #[test]

@@ -18,6 +18,9 @@ use super::socket::{PacketSocket, RenewSocket};
 /// Pause after a socket failed, so that a lasting failure does not take a whole core.
 const SOCKET_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a carrier may take to come up before a person is told that there is none.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How an interface gets its address.
 #[derive(Debug, Clone)]
 pub(super) enum Mode {
@@ -48,11 +51,12 @@ pub(super) struct Nic {
 }
 
 /// Serves an interface until it disappears.
-pub(super) async fn run(nic: Nic, mode: Mode, carrier: watch::Receiver<bool>) {
+pub(super) async fn run(nic: Nic, mode: Mode, mut carrier: watch::Receiver<bool>) {
     if let Err(error) = links::up(&nic.handle, nic.link.index).await {
         nic.say(&format!("cannot be brought up: {error}"));
     }
-    if !*carrier.borrow() {
+    // It mostly comes a millisecond after the interface is up.
+    if tokio::time::timeout(CARRIER_PATIENCE, carrier.wait_for(|up| *up)).await.is_err() {
         nic.say("no carrier");
     }
     match mode {

@@ -240,6 +240,20 @@ fn a_roll_fetches_only_what_is_new_and_collecting_removes_the_old() {
 }
 
 #[test]
+fn a_pulled_set_is_not_collected_until_nobody_holds_it_any_more() {
+    let bench = Bench::new();
+    let reference = bench.publish(&[("app", vec![gzip(&noise("held", 10))])]);
+    let pulled = bench.pull(&reference).expect("pull");
+    let held = pulled.clone();
+    drop(pulled);
+    bench.puller.collect(&[]).expect("collect");
+    assert!(held.images.values().flat_map(|image| &image.layers).all(|layer| layer.exists()));
+    assert!(bench.puller.reopen(&held.digest).is_some());
+    drop(held);
+    assert_eq!(bench.puller.collect(&[]).expect("collect").layers, 1);
+}
+
+#[test]
 fn a_tag_is_resolved_first() {
     let bench = Bench::new();
     let reference = bench.publish(&[("app", vec![gzip(&noise("f", 10))])]);

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -92,17 +92,11 @@ fn it_ends_with_the_code_it_is_asked_for() {
 }
 
 #[test]
-fn it_ends_at_once_on_sigterm() {
-    let mut times = Vec::new();
-    for _ in 0..5 {
-        let mut hello = Hello::start();
-        let pid = Pid::from_child(&hello.child);
-        let asked = Instant::now();
-        kill_process(pid, Signal::TERM).expect("kill");
-        assert_eq!(hello.child.wait().expect("wait").code(), Some(0));
-        times.push(asked.elapsed());
-    }
-    // The machine may be busy in four of five; a server that waits for anything is slow in all.
-    let best = times.iter().min().expect("times");
-    assert!(*best < Duration::from_millis(5), "{times:?}");
+fn it_ends_on_sigterm_whatever_a_client_is_doing() {
+    let mut hello = Hello::start();
+    // A client that has asked nothing yet, and never will: nobody waits for it.
+    let idle = TcpStream::connect(hello.address).expect("connect");
+    kill_process(Pid::from_child(&hello.child), Signal::TERM).expect("kill");
+    assert_eq!(hello.child.wait().expect("wait").code(), Some(0));
+    drop(idle);
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, anyhow};
 use protocol::api::ErrorBody;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::config::values::BaseUrl;
 
@@ -29,6 +30,8 @@ impl Client {
             .http_status_as_error(false)
             .timeout_global(Some(TIMEOUT))
             .timeout_connect(Some(CONNECT_TIMEOUT))
+            // The system's CAs, or those of SSL_CERT_FILE, as when an ImageSet is pushed.
+            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
             .build()
             .new_agent();
         Self { agent, base: server.to_string() }
@@ -110,5 +113,21 @@ mod tests {
         let expected = format!("http://{address}/v1/nodes cannot be reached: ");
         assert!(error.starts_with(&expected), "{error}");
         assert!(error.contains("is `layercake serve` running"), "{error}");
+    }
+
+    #[test]
+    fn https_to_a_server_without_tls_is_an_error_that_names_the_url() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address = listener.local_addr().expect("address");
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("accept");
+            std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                .expect("say");
+        });
+        let base = format!("https://{address}").parse().expect("url");
+        let error = Client::new(&base).get::<Vec<u8>>("/v1/nodes").expect_err("no TLS").to_string();
+        assert!(error.starts_with(&format!("https://{address}/v1/nodes cannot be ")), "{error}");
+        server.join().expect("server");
     }
 }

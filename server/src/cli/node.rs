@@ -1,13 +1,17 @@
 //! `layercake node`: the inventory.
 
 use clap::ValueEnum;
-use protocol::api::{NodeRecord, PowerBody};
+use protocol::api::{MAX_LONG_POLL_S, NodeRecord, PowerBody};
 use protocol::ids::NodeId;
-use protocol::node::{PowerAction, SetState};
+use protocol::node::{Observed, Phase, PowerAction, SetState};
+use serde_json::json;
 
 use super::client::Client;
-use super::output::{self, Output, ago, table};
+use super::output::{Output, ago, table};
 use crate::clock::now_ms;
+
+/// A node that was not heard of for so long is called silent: two long polls. Milliseconds.
+const SILENT_MS: u64 = 2 * MAX_LONG_POLL_S * 1000;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -52,8 +56,14 @@ pub(super) fn run(command: Command, client: &Client, output: Output) -> anyhow::
             };
             let body = PowerBody { action };
             client.post_only(&format!("/v1/nodes/{id}/power"), &body)?;
-            output::say(&format!("{id}: asked"));
-            Ok(())
+            let value = json!({ "node": id, "action": action });
+            output.result(&value, || {
+                let action = match action {
+                    PowerAction::Off => "power off",
+                    PowerAction::Reboot => "reboot",
+                };
+                format!("{id} is asked to {action}; `layercake node show {id}` shows how it goes")
+            })
         }
     }
 }
@@ -66,13 +76,71 @@ fn list_text(nodes: &[NodeRecord], now_ms: u64) -> String {
         vec![
             node.id.to_string(),
             node.address.map_or("-".to_owned(), |address| address.to_string()),
-            node.boot.last().map_or("-", |time| time.phase.as_str()).to_owned(),
+            state(node, now_ms),
             sets(node),
-            ago(node.last_seen_ms, now_ms),
+            seen(node, now_ms),
+            waiting(node),
         ]
     };
     let rows: Vec<Vec<String>> = nodes.iter().map(row).collect();
-    table(&["NODE", "ADDRESS", "BOOT", "IMAGESETS", "SEEN"], &rows)
+    table(&["NODE", "ADDRESS", "STATE", "IMAGESETS", "SEEN", "WAITING FOR"], &rows)
+}
+
+/// Whether it is only known from the config: `last_seen_ms` then says when the server read that.
+fn is_new(node: &NodeRecord) -> bool {
+    node.boot.is_empty() && node.observed.is_none() && node.last_seen_ms == node.first_seen_ms
+}
+
+fn seen(node: &NodeRecord, now_ms: u64) -> String {
+    if is_new(node) { "never".to_owned() } else { ago(node.last_seen_ms, now_ms) }
+}
+
+fn seen_ago(node: &NodeRecord, now_ms: u64) -> String {
+    if is_new(node) { "never".to_owned() } else { ago(node.last_seen_ms, now_ms) + " ago" }
+}
+
+/// What the agent of the present boot reported; nothing while the node is on its way to a new one.
+fn report(node: &NodeRecord) -> Option<&Observed> {
+    let started = node.boot.iter().any(|time| time.phase > Phase::Kernel);
+    node.observed.as_ref().filter(|_| started)
+}
+
+/// One word on how the node is: `silent` where nothing was heard for longer than the long poll allows, `new` where
+/// nothing is known, how far its boot has come, and once its agent reports: `failed`, `waiting`, `degraded`, `idle`
+/// (nothing is wanted of it) or `running`.
+fn state(node: &NodeRecord, now_ms: u64) -> String {
+    let Some(last) = node.boot.last() else { return "new".to_owned() };
+    if now_ms.saturating_sub(node.last_seen_ms) > SILENT_MS {
+        return format!("silent ({})", last.phase.as_str());
+    }
+    let Some(observed) = report(node) else { return last.phase.as_str().to_owned() };
+    let any = |state| observed.imagesets.iter().any(|set| set.state == state);
+    let word = if any(SetState::Failed) {
+        "failed"
+    } else if let Some(pull) = observed.imagesets.iter().find_map(|set| set.pull.as_ref()) {
+        let percent = pull.bytes.saturating_mul(100).checked_div(pull.total).unwrap_or(0);
+        return format!("pulling {percent} %");
+    } else if observed.waiting.is_some() {
+        "waiting"
+    } else if any(SetState::Degraded) {
+        "degraded"
+    } else if observed.imagesets.is_empty() && node.desired.imagesets.is_empty() {
+        "idle"
+    } else {
+        last.phase.as_str()
+    };
+    word.to_owned()
+}
+
+/// What the node waits for, or why a set of it is not as wanted.
+fn waiting(node: &NodeRecord) -> String {
+    let Some(observed) = report(node) else { return String::new() };
+    let reasons = observed.imagesets.iter().filter_map(|set| {
+        let why = set.reason.as_ref()?;
+        Some(format!("{}: {why}", set.name))
+    });
+    let all: Vec<String> = observed.waiting.iter().cloned().chain(reasons).collect();
+    all.first().map_or_else(String::new, |first| first.replace(char::is_control, " "))
 }
 
 fn state_word(state: SetState) -> &'static str {
@@ -87,7 +155,7 @@ fn state_word(state: SetState) -> &'static str {
 
 /// What the node runs, `hello:1`; with its state where that is not `current`.
 fn sets(node: &NodeRecord) -> String {
-    let running = node.observed.iter().flat_map(|observed| &observed.imagesets);
+    let running = report(node).into_iter().flat_map(|observed| &observed.imagesets);
     let words: Vec<String> = running
         .map(|set| match set.state {
             SetState::Current => format!("{}:{}", set.name, set.version),
@@ -104,7 +172,8 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
         format!("mac        {}", macs.join(", ")),
         format!("uuid       {}", node.uuid.as_deref().unwrap_or("-")),
         format!("address    {}", node.address.map_or("-".to_owned(), |a| a.to_string())),
-        format!("seen       {} ago", ago(node.last_seen_ms, now_ms)),
+        format!("state      {}", state(node, now_ms)),
+        format!("seen       {}", seen_ago(node, now_ms)),
     ];
     if let Some(observed) = &node.observed {
         lines.push(format!("kernel     {}, boot {}", observed.kernel, observed.boot_id));
@@ -114,6 +183,9 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
     }
     lines.push(String::new());
     lines.push("latest boot".to_owned());
+    if node.boot.is_empty() {
+        lines.push("  none seen yet".to_owned());
+    }
     let start = node.boot.first().map_or(0, |time| time.at_ms);
     for time in &node.boot {
         let after = time.at_ms.saturating_sub(start);
@@ -122,6 +194,9 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
     }
     lines.push(String::new());
     lines.push(format!("wanted (version {})", node.desired.version));
+    if node.desired.imagesets.is_empty() {
+        lines.push("  nothing; `layercake roll start` changes that".to_owned());
+    }
     for set in &node.desired.imagesets {
         lines.push(format!("  {}:{}  {}", set.name, set.version, set.reference));
     }
@@ -147,7 +222,7 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use protocol::api::PhaseTime;
-    use protocol::node::Phase;
+    use protocol::node::{ObservedSet, PullProgress};
 
     use super::*;
 
@@ -172,11 +247,51 @@ mod tests {
 
     #[test]
     fn the_list_has_one_line_for_each_node() {
+        let mut waits = node();
+        waits.id = "n2".parse().expect("id");
+        let observed = waits.observed.as_mut().expect("observed");
+        observed.waiting = Some("the registry\ndoes not answer".to_owned());
         let expected = "\
-NODE  ADDRESS     BOOT     IMAGESETS  SEEN
+NODE  ADDRESS     STATE    IMAGESETS  SEEN  WAITING FOR
 n1    10.9.0.101  running  hello:2    5 s
+n2    10.9.0.101  waiting  hello:2    5 s   the registry does not answer
 ";
-        assert_eq!(list_text(&[node()], 15_000), expected);
+        assert_eq!(list_text(&[node(), waits], 15_000), expected);
+    }
+
+    #[test]
+    fn the_state_is_of_the_present_boot_and_says_what_hurts_most() {
+        let now = 15_000;
+        let check = |change: fn(&mut NodeRecord), now_ms, expected| {
+            let mut node = node();
+            change(&mut node);
+            assert_eq!(state(&node, now_ms), expected);
+        };
+        check(|_| (), now, "running");
+        check(|_| (), 10_000 + SILENT_MS + 1, "silent (running)");
+        check(|node| node.boot.clear(), now, "new");
+        // It boots again: what its agent said before does not count.
+        check(|node| node.boot.truncate(1), now, "dhcp");
+        check(|node| set(node).state = SetState::Degraded, now, "degraded");
+        check(
+            |node| set(node).pull = Some(PullProgress { bytes: 1, total: 4, bytes_per_s: 1 }),
+            now,
+            "pulling 25 %",
+        );
+        check(|node| set(node).state = SetState::Failed, now, "failed");
+        check(
+            |node| {
+                node.desired.imagesets.clear();
+                node.observed.as_mut().expect("observed").imagesets.clear();
+            },
+            now,
+            "idle",
+        );
+    }
+
+    fn set(node: &mut NodeRecord) -> &mut ObservedSet {
+        let observed = node.observed.as_mut().expect("observed");
+        observed.imagesets.first_mut().expect("a set")
     }
 
     #[test]

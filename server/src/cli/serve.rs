@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -29,11 +30,21 @@ pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<()> {
     }
     let path = args.config.as_deref().context("--config FILE is missing")?;
     let config = config::load(path)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    allow_many_connections();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(config))?;
     // A file that is still being read must not hold the end up.
     runtime.shutdown_background();
     Ok(())
+}
+
+/// Raises the soft limit of open files, 1024 by custom, to the hard one: every node keeps a long poll open.
+fn allow_many_connections() {
+    let limits = getrlimit(Resource::Nofile);
+    let wished = Rlimit { current: limits.maximum, ..limits };
+    if let Err(error) = setrlimit(Resource::Nofile, wished) {
+        tracing::warn!(%error, "the limit of open files stays at {:?}", limits.current);
+    }
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

@@ -123,9 +123,29 @@ mod tests {
             (Some("bytes=0-1,3-4"), Part::Whole),
             (Some("lines=0-1"), Part::Whole),
             (Some("bytes=x-y"), Part::Whole),
+            (Some("bytes=-"), Part::Whole),
+            (Some("bytes=10-12"), Part::Outside),
         ] {
             assert_eq!(parse_range(header, 10), expected, "{header:?}");
         }
         assert_eq!(parse_range(Some("bytes=-1"), 0), Part::Outside);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_range_never_leaves_the_file(from: u64, to: u64, odd in ".*", size in 0..50_u64) {
+            for header in [
+                format!("bytes={from}-{to}"),
+                format!("bytes={}-{}", from % 60, to % 60),
+                format!("bytes={}-", from % 60),
+                format!("bytes=-{}", to % 60),
+                format!("bytes={odd}"),
+                odd,
+            ] {
+                if let Part::Range(first, last) = parse_range(Some(&header), size) {
+                    proptest::prop_assert!(first <= last && last < size, "{header}: {first}-{last}");
+                }
+            }
+        }
     }
 }

@@ -295,3 +295,42 @@ fn a_pushed_imageset_is_listed_rolled_and_done_when_the_node_says_so() {
         .to_vec();
     assert_eq!(states, ["superseded", "done"]);
 }
+
+#[test]
+fn a_report_with_any_byte_changed_is_taken_or_refused_but_breaks_nothing() {
+    let lab = Lab::start();
+    for (nth, at) in (0..REPORT.len()).step_by(5).enumerate() {
+        let mut bytes = REPORT.as_bytes().to_vec();
+        bytes[at] = b"\0\"9-}["[nth % 6];
+        let body = String::from_utf8(bytes).expect("ASCII");
+        let status = lab.ask("PUT", "/v1/nodes/n1/observed", &[], &body).status;
+        assert!((200..500).contains(&status), "{status} to {body}");
+    }
+    assert_eq!(lab.ask("PUT", "/v1/nodes/n1/observed", &[], REPORT).status, 204);
+    assert_eq!(lab.get("/v1/nodes").status, 200);
+}
+
+#[test]
+fn hostile_paths_and_queries_of_the_boot_routes_are_refused() {
+    let lab = Lab::start();
+    for path in [
+        "/boot/ipxe",
+        "/boot/ipxe?mac=",
+        "/boot/ipxe?mac=52:54:00:00:00:01%0Akernel",
+        "/boot/ipxe?mac=%FF%FE",
+        "/boot/initramfs.img?mac=x",
+        "/boot/../etc/passwd",
+        "/boot/%2e%2e/layercake.toml",
+        "/boot/inventory.db",
+        "/v1/nodes/..%2f..",
+        "/v1/nodes/N_1/desired",
+        "/v1/nodes/n1/desired?wait=-1",
+        "/v1/nodes/n1/desired?after=99999999999999999999",
+        "/v1/rolls/99999999999999999999",
+        "/v2/../v1/nodes/manifests/x",
+        "/v2/_uploads/blobs/uploads/",
+    ] {
+        let status = lab.get(path).status;
+        assert!((400..500).contains(&status), "{status} to {path}");
+    }
+}

@@ -15,8 +15,9 @@ use tokio_util::io::ReaderStream;
 
 use super::answer::{Code, Refusal};
 use super::handlers::{DIGEST_HEADER, blocking};
-use super::route::{self, Key, Range};
+use super::route::{self, Key};
 use super::store::{RegistryStore, io_error};
+use crate::http::file::{Part, parse_range};
 
 /// Bytes of a blob that are read at a time.
 const BUFFER: usize = 1 << 20;
@@ -36,10 +37,10 @@ pub(super) async fn get_blob(
         Refusal::new(Code::BlobUnknown, format!("the repository has no blob {digest}"))
     })?;
     let asked = headers.get(header::RANGE).and_then(|range| range.to_str().ok());
-    let (first, length, status) = match route::range(asked, size) {
-        Range::Whole => (0, size, StatusCode::OK),
-        Range::Part { first, last } => (first, last - first + 1, StatusCode::PARTIAL_CONTENT),
-        Range::Beyond => {
+    let (first, length, status) = match parse_range(asked, size) {
+        Part::Whole => (0, size, StatusCode::OK),
+        Part::Range(first, last) => (first, last - first + 1, StatusCode::PARTIAL_CONTENT),
+        Part::Outside => {
             let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
             return Ok((StatusCode::RANGE_NOT_SATISFIABLE, range).into_response());
         }

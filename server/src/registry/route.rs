@@ -1,4 +1,4 @@
-//! What a request is about: the path, the query and the `Range` headers, read without touching anything.
+//! What a request is about: the path, the query and the `Content-Range` of a chunk, read without touching anything.
 
 use protocol::ids::Digest;
 use protocol::reference::Reference;
@@ -112,44 +112,6 @@ pub(super) fn query(query: &str, key: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// What a `Range` header asks of content of this size (RFC 9110, 14.1.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Range {
-    /// All of it: there is no header, or one that may be ignored.
-    Whole,
-    /// These bytes, first and last.
-    Part { first: u64, last: u64 },
-    /// Nothing that is there.
-    Beyond,
-}
-
-/// Reads a `Range` header. Several ranges in one are answered with the whole, as the RFC allows.
-pub(super) fn range(header: Option<&str>, size: u64) -> Range {
-    let Some(spec) = header.and_then(|text| text.trim().strip_prefix("bytes=")) else {
-        return Range::Whole;
-    };
-    let Some((first, last)) = spec.split_once('-') else { return Range::Whole };
-    if spec.contains(',') {
-        return Range::Whole;
-    }
-    let number = |text: &str| text.parse::<u64>().ok();
-    match (first.is_empty(), last.is_empty(), number(first), number(last)) {
-        (true, false, _, Some(0)) => Range::Beyond,
-        (true, false, _, Some(suffix)) if size > 0 => {
-            Range::Part { first: size.saturating_sub(suffix), last: size - 1 }
-        }
-        (true, false, _, Some(_)) => Range::Beyond,
-        (false, true, Some(first), _) if first < size => Range::Part { first, last: size - 1 },
-        (false, true, Some(_), _) => Range::Beyond,
-        (false, false, Some(first), Some(last)) if first > last => Range::Whole,
-        (false, false, Some(first), Some(last)) if first < size => {
-            Range::Part { first, last: last.min(size - 1) }
-        }
-        (false, false, Some(_), Some(_)) => Range::Beyond,
-        _ => Range::Whole,
-    }
-}
-
 /// The first byte of a chunk by its `Content-Range: FIRST-LAST`, which has no unit here (OCI distribution spec).
 pub(super) fn chunk_start(header: &str) -> Option<u64> {
     let spec = header.trim();
@@ -158,12 +120,11 @@ pub(super) fn chunk_start(header: &str) -> Option<u64> {
     first.parse().ok()
 }
 
-/// Reads any bytes as path, query and ranges, for fuzzing.
+/// Reads any bytes as path, query and chunk, for fuzzing.
 pub fn fuzz_route(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let _ = parse(&text);
     let _ = query(&text, "digest");
-    let _ = range(Some(&text), 100);
     let _ = chunk_start(&text);
 }
 
@@ -221,28 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_read_as_the_rfc_says() {
-        let part = |first, last| Range::Part { first, last };
-        for (header, expected) in [
-            ("bytes=0-0", part(0, 0)),
-            ("bytes=2-4", part(2, 4)),
-            ("bytes=2-", part(2, 9)),
-            ("bytes=2-99", part(2, 9)),
-            ("bytes=-3", part(7, 9)),
-            ("bytes=-30", part(0, 9)),
-            ("bytes=10-", Range::Beyond),
-            ("bytes=10-12", Range::Beyond),
-            ("bytes=-0", Range::Beyond),
-            ("bytes=4-2", Range::Whole),
-            ("bytes=0-1,3-4", Range::Whole),
-            ("bytes=x-y", Range::Whole),
-            ("lines=0-1", Range::Whole),
-            ("bytes=-", Range::Whole),
-        ] {
-            assert_eq!(range(Some(header), 10), expected, "{header}");
-        }
-        assert_eq!(range(None, 10), Range::Whole);
-        assert_eq!(range(Some("bytes=-1"), 0), Range::Beyond);
+    fn the_start_of_a_chunk_is_read() {
         assert_eq!(chunk_start("5-9"), Some(5));
         assert_eq!(chunk_start("bytes 5-9"), Some(5));
         assert_eq!(chunk_start("x"), None);

@@ -3,13 +3,13 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::{prerequisites, wait};
+use crate::{prerequisites, process, wait};
 
 /// QEMU's program.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -41,12 +41,12 @@ impl Accelerator {
         }
     }
 
-    /// Its name, for people.
+    /// Its name, as QEMU has it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Kvm => "KVM",
-            Self::Tcg => "TCG (emulation: this machine runs no KVM guests)",
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
         }
     }
 }
@@ -79,10 +79,7 @@ fn trial(accelerator: Accelerator, within: Duration) -> Result<bool> {
     disk.as_file().set_len(DISK_BYTES).context("cannot size a temporary file")?;
     let qemu = prerequisites::find_program(QEMU).with_context(|| format!("{QEMU} is missing"))?;
     let drive = format!("format=raw,readonly=on,if=none,id=d0,file={}", disk.path().display());
-    let setpriv = prerequisites::find_program("setpriv").context("setpriv is missing")?;
-    let mut child = Command::new(setpriv)
-        .args(["--pdeathsig", "KILL", "--"])
-        .arg(qemu)
+    let mut child = process::mortal(&qemu)?
         .args(["-machine", "q35,graphics=off", "-nodefaults", "-display", "none", "-no-reboot"])
         .args(accelerator.args())
         .args(["-m", "16", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])

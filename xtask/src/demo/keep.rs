@@ -24,11 +24,16 @@ pub(crate) fn until_interrupted(
     let user = if namespace::in_user_namespace() { "-U --preserve-credentials " } else { "" };
     let enter = format!("nsenter -t {} {user}-n", server.pid());
     eprintln!("\nThe lab stays up until Ctrl-C. From another terminal:");
-    eprintln!("  {enter} {} --server {SERVER_URL} node list", layercake.display());
-    eprintln!("  {enter} curl -s {SERVER_URL}/v1/nodes");
+    let command = format!("{enter} {} --server {SERVER_URL}", layercake.display());
+    eprintln!("What the nodes run, and a roll back to version 1:");
+    eprintln!("  {command} node list");
+    eprintln!("  {command} roll start all --imageset {}:1", super::SET);
+    eprintln!("Each node's service, and the server's API:");
     for node in nodes {
         eprintln!("  {enter} curl -s {}", super::url(node));
     }
+    eprintln!("  {enter} curl -s {SERVER_URL}/v1/nodes");
+    eprintln!("Each node's console, and the server's log:");
     for node in nodes {
         eprintln!("  tail -f {}", node.machine.console.log().display());
     }

@@ -1,14 +1,26 @@
-//! The result of the demo: as a table for people, as JSON for programs. Pure.
+//! The result of the demo: as a table for people, as JSON for programs (`--json`). Pure.
+//!
+//! The JSON is one object, [`Report`]; its keys stay, new ones may come. What was not seen is `null`.
 
 use protocol::node::{Phase, RollReport};
 use serde::Serialize;
 
-use super::stage::bytes_in_mb;
+use super::stage::size;
 
 /// The whole result.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Report {
-    /// Every node.
+    /// The ImageSet.
+    pub(crate) imageset: String,
+    /// The version that the nodes booted into.
+    pub(crate) from: String,
+    /// The version that they were rolled to.
+    pub(crate) to: String,
+    /// What ran the machines: `kvm` or `tcg`.
+    pub(crate) accelerator: &'static str,
+    /// Milliseconds from the first machine's power-on to the last answer of the new version.
+    pub(crate) took_ms: u64,
+    /// Every node, in the order of their numbers.
     pub(crate) nodes: Vec<NodeReport>,
 }
 
@@ -59,34 +71,27 @@ impl NodeReport {
             let at = self.phases.iter().find(|at| at.phase == phase);
             cells.push(at.map_or_else(unknown, |at| seconds(at.ms)));
         }
-        cells.push(self.pulled_bytes.map_or_else(unknown, bytes_in_mb));
-        cells.push(self.roll_bytes.map_or_else(unknown, bytes_in_mb));
+        cells.push(self.pulled_bytes.map_or_else(unknown, size));
+        cells.push(self.roll_bytes.map_or_else(unknown, size));
         cells.push(self.blackout_us.map_or_else(unknown, milliseconds));
-        cells.push(self.client_gap_ms.map_or_else(unknown, |ms| ms.to_string()));
+        cells.push(self.client_gap_ms.map_or_else(unknown, |ms| format!("{ms} ms")));
         cells
     }
 }
 
 impl Report {
-    /// The result of these nodes.
-    pub(crate) fn new(nodes: Vec<NodeReport>) -> Self {
-        Self { nodes }
-    }
-
-    /// The table.
+    /// The table, and what its columns mean.
     pub(crate) fn table(&self) -> String {
         let mut head = vec!["node".to_owned()];
         head.extend(Phase::ALL.iter().map(|phase| phase.as_str().to_owned()));
-        let last = ["pulled MB", "roll MB", "blackout ms", "client ms"];
-        head.extend(last.map(str::to_owned));
+        head.extend(["fetched", "for roll", "blackout", "client gap"].map(str::to_owned));
         let mut rows = vec![head];
         rows.extend(self.nodes.iter().map(NodeReport::cells));
         let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len))
             .map(|column| rows.iter().filter_map(|row| row.get(column)).map(String::len).max())
             .map(Option::unwrap_or_default)
             .collect();
-        let mut text =
-            String::from("Boot: seconds from power-on to each phase. Roll: version 1 to 2.\n\n");
+        let mut text = String::new();
         for row in &rows {
             for (cell, width) in row.iter().zip(&widths) {
                 text.push_str(&format!("{cell:>width$}  "));
@@ -94,10 +99,15 @@ impl Report {
             text.truncate(text.trim_end().len());
             text.push('\n');
         }
-        text.push_str(
-            "\nblackout: from the old program's end to the new one's exec, by the agent's clock. \
-             client: the longest a client at the service waited from one answer to the next.\n",
-        );
+        let Self { imageset, from, to, .. } = self;
+        text.push_str(&format!(
+            "\n\
+             dhcp to running  seconds from power-on until the node was there\n\
+             fetched          compressed bytes of {imageset}:{from}, fetched at boot\n\
+             for roll         compressed bytes fetched for {imageset}:{to}: only what is new in it\n\
+             blackout         from the old program's end to the new one's start, by the node's clock\n\
+             client gap       the longest that a client of the service waited for its next answer\n"
+        ));
         text
     }
 }
@@ -112,7 +122,7 @@ fn seconds(ms: u64) -> String {
 }
 
 fn milliseconds(us: u64) -> String {
-    format!("{}.{}", us / 1000, us % 1000 / 100)
+    format!("{}.{} ms", us / 1000, us % 1000 / 100)
 }
 
 #[cfg(test)]
@@ -126,18 +136,39 @@ mod tests {
             PhaseAt { phase: Phase::Dhcp, ms: 2_150 },
             PhaseAt { phase: Phase::Running, ms: 12_900 },
         ];
-        node.pulled_bytes = Some(700_000);
+        node.pulled_bytes = Some(654_632);
         node.blackout_us = Some(3_450);
-        let report = Report::new(vec![node]);
-        let table = report.table();
+        let table = report(vec![node]).table();
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(
-            lines[2],
-            "node  dhcp  ipxe  kernel  init  agent  pulling  staged  running  pulled MB  roll MB  blackout ms  client ms"
+            lines[0],
+            "node  dhcp  ipxe  kernel  init  agent  pulling  staged  running  fetched  for roll  blackout  client gap"
         );
         assert_eq!(
-            lines[3],
-            "  n1   2.1     -       -     -      -        -       -     12.9        0.7        -          3.4          -"
+            lines[1],
+            "  n1   2.1     -       -     -      -        -       -     12.9   655 kB         -    3.4 ms           -"
         );
+    }
+
+    fn report(nodes: Vec<NodeReport>) -> Report {
+        let (imageset, from, to) = ("hello".to_owned(), "1".to_owned(), "2".to_owned());
+        Report { imageset, from, to, accelerator: "tcg", took_ms: 11_000, nodes }
+    }
+
+    #[test]
+    fn the_json_has_every_key_whether_it_was_seen_or_not() {
+        let mut node = NodeReport::new("n1".to_owned(), "10.9.0.101".to_owned());
+        node.phases = vec![PhaseAt { phase: Phase::Dhcp, ms: 2_150 }];
+        let json = serde_json::to_value(report(vec![node])).expect("json");
+        let expected = serde_json::json!({
+            "imageset": "hello", "from": "1", "to": "2", "accelerator": "tcg", "took_ms": 11_000,
+            "nodes": [{
+                "node": "n1", "address": "10.9.0.101",
+                "phases": [{ "phase": "dhcp", "ms": 2150 }],
+                "boot_id": null, "pulled_bytes": null, "roll_bytes": null, "blackout_us": null,
+                "client_gap_ms": null, "before": "", "after": ""
+            }]
+        });
+        assert_eq!(json, expected);
     }
 }

@@ -35,7 +35,7 @@ impl Screen {
 
     /// Says something, once.
     pub(crate) fn say(&self, text: &str) {
-        let line = format!("demo: {:6.1} s  {text}", self.start.elapsed().as_secs_f32());
+        let line = format!("{:6.1} s  {text}", self.start.elapsed().as_secs_f32());
         match &self.bars {
             Some(bars) => {
                 // A terminal that went away has nobody in front of it.
@@ -76,12 +76,19 @@ impl Screen {
     }
 }
 
+impl Drop for Screen {
+    /// Leaves no half line on a terminal, whatever ended the demo.
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 /// What makes a new line where there is no terminal: not every byte of a pull.
 fn key(stage: &Stage) -> String {
     format!("{} {:?} {:?}", stage.word(), stage.waiting, stage.failure)
 }
 
 fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{spinner} {prefix}  {elapsed:>4}  {msg}")
+    ProgressStyle::with_template("{spinner} {elapsed:>6}  {prefix}  {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner())
 }

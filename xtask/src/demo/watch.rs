@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use protocol::api::{NodeRecord, RollState};
 use protocol::ids::{Name, Version};
 use protocol::node::{RollReport, SetState};
@@ -58,9 +58,8 @@ pub(crate) fn until_rolled(
     let roll = wait::until("the roll to be done", within, || {
         let roll = server.client.roll(roll)?;
         for node in &roll.nodes {
-            if matches!(node.state, RollState::Failed | RollState::Superseded) {
-                let reason = node.reason.as_deref().unwrap_or("no reason given");
-                bail!("{} is {:?} in the roll: {reason}", node.node, node.state);
+            if node.state == RollState::Superseded {
+                bail!("somebody else rolled {} meanwhile", node.node);
             }
         }
         Ok(roll.nodes.iter().all(|node| node.state == RollState::Done).then_some(roll))
@@ -88,18 +87,19 @@ fn until_arrived(
     within: Duration,
 ) -> Result<Vec<NodeRecord>> {
     let what = format!("{name}:{version} to run on every node");
+    let mut last = Vec::new();
     let records = wait::until(&what, within, || {
         server.check_alive()?;
         let all = server.client.nodes()?;
         let mut arrived = Vec::new();
+        last.clear();
         for node in &mut *nodes {
             node.machine.check_alive()?;
             let record = all.iter().find(|record| record.id == node.machine.id);
             let stage = Stage::of(record, name, version);
             screen.node(node.machine.id.as_str(), &stage);
-            if let Some(reason) = stage.failure {
-                bail!("{name}:{version} failed on {}: {reason}", node.machine.id);
-            }
+            last.push(format!("{}: {stage}", node.machine.id));
+            // A node tries again what failed: only the end of the wait ends that.
             arrived.extend(record.filter(|_| stage.arrived).cloned());
         }
         if arrived.len() < nodes.len() {
@@ -109,7 +109,7 @@ fn until_arrived(
         Ok(Some(arrived))
     });
     screen.clear();
-    records
+    records.with_context(|| format!("the nodes' last words:\n  {}", last.join("\n  ")))
 }
 
 fn last_roll<'a>(record: &'a NodeRecord, name: &Name) -> Option<&'a RollReport> {

@@ -7,7 +7,7 @@ use imagebuilder::client::Options;
 use imagebuilder::description;
 use serde_json::json;
 
-use super::registry::RegistryArgs;
+use super::registry::{RegistryArgs, wait};
 use crate::cli::output::{self, Output};
 
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub(in crate::cli) struct Args {
 }
 
 pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<()> {
-    let built = build_set(&args.file, &args.out, &args.registries.options()?)?;
+    let built = wait(build_set(&args.file, &args.out, &args.registries.options()?))?;
     let (set, digest) = (&built.set, built.index.digest);
     let value = json!({
         "name": set.name, "version": set.version, "digest": digest, "layout": args.out,
@@ -32,8 +32,12 @@ pub(super) fn run(args: &Args, output: Output) -> anyhow::Result<()> {
     })
 }
 
-pub(super) fn build_set(file: &Path, out: &Path, options: &Options) -> anyhow::Result<BuiltSet> {
+pub(super) async fn build_set(
+    file: &Path,
+    out: &Path,
+    options: &Options,
+) -> anyhow::Result<BuiltSet> {
     let source = description::load(file)?;
     output::say(&format!("building {}:{}", source.set.name, source.set.version));
-    Ok(build::to_layout_with(&source, out, options)?)
+    Ok(build::to_layout(&source, out, options).await?)
 }

@@ -54,7 +54,7 @@ fn transfer(
 ) -> anyhow::Result<()> {
     output::say(&format!("{verb} {from} to {to}"));
     let (bar, on_progress) = bar(verb);
-    let done = wait(transfer::copy(from, to, options, on_progress))?;
+    let done = wait(transfer::copy(from, to, options, on_progress));
     bar.finish_and_clear();
     let done = done?;
     let (moved, there) = (done.progress.sent, done.progress.skipped);

@@ -21,7 +21,7 @@ pub(in crate::cli) struct Args {
 pub(super) fn run(args: &Args, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
     let before = args.registries.place(&args.before, server)?;
     let after = args.registries.place(&args.after, server)?;
-    let seen = wait(diff::diff(&before, &after, &args.registries.options()?))??;
+    let seen = wait(diff::diff(&before, &after, &args.registries.options()?))?;
     output.result(&seen, || text(&seen))
 }
 

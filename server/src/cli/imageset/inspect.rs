@@ -18,7 +18,7 @@ pub(in crate::cli) struct Args {
 
 pub(super) fn run(args: &Args, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
     let place = args.registries.place(&args.set, server)?;
-    let seen = wait(inspect::inspect(&place, &args.registries.options()?))??;
+    let seen = wait(inspect::inspect(&place, &args.registries.options()?))?;
     output.result(&seen, || text(&seen))
 }
 

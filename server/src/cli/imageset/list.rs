@@ -24,7 +24,7 @@ pub(super) fn run(args: &Args, server: &BaseUrl, output: Output) -> anyhow::Resu
         None => Client::new(server).get("/v1/imagesets")?,
         Some(repository) => {
             let reference = args.registries.reference(repository, server)?;
-            wait(versions(&reference, &args.registries.options()?))??
+            wait(versions(&reference, &args.registries.options()?))?
         }
     };
     output.result(&sets, || text(&sets))

@@ -15,9 +15,9 @@ use crate::config::values::BaseUrl;
 pub(in crate::cli) struct Args {
     /// Its description, imageset.toml.
     file: PathBuf,
-    /// The registry and the prefix of the repository; the server's own registry when absent. Plain HTTP only if this
-    /// begins with http://, or with --plain-http.
-    #[arg(long, value_name = "REFERENCE_PREFIX")]
+    /// Another registry than the server's own, with a prefix for the repository where it needs one:
+    /// HOST[:PORT][/PREFIX], or with http:// for a registry without TLS.
+    #[arg(long, value_name = "URL")]
     to: Option<String>,
     #[command(flatten)]
     registries: RegistryArgs,
@@ -26,7 +26,7 @@ pub(in crate::cli) struct Args {
 pub(super) fn run(args: &Args, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
     let options = args.registries.options()?;
     let scratch = tempfile::tempdir().context("a temporary directory cannot be made")?;
-    let built = build_set(&args.file, &scratch.path().join("layout"), &options)?;
+    let built = wait(build_set(&args.file, &scratch.path().join("layout"), &options))?;
     let name = format!("{}:{}", built.set.name, built.set.version);
     let name = match &args.to {
         Some(prefix) => format!("{}/{name}", prefix.trim_end_matches('/')),
@@ -35,7 +35,7 @@ pub(super) fn run(args: &Args, server: &BaseUrl, output: Output) -> anyhow::Resu
     let reference = args.registries.reference(&name, server)?;
     output::say(&format!("pushing to {reference}"));
     let (bar, on_progress) = bar("pushing");
-    let pushed = wait(push::push(&built, &reference, &options, on_progress))?;
+    let pushed = wait(push::push(&built, &reference, &options, on_progress));
     bar.finish_and_clear();
     let pushed = pushed?;
     let Progress { sent, skipped, .. } = pushed.progress;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use imagebuilder::client::Options;
 use imagebuilder::credentials::AuthFiles;
 use imagebuilder::place::Place;
@@ -84,10 +84,21 @@ pub(super) fn bar(verb: &'static str) -> (ProgressBar, OnProgress) {
     (bar, on_progress)
 }
 
-/// Runs work that waits for registries.
-pub(super) fn wait<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+/// Runs work to its end, or to Ctrl-C: returning, and not the signal's own end, removes temporary directories.
+pub(super) fn wait<T, E>(work: impl Future<Output = Result<T, E>>) -> anyhow::Result<T>
+where
+    anyhow::Error: From<E>,
+{
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(work))
+    let done = runtime.block_on(async {
+        tokio::select! {
+            done = work => done.map_err(anyhow::Error::from),
+            _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+        }
+    });
+    // A layer that is still being packed must not hold the end up.
+    runtime.shutdown_background();
+    done
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Sources of images that other tools make: registries, `skopeo copy … docker-archive:`, and mmdebstrap.
 //!
-//! Needs docker-registry, skopeo and mmdebstrap; says how to install them where they are missing. mmdebstrap fetches
-//! one package from where this machine's apt does; everything else is loopback only.
+//! mmdebstrap fetches one package from where this machine's apt does; everything else is loopback only.
 
 use std::fs;
 use std::path::Path;
@@ -16,10 +15,7 @@ use imagebuilder::{description, push};
 use protocol::ids::Name;
 use protocol::reference::Reference;
 
-#[path = "peers/debian_registry.rs"]
-mod debian_registry;
-
-use debian_registry::DebianRegistry;
+use crate::debian_registry::DebianRegistry;
 
 fn wait<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

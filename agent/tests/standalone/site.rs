@@ -1,0 +1,243 @@
+//! A boot server and registry for one agent: serves ImageSets made here, tells what is desired, keeps what was observed.
+//!
+//! Not the real ones: those are tested with the real agent in QEMU. This one is in the test's own hands.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use protocol::ids::Digest;
+use protocol::node::{Desired, DesiredSet, Observed};
+use protocol::oci::{
+    ANNOTATION_IMAGE_NAME, ARTIFACT_IMAGESET, Descriptor, Index, MEDIA_CONFIG,
+    MEDIA_IMAGESET_CONFIG, MEDIA_INDEX, MEDIA_LAYER_TAR, MEDIA_MANIFEST, Manifest, Platform,
+};
+use serde_json::{Value, json};
+
+/// Longer than anything here takes on a busy machine.
+const LONG: Duration = Duration::from_secs(60);
+/// Longest that a poll for the desired document is held.
+const HOLD: Duration = Duration::from_secs(2);
+
+#[derive(Default)]
+struct State {
+    documents: BTreeMap<String, Arc<Vec<u8>>>,
+    desired: Option<Desired>,
+    observed: Option<Observed>,
+    fetched: Vec<String>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    /// A test that failed holding the lock still cleans up.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The server; its thread ends with the test's process.
+pub(crate) struct Site {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+/// A published ImageSet.
+#[derive(Clone)]
+pub(crate) struct Published {
+    pub(crate) set: DesiredSet,
+    pub(crate) digest: Digest,
+}
+
+impl Site {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("port");
+        let address = listener.local_addr().expect("address");
+        let shared = Arc::<Shared>::default();
+        let theirs = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let shared = Arc::clone(&theirs);
+                // An agent that is killed in the middle of a request is part of the tests.
+                std::thread::spawn(move || drop(serve(stream.expect("accept"), &shared)));
+            }
+        });
+        Self { address, shared }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn put(&self, path: &str, bytes: Vec<u8>) {
+        let mut state = self.shared.lock();
+        state.documents.insert(path.to_owned(), Arc::new(bytes));
+    }
+
+    fn add(&self, kind: &str, media_type: &str, bytes: Vec<u8>) -> Descriptor {
+        let descriptor = Descriptor::of(media_type, &bytes);
+        self.put(&format!("/v2/hello/{kind}/{}", descriptor.digest), bytes);
+        descriptor
+    }
+
+    fn add_json(&self, kind: &str, media_type: &str, value: &impl serde::Serialize) -> Descriptor {
+        self.add(kind, media_type, serde_json::to_vec(value).expect("json"))
+    }
+
+    fn manifest(
+        &self,
+        config: Descriptor,
+        layers: Vec<Descriptor>,
+        artifact: Option<&str>,
+    ) -> Descriptor {
+        let artifact_type = artifact.map(str::to_owned);
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: Some(MEDIA_MANIFEST.to_owned()),
+            artifact_type: artifact_type.clone(),
+            config,
+            layers,
+            annotations: BTreeMap::new(),
+        };
+        let descriptor = self.add_json("manifests", MEDIA_MANIFEST, &manifest);
+        Descriptor { artifact_type, ..descriptor }
+    }
+
+    /// Publishes `hello` in this version: one image of these tar layers, and the containers as given.
+    pub(crate) fn publish(
+        &self,
+        version: &str,
+        layers: &[Vec<u8>],
+        containers: &Value,
+    ) -> Published {
+        let set = json!({"name": "hello", "version": version, "image": [{"name": "web"}],
+            "container": containers});
+        let config = self.add_json("blobs", MEDIA_IMAGESET_CONFIG, &set);
+        let description = self.manifest(config, vec![Descriptor::empty()], Some(ARTIFACT_IMAGESET));
+        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer)).collect();
+        let config = json!({"architecture": architecture, "os": "linux", "config": {},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+        let config = self.add_json("blobs", MEDIA_CONFIG, &config);
+        let layers =
+            layers.iter().map(|layer| self.add("blobs", MEDIA_LAYER_TAR, layer.clone())).collect();
+        let mut image = self.manifest(config, layers, None);
+        image.platform = Some(Platform {
+            architecture: architecture.to_owned(),
+            os: "linux".to_owned(),
+            variant: None,
+        });
+        image.annotations.insert(ANNOTATION_IMAGE_NAME.to_owned(), "web".to_owned());
+        let index = Index {
+            schema_version: 2,
+            media_type: Some(MEDIA_INDEX.to_owned()),
+            artifact_type: Some(ARTIFACT_IMAGESET.to_owned()),
+            manifests: vec![description, image],
+            annotations: BTreeMap::new(),
+        };
+        let bytes = serde_json::to_vec(&index).expect("json");
+        self.put(&format!("/v2/hello/manifests/{version}"), bytes.clone());
+        let digest = self.add("manifests", MEDIA_INDEX, bytes).digest;
+        let reference = format!("{}/hello:{version}@{digest}", self.url());
+        let set = DesiredSet {
+            name: "hello".parse().expect("name"),
+            version: version.parse().expect("version"),
+            reference: reference.parse().expect("reference"),
+        };
+        Published { set, digest }
+    }
+
+    /// Tells the node what to run.
+    pub(crate) fn want(&self, imagesets: &[&Published]) {
+        let mut state = self.shared.lock();
+        state.desired = Some(Desired {
+            version: state.desired.as_ref().map_or(1, |desired| desired.version + 1),
+            node: "n1".parse().expect("node"),
+            imagesets: imagesets.iter().map(|published| published.set.clone()).collect(),
+            power: None,
+        });
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits for a report that is as wanted, and returns it.
+    #[track_caller]
+    pub(crate) fn wait(&self, what: &str, mut good: impl FnMut(&Observed) -> bool) -> Observed {
+        let until = Instant::now() + LONG;
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(observed) = state.observed.as_ref().filter(|observed| good(observed)) {
+                return observed.clone();
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "not in time: {what}; last report: {:#?}", state.observed);
+            state = self.shared.changed.wait_timeout(state, left).expect("lock").0;
+        }
+    }
+
+    /// How often a blob with this digest was asked for.
+    pub(crate) fn fetches(&self, digest: &Digest) -> usize {
+        let state = self.shared.lock();
+        let digest = digest.to_string();
+        state.fetched.iter().filter(|path| path.ends_with(&digest)).count()
+    }
+}
+
+fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let mut words = line.split(' ').map(str::to_owned);
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let mut length = 0;
+    loop {
+        line.clear();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim().split_once(':') else { break };
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse().expect("content-length");
+        }
+    }
+    let mut body = Vec::new();
+    reader.take(length).read_to_end(&mut body)?;
+    let answer = match (method.as_str(), path.split_once('?').unwrap_or((&path, ""))) {
+        ("PUT", _) => {
+            let observed = serde_json::from_slice(&body).expect("an observed document");
+            shared.lock().observed = Some(observed);
+            shared.changed.notify_all();
+            None
+        }
+        (_, (path, query)) if path.ends_with("/desired") => desired(shared, query),
+        (_, (path, _)) => {
+            let mut state = shared.lock();
+            state.fetched.push(path.to_owned());
+            match state.documents.get(path) {
+                Some(document) => Some(Arc::clone(document)),
+                None => return stream.write_all(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"),
+            }
+        }
+    };
+    let status = if answer.is_some() { "200 OK" } else { "204 No Content" };
+    let body = answer.unwrap_or_default();
+    let length = body.len();
+    let head =
+        format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(&body)
+}
+
+/// The desired document as soon as it is newer than what the node knows.
+fn desired(shared: &Shared, query: &str) -> Option<Arc<Vec<u8>>> {
+    let after = query.split('&').find_map(|pair| pair.strip_prefix("after="));
+    let after: Option<u64> = after.map(|version| version.parse().expect("version"));
+    let state = shared.lock();
+    let old = |state: &mut State| state.desired.as_ref().map(|desired| desired.version) <= after;
+    let (state, _) = shared.changed.wait_timeout_while(state, HOLD, old).expect("lock");
+    let desired = state.desired.as_ref().filter(|desired| Some(desired.version) > after)?;
+    Some(Arc::new(serde_json::to_vec(desired).expect("json")))
+}
