@@ -13,7 +13,7 @@ use crate::config::values::BaseUrl;
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Args {
-    /// A repository, HOST[:PORT]/REPOSITORY, whose versions are listed; the server's registry when absent.
+    /// A repository, HOST:PORT/REPOSITORY, whose versions are listed; the server's registry when absent.
     repository: Option<String>,
     #[command(flatten)]
     registries: RegistryArgs,

@@ -16,7 +16,7 @@ pub(in crate::cli) struct Args {
     /// Its description, imageset.toml.
     file: PathBuf,
     /// Another registry than the server's own, with a prefix for the repository where it needs one:
-    /// HOST[:PORT][/PREFIX], or with http:// for a registry without TLS.
+    /// HOST:PORT/PREFIX, or with http:// for a registry without TLS.
     #[arg(long, value_name = "URL")]
     to: Option<String>,
     #[command(flatten)]
