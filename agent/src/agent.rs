@@ -235,12 +235,12 @@ impl Agent {
             && power.boot_id == self.notes.boot_id
             && !self.power_done
         {
-            self.power_done = true;
-            self.power(power.action);
+            self.power_done = self.power(power.action);
         }
     }
 
-    fn power(&self, action: PowerAction) {
+    /// Asks for power-off or reboot; false when it was refused and is worth asking again.
+    fn power(&self, action: PowerAction) -> bool {
         let request = match action {
             PowerAction::Off => Request::PowerOff,
             PowerAction::Reboot => Request::Reboot,
@@ -252,11 +252,13 @@ impl Agent {
             Some(init) if !pivoted => {
                 if let Err(error) = init.call(&request) {
                     log::error!("{action:?}: {}", chain(&error));
+                    return false;
                 }
             }
             Some(_) => start::power_without_init(action),
             None => log::warn!("{action:?}: not this agent's machine to switch (--standalone)"),
         }
+        true
     }
 
     /// Makes sure that there is a slot for the set.

@@ -8,6 +8,9 @@ pub const RUN_DIR: &str = "/run/layercake";
 pub const CONFIG_DIR: &str = "/etc/layercake";
 /// CA certificates (PEM) that TLS trusts, put there by `build-image --ca` or an overlay.
 pub const CA_DIR: &str = "/etc/layercake/ca";
+/// Public keys (PEM) one of which must have signed an ImageSet, put there by `build-image --imageset-key` or an overlay.
+/// Without any, sets need not be signed.
+pub const KEYS_DIR: &str = "/etc/layercake/keys";
 /// Modules that are loaded at start whatever the hardware says, one name a line.
 pub const MODULES_LOAD: &str = "/etc/layercake/modules";
 
@@ -40,6 +43,12 @@ impl RunDirs {
     #[must_use]
     pub fn layers(&self) -> PathBuf {
         self.root.join("layers")
+    }
+
+    /// Signatures of sets, by the digest of the set's index.
+    #[must_use]
+    pub fn signatures(&self) -> PathBuf {
+        self.root.join("signatures")
     }
 
     /// Mounted roots, one directory a container instance.

@@ -9,6 +9,7 @@
 //! where it broke, in the middle of the pipeline. Does not mount and does not decide which set a node wants.
 
 mod plan;
+pub mod signed;
 mod source;
 mod unpack;
 
@@ -27,6 +28,7 @@ use protocol::ids::{Digest, Name};
 use protocol::imageset::ImageSet;
 use protocol::oci::{MAX_MANIFEST_BYTES, OciError, RunConfig};
 use protocol::reference::Reference;
+use protocol::signature::{Policy, SignatureError};
 
 use crate::layer::{LayerError, Limits};
 use crate::registry::{Registry, RegistryError};
@@ -70,6 +72,9 @@ pub enum PullError {
         /// What is wrong.
         reason: String,
     },
+    /// No installed key vouches for the set.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
     /// A blob is not what its digest says.
     #[error("{url}: the blob's digest is {found}, expected {expected}")]
     Digest {
@@ -216,6 +221,7 @@ pub struct Puller {
     transport: Transport,
     retry: Retry,
     limits: Limits,
+    policy: Policy,
 }
 
 /// What one pull is about.
@@ -229,11 +235,11 @@ struct Pull<'a> {
 }
 
 impl Puller {
-    /// Pulls into this store with this client.
+    /// Pulls into this store with this client. Sets need not be signed: see [`Puller::with_policy`].
     #[must_use]
     pub fn new(store: Store, transport: Transport) -> Self {
         let retry = Retry { tries: TRIES, backoff: BACKOFF };
-        Self { store, transport, retry, limits: Limits::default() }
+        Self { store, transport, retry, limits: Limits::default(), policy: Policy::default() }
     }
 
     /// The store it pulls into.
@@ -267,6 +273,7 @@ impl Puller {
             }
         };
         let mut pin = self.store.pin([digest]);
+        pull.verify(reference, &digest)?;
         let plan = plan(&digest, &mut |digest, size, kind| {
             pin.add([*digest]);
             pull.document(digest, size, kind)
@@ -276,9 +283,13 @@ impl Puller {
         self.pulled(plan, bytes).ok_or(PullError::Cancelled)
     }
 
-    /// A set that lies in the store completely, without any network. `None` if a part is missing or damaged.
+    /// A set that lies in the store completely, without any network. `None` if a part is missing or damaged, or if no
+    /// installed key vouches for it.
     #[must_use]
     pub fn reopen(&self, digest: &Digest) -> Option<PulledSet> {
+        if !self.is_verified(digest, None) {
+            return None;
+        }
         let plan = self.stored_plan(digest)?;
         self.pulled(plan, 0)
     }

@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! blobs/HEX           indexes, manifests, configs: what re-opens a set without the network
+//! signatures/HEX      signatures of the set whose index is HEX, kept by who verified them
 //! layers/HEX/         an unpacked layer, never changed; HEX is the digest of the compressed blob
-//! layers/tmp-…, blobs/tmp-…   being written; removed when the store is opened
+//! layers/tmp-…, blobs/tmp-…, signatures/tmp-…   being written; removed when the store is opened
 //! ```
 //! A name without `tmp-` is complete: it came there by one rename. Does not fetch, unpack or mount.
 
@@ -52,6 +53,7 @@ struct State {
 struct Inner {
     blobs: PathBuf,
     layers: PathBuf,
+    signatures: PathBuf,
     state: Mutex<State>,
     changed: Condvar,
     counter: AtomicU64,
@@ -94,7 +96,7 @@ pub struct Pin {
 pub struct Collected {
     /// Layers removed.
     pub layers: usize,
-    /// Blobs removed.
+    /// Blobs and signatures removed.
     pub blobs: usize,
 }
 
@@ -107,11 +109,12 @@ impl Store {
         let inner = Inner {
             blobs: dirs.blobs(),
             layers: dirs.layers(),
+            signatures: dirs.signatures(),
             state: Mutex::default(),
             changed: Condvar::new(),
             counter: AtomicU64::new(0),
         };
-        for dir in [&inner.blobs, &inner.layers] {
+        for dir in [&inner.blobs, &inner.layers, &inner.signatures] {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
             made.map_err(failed("make", dir))?;
             for name in names(dir)? {
@@ -183,12 +186,36 @@ impl Store {
     /// If it cannot be written.
     pub fn put_blob(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
         let digest = Digest::of(bytes);
-        let temporary = self.temporary(&self.inner.blobs);
-        let path = self.inner.blobs.join(digest.hex());
+        self.put(&self.inner.blobs, &digest, bytes)?;
+        Ok(digest)
+    }
+
+    /// What was kept of a set's signatures. Nothing vouches for it: it is to be verified again.
+    ///
+    /// # Errors
+    /// If it is there but cannot be read.
+    pub fn signature(&self, index: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.inner.signatures.join(index.hex());
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("read", &path)(error)),
+        }
+    }
+
+    /// Keeps a set's signatures, in whatever form, until the set's index is collected.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn put_signature(&self, index: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        self.put(&self.inner.signatures, index, bytes)
+    }
+
+    fn put(&self, dir: &Path, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        let (temporary, path) = (self.temporary(dir), dir.join(digest.hex()));
         fs::write(&temporary, bytes)
             .and_then(|()| fs::rename(&temporary, &path))
-            .map_err(failed("write", &path))?;
-        Ok(digest)
+            .map_err(failed("write", &path))
     }
 
     /// Keeps these digests from being collected until the pin is dropped.
@@ -206,7 +233,8 @@ impl Store {
     pub fn gc(&self, keep: &BTreeSet<Digest>) -> Result<Collected, StoreError> {
         let mut collected = Collected::default();
         let mut first_error = None;
-        let dirs = [(&self.inner.layers, true), (&self.inner.blobs, false)];
+        let Inner { layers, blobs, signatures, .. } = &*self.inner;
+        let dirs = [(layers, true), (blobs, false), (signatures, false)];
         for (dir, is_layers) in dirs {
             for name in names(dir)? {
                 let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else { continue };

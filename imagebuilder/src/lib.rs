@@ -23,6 +23,7 @@
 //! | [`resolve`] | a reference to its digest and manifest |
 //! | [`client`] | the registry client that all of them use: trust, authorization, resumed uploads, retries |
 //! | [`credentials`] | who we are to a registry: auth.json, Docker's config.json, credential helpers |
+//! | [`sign`] | keys, and signatures beside what lies in a registry |
 
 pub mod description;
 
@@ -40,4 +41,5 @@ pub mod place;
 mod progress;
 pub mod push;
 pub mod resolve;
+pub mod sign;
 pub mod transfer;

@@ -63,6 +63,8 @@ pub struct Config {
     pub required: Vec<Symbol>,
     /// Files of CA certificates.
     pub ca: Vec<PathBuf>,
+    /// Files of public keys; with any, nodes run only ImageSets that one of them signed.
+    pub imageset_keys: Vec<PathBuf>,
     /// Directories merged over the rest, in this order.
     pub overlays: Vec<PathBuf>,
     /// How the initramfs is compressed.
@@ -192,6 +194,9 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     let mut tree = assemble(parts)?;
     for path in &config.ca {
         overlay::add_ca(&mut tree, path)?;
+    }
+    for path in &config.imageset_keys {
+        overlay::add_imageset_key(&mut tree, path)?;
     }
     for dir in &config.overlays {
         overlay::merge(&mut tree, dir)?;

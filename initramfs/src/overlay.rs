@@ -1,14 +1,18 @@
-//! What the operator adds to an image: whole directories, and CA certificates. Reads the disk; decides nothing else.
+//! What the operator adds to an image: whole directories, CA certificates, and keys that ImageSets must be signed by. Reads the disk; decides nothing else.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use protocol::signature::{KeyError, PublicKey};
+
 use crate::tree::{Tree, TreeError};
 
 /// Where CA certificates lie in the image.
 const CA_DIR: &str = "etc/layercake/ca";
+/// Where the public keys lie that an ImageSet must be signed by.
+const KEYS_DIR: &str = "etc/layercake/keys";
 /// Deepest directory of an overlay.
 const MAX_DEPTH: usize = 64;
 /// Largest certificate file, in bytes: whole public bundles have 250 kB.
@@ -33,6 +37,15 @@ pub enum OverlayError {
         path: PathBuf,
         /// Why.
         reason: &'static str,
+    },
+    /// It is not a public key that signatures can be verified by.
+    #[error("{path} cannot be a key for ImageSets")]
+    Key {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: KeyError,
     },
     /// It does not fit to what is in the image already.
     #[error("{path} cannot go into the image")]
@@ -100,6 +113,28 @@ pub fn add_ca(tree: &mut Tree, path: &Path) -> Result<(), OverlayError> {
     let place = format!("{CA_DIR}/{}.pem", stem.ok_or_else(|| odd("its name is not UTF-8"))?);
     if tree.get(&place).is_some() {
         return Err(odd("another --ca file has the same name"));
+    }
+    let fail = |source| OverlayError::Tree { path: path.to_owned(), source };
+    tree.file(&place, 0o644, bytes).map_err(fail)
+}
+
+/// Adds a public key, by which every ImageSet must then be signed, as `/etc/layercake/keys/STEM.pem`.
+///
+/// # Errors
+/// It cannot be read, is not one ECDSA P-256 public key in PEM form, or another file has that name.
+pub fn add_imageset_key(tree: &mut Tree, path: &Path) -> Result<(), OverlayError> {
+    let odd = |reason| OverlayError::Odd { path: path.to_owned(), reason };
+    let read = |source| OverlayError::Read { path: path.to_owned(), source };
+    let bytes = fs::read(path).map_err(read)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| odd("it is not PEM text"))?;
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    let stem = stem.ok_or_else(|| odd("its name is not UTF-8"))?;
+    let name = format!("{stem}.pem");
+    let key = PublicKey::from_pem(&name, text);
+    key.map_err(|source| OverlayError::Key { path: path.to_owned(), source })?;
+    let place = format!("{KEYS_DIR}/{name}");
+    if tree.get(&place).is_some() {
+        return Err(odd("another --imageset-key file has the same name"));
     }
     let fail = |source| OverlayError::Tree { path: path.to_owned(), source };
     tree.file(&place, 0o644, bytes).map_err(fail)
@@ -194,6 +229,30 @@ mod tests {
         check(&format!("{begin}\nM!!B\n{end}\n"), Err("a certificate in it is not base64"));
         let key = "-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----\n";
         check(key, Err("it holds a private key, and every node would get it"));
+    }
+
+    #[test]
+    fn only_public_keys_that_can_verify_are_taken_and_each_name_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("release.pub");
+        let good = include_str!("../../protocol/golden/v1/signature/release.pub");
+        let mut tree = Tree::new();
+        for (text, reason) in [
+            ("", "no whole PEM block"),
+            (&good.replace("PUBLIC", "PRIVATE"), "is a private key"),
+            (&good.replacen("MFkw", "MFkx", 1), "another kind than ECDSA P-256"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = add_imageset_key(&mut tree, &path).unwrap_err();
+            let source = std::error::Error::source(&error).unwrap().to_string();
+            assert!(source.contains(reason), "{error}: {source}");
+        }
+        fs::write(&path, good).unwrap();
+        add_imageset_key(&mut tree, &path).unwrap();
+        let node = tree.get("etc/layercake/keys/release.pem").unwrap();
+        assert_eq!(node.kind, Kind::File(good.into()));
+        let error = add_imageset_key(&mut tree, &path).unwrap_err().to_string();
+        assert!(error.contains("another --imageset-key file"), "{error}");
     }
 
     #[test]

@@ -49,6 +49,7 @@ impl Fixture {
             lists: wanted::parse(LISTS).unwrap(),
             required: Vec::new(),
             ca: Vec::new(),
+            imageset_keys: Vec::new(),
             overlays: Vec::new(),
             compression: Compression::Zstd,
             mtime: 7,

@@ -9,6 +9,7 @@
 //! | [`boot_args`] | the kernel command line: parse and render side by side |
 //! | [`imageset`] | the ImageSet description that nodes read |
 //! | [`oci`] | descriptors, manifests, indexes, and resolving an ImageSet from its index |
+//! | [`signature`] | signatures in cosign's key layout: build, read and verify |
 //! | [`node`] | the desired and the observed document of a node |
 //! | [`api`] | request, reply and error bodies of `/v1` |
 //! | [`layer0`] | `manifest.json` of a built Layer0 |
@@ -20,6 +21,7 @@ pub mod boot_args;
 
 pub mod imageset;
 pub mod oci;
+pub mod signature;
 
 pub mod api;
 pub mod node;

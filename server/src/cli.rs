@@ -42,7 +42,7 @@ enum Command {
     /// Look at nodes, and switch them off or on again.
     #[command(subcommand)]
     Node(node::Command),
-    /// Build, push, pull, inspect, compare and copy ImageSets.
+    /// Build, push, pull, inspect, compare, copy, sign and verify ImageSets.
     #[command(subcommand)]
     Imageset(imageset::Command),
     /// Bring nodes to a version of an ImageSet.
@@ -101,6 +101,10 @@ mod tests {
             "layercake imageset list r:5000/hello --plain-http",
             "layercake imageset diff hello:1 hello:2",
             "layercake imageset copy hello:1 https://r/hello:1",
+            "layercake imageset keygen",
+            "layercake imageset keygen dir/site --json",
+            "layercake imageset sign hello:1 --key site.key",
+            "layercake imageset verify http://r:5000/a/b:1 --key a.pem --key b.pem --index-only",
             "layercake roll start n1,n2 --imageset hello:2 --wait --timeout 60",
             "layercake roll start all --imageset http://r:1/hello:2",
             "layercake roll show 3",
@@ -120,6 +124,8 @@ mod tests {
             "layercake node show N_1",
             "layercake roll start n1",
             "layercake roll start n1 --imageset hello",
+            "layercake imageset sign hello:1",
+            "layercake imageset verify hello:1",
             "layercake roll show x",
             "layercake --server host node list",
         ] {

@@ -1,5 +1,6 @@
 //! A Layer0 with more in it: a second cpio archive behind the initramfs, which the kernel unpacks over the first
-//! (Documentation/driver-api/early-userspace/buffer-format.rst). The cases use it for a rescue shell.
+//! (Documentation/driver-api/early-userspace/buffer-format.rst). The cases use it for a rescue
+//! shell and for keys.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -33,12 +34,28 @@ pub fn with_rescue_shell(from: &Artifacts, to: &Path) -> Result<Artifacts> {
     for name in APPLETS {
         archive.add(&format!("bin/{name}"), SYMLINK, b"busybox");
     }
-    let archive = archive.finish();
+    appended(from, to, &archive.finish())
+}
+
+/// Makes a directory of Layer0 artifacts like `from`, with a public key that every ImageSet must be signed by.
+///
+/// # Errors
+/// When something cannot be read or written.
+pub fn with_imageset_key(from: &Artifacts, to: &Path, key: &Path) -> Result<Artifacts> {
+    let name = key.file_name().unwrap_or_default().to_string_lossy();
+    let bytes = fs::read(key).with_context(|| format!("cannot read {}", key.display()))?;
+    let mut archive = Newc::default();
+    archive.add("etc/layercake/keys", DIRECTORY, &[]);
+    archive.add(&format!("etc/layercake/keys/{name}"), FILE, &bytes);
+    appended(from, to, &archive.finish())
+}
+
+fn appended(from: &Artifacts, to: &Path, archive: &[u8]) -> Result<Artifacts> {
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
     copy_all(&from.layer0, to)?;
     let mut made = from.clone();
     made.layer0 = to.to_path_buf();
-    append(&made.initramfs(), &archive)
+    append(&made.initramfs(), archive)
         .with_context(|| format!("cannot append to {}", made.initramfs().display()))?;
     amend_manifest(&made)?;
     Ok(made)
@@ -83,6 +100,7 @@ fn amend_manifest(made: &Artifacts) -> Result<()> {
 }
 
 const DIRECTORY: u32 = 0o040_755;
+const FILE: u32 = 0o100_644;
 const PROGRAM: u32 = 0o100_755;
 const SYMLINK: u32 = 0o120_777;
 

@@ -45,8 +45,6 @@ pub enum Need {
     Busybox,
     /// `dnsmasq`, the boot server that is not ours.
     Dnsmasq,
-    /// `openssl`, for certificates of test registries.
-    Openssl,
     /// `htpasswd`, for users of test registries.
     Htpasswd,
     /// `mmdebstrap`, for `debian:` sources.
@@ -63,6 +61,8 @@ pub enum Need {
     TftpHpa,
     /// `kill`, the program.
     Kill,
+    /// `openssl`, the second judge of signatures.
+    OpenSsl,
 }
 
 /// What the demo needs.
@@ -95,9 +95,9 @@ pub const UNIT: [Need; 16] = [
     Need::Atftp,
     Need::TftpHpa,
     Need::Kill,
-    Need::Openssl,
     Need::Htpasswd,
     Need::Mmdebstrap,
+    Need::OpenSsl,
 ];
 
 /// A package manager.
@@ -133,9 +133,9 @@ impl Need {
             Self::Skopeo => [Some("skopeo"); 3],
             Self::Umoci => [Some("umoci"), None, Some("umoci")],
             Self::Curl => [Some("curl"); 3],
-            Self::Openssl => [Some("openssl"); 3],
             Self::Htpasswd => [Some("apache2-utils"), Some("httpd-tools"), Some("apache")],
             Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
+            Self::OpenSsl => [Some("openssl"); 3],
         };
         match manager {
             Manager::Apt => apt,
@@ -158,12 +158,12 @@ impl Need {
             Self::Skopeo => &["skopeo"],
             Self::Umoci => &["umoci"],
             Self::Curl => &["curl"],
-            Self::Openssl => &["openssl"],
             Self::Htpasswd => &["htpasswd"],
             Self::Mmdebstrap => &["mmdebstrap"],
             Self::Atftp => &["atftp"],
             Self::TftpHpa => &["tftp"],
             Self::Kill => &["kill"],
+            Self::OpenSsl => &["openssl"],
         }
     }
 

@@ -38,6 +38,9 @@ pub(crate) struct Args {
     /// Trust the CA certificates in this PEM file (repeatable)
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Vec<PathBuf>,
+    /// Run only ImageSets signed by this public key, PEM (repeatable, any of them is enough); see `layercake imageset keygen`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) imageset_key: Vec<PathBuf>,
     /// Merge this directory's tree over the image, owned by root (repeatable, the last one wins)
     #[arg(long, value_name = "DIR")]
     pub(crate) overlay: Vec<PathBuf>,
@@ -128,6 +131,7 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
         lists,
         required,
         ca: args.ca.clone(),
+        imageset_keys: args.imageset_key.clone(),
         overlays: args.overlay.clone(),
         compression: match args.compression {
             CompressionArg::Zstd => Compression::Zstd,

@@ -24,6 +24,8 @@ pub(crate) enum Part {
     Clippy,
     /// Unit and integration tests.
     Unit,
+    /// Signatures beside the sigstore crate, in a workspace of its own.
+    Oracle,
     /// The documentation, warnings denied.
     Doc,
     /// Licences, bans and sources.
@@ -34,8 +36,16 @@ pub(crate) enum Part {
 
 impl Part {
     /// In the order in which they run: what fails fast comes first.
-    const ALL: [Self; 7] =
-        [Self::Fmt, Self::Tidy, Self::Clippy, Self::Unit, Self::Doc, Self::Deny, Self::Qemu];
+    const ALL: [Self; 8] = [
+        Self::Fmt,
+        Self::Tidy,
+        Self::Clippy,
+        Self::Unit,
+        Self::Oracle,
+        Self::Doc,
+        Self::Deny,
+        Self::Qemu,
+    ];
 }
 
 impl fmt::Display for Part {
@@ -45,6 +55,7 @@ impl fmt::Display for Part {
             Self::Tidy => "tidy",
             Self::Clippy => "clippy",
             Self::Unit => "unit",
+            Self::Oracle => "oracle",
             Self::Doc => "doc",
             Self::Deny => "deny",
             Self::Qemu => "qemu",
@@ -71,7 +82,7 @@ pub(crate) fn run(args: &Args, root: &Path) -> anyhow::Result<()> {
     wait::handle_signals()?;
     let parts = if args.parts.is_empty() { Part::ALL.to_vec() } else { args.parts.clone() };
     let filter = args.filter.as_deref();
-    if parts.contains(&Part::Unit) {
+    if parts.iter().any(|part| matches!(part, Part::Unit | Part::Oracle)) {
         prerequisites::ensure(&prerequisites::UNIT)?;
     }
     if parts.contains(&Part::Qemu) {
@@ -117,6 +128,7 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             let first = cargo(root, &[&unit[..], &filter].concat());
             cargo(root, &[&lab[..], &filter].concat()).and(first)
         }
+        Part::Oracle => oracle(root),
         Part::Doc => doc(root),
         Part::Deny => {
             let deny = cargo_deny(root)?;
@@ -130,6 +142,17 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             cargo(root, &[&qemu[..], &["--test-threads=1"], &filter].concat())
         }
     }
+}
+
+/// Runs the tests of `tests/oracle`, which is not a member of the workspace.
+fn oracle(root: &Path) -> anyhow::Result<()> {
+    let place = root.join("tests/oracle");
+    let target = root.join("target/oracle");
+    let commands: [&[&str]; 2] = [&["fmt", "--check"], &["test", "--locked", "--no-fail-fast"]];
+    commands.iter().try_for_each(|args| {
+        let mut command = children::cargo();
+        children::run(command.args(*args).env("CARGO_TARGET_DIR", &target).current_dir(&place))
+    })
 }
 
 fn doc(root: &Path) -> anyhow::Result<()> {

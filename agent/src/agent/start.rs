@@ -9,6 +9,7 @@ use protocol::boot_args::BootArgs;
 use protocol::ids::{Name, NodeId, Version};
 use protocol::node::{Desired, DesiredSet, PowerAction};
 use protocol::reference::Reference;
+use protocol::signature::Policy;
 
 use super::event::Event;
 use super::notes::NotesFile;
@@ -19,8 +20,9 @@ use super::worker::Surroundings;
 use super::{Agent, Init, Sender, chain};
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
-use crate::paths::{CA_DIR, RunDirs};
+use crate::paths::{CA_DIR, KEYS_DIR, RunDirs};
 use crate::pull::Puller;
+use crate::pull::signed::load_policy;
 use crate::store::Store;
 use crate::transport::Transport;
 use crate::{identity, logging, modules, network};
@@ -136,6 +138,10 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     notes.starts = notes.starts.saturating_add(1);
     notes_file.save(&notes);
     let transport = Transport::new(Path::new(CA_DIR)).map_err(|error| chain(&error))?;
+    let policy = load_policy(Path::new(KEYS_DIR));
+    if let Policy::Unusable(reason) = &policy {
+        log::error!("no ImageSet can be verified, so none will run: {reason}");
+    }
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
     let init: Init = Control::from_env().map(Arc::new);
     let around = Surroundings { dirs, events, init, hostname: hostname() };
@@ -150,7 +156,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         notes,
         notes_file,
         around,
-        pulls: Pulls::new(Puller::new(store, transport)),
+        pulls: Pulls::new(Puller::new(store, transport).with_policy(policy)),
         outbox: Outbox::default(),
         sets: std::collections::BTreeMap::new(),
         link: Some(link),

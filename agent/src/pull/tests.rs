@@ -1,5 +1,7 @@
 //! Tests: whole pulls from a registry in this process, whole and broken.
 
+mod signed;
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;

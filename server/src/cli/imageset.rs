@@ -4,9 +4,13 @@ mod build;
 mod copy;
 mod diff;
 mod inspect;
+mod keygen;
 mod list;
 mod push;
 pub(in crate::cli) mod registry;
+mod sign;
+mod target;
+mod verify;
 
 use super::output::Output;
 use crate::config::values::BaseUrl;
@@ -27,6 +31,13 @@ pub(super) enum Command {
     Diff(diff::Args),
     /// Copy an ImageSet byte for byte, with its signatures.
     Copy(copy::Args),
+    /// Make a key pair for signatures (ECDSA P-256).
+    Keygen(keygen::Args),
+    /// Sign an ImageSet in a registry, its index and every manifest in it, in cosign's key layout. Signatures by other keys
+    /// stay; what this key signed already is left as it is. Signers should come one after the other.
+    Sign(sign::Args),
+    /// Verify the signatures of an ImageSet in a registry. Exit status 1 if one is missing or wrong.
+    Verify(verify::Args),
 }
 
 pub(super) fn run(command: &Command, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
@@ -38,5 +49,8 @@ pub(super) fn run(command: &Command, server: &BaseUrl, output: Output) -> anyhow
         Command::List(args) => list::run(args, server, output),
         Command::Diff(args) => diff::run(args, server, output),
         Command::Copy(args) => copy::run(args, server, output),
+        Command::Keygen(args) => keygen::run(args, output),
+        Command::Sign(args) => sign::run(args, server, output),
+        Command::Verify(args) => verify::run(args, server, output),
     }
 }
