@@ -81,6 +81,21 @@ impl Write for BlobWriter {
     }
 }
 
+/// Size and digest of everything that is read.
+pub(crate) fn hash(from: &mut impl Read) -> io::Result<(u64, Digest)> {
+    let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 64 << 10]);
+    loop {
+        let read = match from.read(&mut buffer) {
+            Ok(0) => return Ok((size, Digest(hash.finalize().into()))),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        hash.update(buffer.get(..read).unwrap_or_default());
+        size += read as u64;
+    }
+}
+
 /// A reader that copies everything it reads into a writer.
 #[derive(Debug)]
 pub(crate) struct Tee<R, W> {

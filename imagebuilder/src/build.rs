@@ -4,9 +4,7 @@
 //! that an interrupted build leaves nothing visible. Registries are not spoken to here: see [`crate::push`].
 
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use protocol::ids::{Digest, Name};
@@ -18,15 +16,23 @@ use protocol::oci::{
 };
 
 use crate::blob::BlobDir;
+use crate::client::Options;
 use crate::description::{ImageSource, SetSource};
-use crate::source::{ANNOTATION_REF_NAME, Content, SourceError, read_blob};
+use crate::source::{ANNOTATION_REF_NAME, Content, SourceError, localize, read_blob};
 
 /// Annotation of the index: the set's name (annotations.md).
 const ANNOTATION_TITLE: &str = "org.opencontainers.image.title";
 /// Annotation of the index: the set's version (annotations.md).
 const ANNOTATION_VERSION: &str = "org.opencontainers.image.version";
-/// Content of the file `oci-layout` (image-layout.md).
-const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+/// Annotation of an index entry: the reference that its image was made from (annotations.md).
+pub(crate) const ANNOTATION_BASE_NAME: &str = "org.opencontainers.image.base.name";
+/// Annotation of an index entry: the digest that this reference stood for (annotations.md).
+pub(crate) const ANNOTATION_BASE_DIGEST: &str = "org.opencontainers.image.base.digest";
+
+mod layout;
+
+use self::layout::read_layout_index;
+pub(crate) use self::layout::{Staged, layout_tag};
 
 /// An ImageSet in an OCI layout.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +45,7 @@ pub struct BuiltSet {
     pub index: Descriptor,
     /// The manifests of the index in its order; entry 0 is the description's.
     pub manifests: Vec<Descriptor>,
-    /// The image manifests by name, tagged VERSION-IMAGENAME.
+    /// What is tagged VERSION-IMAGENAME, by image: its manifest, or an index where it has several platforms.
     pub images: BTreeMap<Name, Descriptor>,
 }
 
@@ -119,52 +125,46 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BuildE
 ///
 /// # Errors
 /// If a source cannot be read, is not what it says, or the layout cannot be written. Nothing is left behind then.
-pub async fn to_layout(set: &SetSource, out: &Path) -> Result<BuiltSet, BuildError> {
-    let (set, out) = (set.clone(), out.to_owned());
-    tokio::task::spawn_blocking(move || to_layout_blocking(&set, &out))
+pub async fn to_layout(
+    set: &SetSource,
+    out: &Path,
+    options: &Options,
+) -> Result<BuiltSet, BuildError> {
+    let (set, out, options) = (set.clone(), out.to_owned(), options.clone());
+    tokio::task::spawn_blocking(move || build(&set, &out, &options))
         .await
         .map_err(|_| BuildError::CutOff)?
 }
 
-/// [`to_layout`] for callers without a tokio runtime.
+/// [`to_layout`] for callers without a tokio runtime, and without credentials for `registry:` sources.
 ///
 /// # Errors
 /// As [`to_layout`].
 pub fn to_layout_blocking(source: &SetSource, out: &Path) -> Result<BuiltSet, BuildError> {
-    if !may_become_layout(out)? {
-        return Err(BuildError::NotALayout { path: out.to_owned() });
-    }
-    let parent = match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(parent).map_err(io_error("cannot make", parent))?;
-    let staging = tempfile::Builder::new()
-        .prefix(".imageset.partial-")
-        .tempdir_in(parent)
-        .map_err(io_error("cannot make a directory in", parent))?;
-    let blob_dir = staging.path().join("blobs/sha256");
-    fs::create_dir_all(&blob_dir).map_err(io_error("cannot make", &blob_dir))?;
-    let blobs = BlobDir::new(&blob_dir);
-
-    let mut images = Vec::new();
-    for image in &source.images {
-        images.push(build_image(source, image, &blobs)?);
-    }
-    let built = write_index(source, images, &blobs, out)?;
-    let entries = layout_entries(&built);
-    write_layout_files(staging.path(), out, entries)?;
-    install(staging, out)?;
-    Ok(built)
+    build(source, out, &Options::default())
 }
 
-fn may_become_layout(out: &Path) -> Result<bool, BuildError> {
-    match fs::read_dir(out) {
-        Ok(mut entries) => Ok(entries.next().is_none() || out.join("oci-layout").is_file()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
-        Err(error) => Err(io_error("cannot read", out)(error)),
+fn build(source: &SetSource, out: &Path, options: &Options) -> Result<BuiltSet, BuildError> {
+    let staged = Staged::new(out)?;
+    let scratch = tempfile::tempdir().map_err(io_error("cannot make a directory for", out))?;
+    let mut images = Vec::new();
+    for image in &source.images {
+        let local = localize(image, &source.base, options, scratch.path())
+            .map_err(|error| BuildError::Source { image: image.name.clone(), source: error })?;
+        for image in &local.images {
+            let mut entry = build_image(source, image, &staged.blobs)?;
+            if let Some(base) = &local.base {
+                let (name, digest) = (base.reference.to_string(), base.digest.to_string());
+                entry.annotations.insert(ANNOTATION_BASE_NAME.to_owned(), name);
+                entry.annotations.insert(ANNOTATION_BASE_DIGEST.to_owned(), digest);
+            }
+            images.push(entry);
+        }
     }
+    let built = write_index(source, images, &staged.blobs, out)?;
+    let entries = layout_entries(&built);
+    staged.install(entries)?;
+    Ok(built)
 }
 
 /// Writes an image's blobs; its entry of the index comes back.
@@ -189,6 +189,8 @@ fn build_image(
     let write = |media_type: &str, bytes: &[u8]| {
         blobs.put(media_type, bytes).map_err(io_error("cannot write a blob of", &source.base))
     };
+    let original = whole.original.as_ref().and_then(|it| it.manifest.platform.as_ref());
+    let variant = original.and_then(|platform| platform.variant.clone());
     let mut entry = match whole.original {
         Some(original) if image.sources.len() == 1 && image.is_unchanged() => {
             write(&original.config_type, &original.config_bytes)?;
@@ -209,9 +211,9 @@ fn build_image(
         }
     };
     entry.platform = Some(Platform {
-        architecture: image.architecture.clone(),
+        architecture: image.architecture().to_owned(),
         os: "linux".to_owned(),
-        variant: None,
+        variant,
     });
     entry.annotations.insert(ANNOTATION_IMAGE_NAME.to_owned(), image.name.to_string());
     Ok(entry)
@@ -224,7 +226,7 @@ fn image_config(
     epoch: u64,
 ) -> ImageConfig {
     ImageConfig {
-        architecture: image.architecture.clone(),
+        architecture: image.architecture().to_owned(),
         os: "linux".to_owned(),
         created: Some(rfc3339(epoch)),
         config: run_config(image, base.map(|base| base.config).unwrap_or_default()),
@@ -277,8 +279,13 @@ fn write_index(
     };
     // Its descriptor has no artifactType: skopeo 1.9 would drop the key and write another index.
     let description = write(MEDIA_MANIFEST, &serde_json::to_vec(&manifest)?)?;
-    let by_name = source.set.images.iter().map(|image| image.name.clone());
-    let by_name = by_name.zip(images.iter().cloned()).collect();
+    let mut by_name = BTreeMap::new();
+    for (name, (descriptor, bytes)) in image_tags(&images)? {
+        if let Some(bytes) = bytes {
+            write(MEDIA_INDEX, &bytes)?;
+        }
+        by_name.insert(name, descriptor);
+    }
     let mut manifests = vec![description];
     manifests.extend(images);
     let annotations = BTreeMap::from([
@@ -309,73 +316,49 @@ pub fn image_tag(set: &ImageSet, image: &Name) -> String {
     format!("{}-{image}", set.version)
 }
 
-fn layout_entries(built: &BuiltSet) -> Vec<Descriptor> {
-    let tagged = |descriptor: &Descriptor, tag: String| {
-        let mut entry = descriptor.clone();
-        entry.annotations.insert(ANNOTATION_REF_NAME.to_owned(), tag);
-        entry
-    };
-    let mut entries = vec![tagged(&built.index, built.set.version.to_string())];
+fn layout_entries(built: &BuiltSet) -> Vec<(String, Descriptor)> {
+    let mut entries = vec![(built.set.version.to_string(), built.index.clone())];
     for (name, descriptor) in &built.images {
-        entries.push(tagged(descriptor, image_tag(&built.set, name)));
+        entries.push((image_tag(&built.set, name), descriptor.clone()));
     }
     entries
 }
 
-fn write_layout_files(
-    staging: &Path,
-    out: &Path,
-    mut entries: Vec<Descriptor>,
-) -> Result<(), BuildError> {
-    let tag = |entry: &Descriptor| entry.annotations.get(ANNOTATION_REF_NAME).cloned();
-    let ours: Vec<Option<String>> = entries.iter().map(tag).collect();
-    if out.join("index.json").is_file() {
-        let others = read_layout_index(out)?.manifests.into_iter();
-        entries.extend(others.filter(|entry| !ours.contains(&tag(entry))));
+/// What the images of a set are tagged as, by name: the manifest of an image, or an index of its own where it has
+/// several platforms. The bytes of such an index come along; it is the same whenever it is made.
+///
+/// # Errors
+/// If it cannot be written as JSON.
+pub(crate) fn image_tags(entries: &[Descriptor]) -> Result<Vec<ImageTag>, BuildError> {
+    let mut by_name: BTreeMap<Name, Vec<Descriptor>> = BTreeMap::new();
+    for entry in entries {
+        let name = entry.annotations.get(ANNOTATION_IMAGE_NAME);
+        if let Some(name) = name.and_then(|name| name.parse().ok()) {
+            by_name.entry(name).or_default().push(entry.clone());
+        }
     }
-    let index = Index {
-        schema_version: 2,
-        media_type: Some(MEDIA_INDEX.to_owned()),
-        artifact_type: None,
-        manifests: entries,
-        annotations: BTreeMap::new(),
-    };
-    let write = |name: &str, bytes: &[u8]| {
-        let path = staging.join(name);
-        fs::write(&path, bytes).map_err(io_error("cannot write", &path))
-    };
-    write("oci-layout", OCI_LAYOUT)?;
-    write("index.json", &serde_json::to_vec(&index)?)
+    let mut tags = Vec::new();
+    for (name, mut entries) in by_name {
+        if let [one] = entries.as_slice() {
+            tags.push((name, (one.clone(), None)));
+            continue;
+        }
+        entries.iter_mut().for_each(|entry| entry.annotations.clear());
+        let index = Index {
+            schema_version: 2,
+            media_type: Some(MEDIA_INDEX.to_owned()),
+            artifact_type: None,
+            manifests: entries,
+            annotations: BTreeMap::new(),
+        };
+        let bytes = serde_json::to_vec(&index)?;
+        tags.push((name, (Descriptor::of(MEDIA_INDEX, &bytes), Some(bytes))));
+    }
+    Ok(tags)
 }
 
-/// Moves what stands in the staging directory to its place.
-fn install(staging: tempfile::TempDir, out: &Path) -> Result<(), BuildError> {
-    let from = staging.path();
-    fs::set_permissions(from, Permissions::from_mode(0o755))
-        .map_err(io_error("cannot open up", from))?;
-    if !out.join("oci-layout").is_file() {
-        fs::rename(from, out).map_err(io_error("cannot make", out))?;
-        // It has moved: there is nothing left to remove.
-        let _ = staging.keep();
-        return Ok(());
-    }
-    let to = out.join("blobs/sha256");
-    fs::create_dir_all(&to).map_err(io_error("cannot make", &to))?;
-    let blobs = from.join("blobs/sha256");
-    for blob in fs::read_dir(&blobs).map_err(io_error("cannot list", &blobs))? {
-        let blob = blob.map_err(io_error("cannot list", &blobs))?;
-        let target = to.join(blob.file_name());
-        fs::rename(blob.path(), &target).map_err(io_error("cannot write", &target))?;
-    }
-    let target = out.join("index.json");
-    fs::rename(from.join("index.json"), &target).map_err(io_error("cannot write", &target))
-}
-
-fn read_layout_index(layout: &Path) -> Result<Index, BuildError> {
-    let path = layout.join("index.json");
-    let bytes = fs::read(&path).map_err(io_error("cannot read", &path))?;
-    oci::parse_index(&bytes).map_err(|source| BuildError::Document { path, source })
-}
+/// An image's name, what is tagged, and its bytes where they are made for the tag.
+pub(crate) type ImageTag = (Name, (Descriptor, Option<Vec<u8>>));
 
 fn is_imageset(layout: &Path, entry: &Descriptor) -> Result<bool, BuildError> {
     let bytes = read_blob(layout, entry).map_err(BuildError::Blob)?;
@@ -418,13 +401,8 @@ impl BuiltSet {
         let first = manifests.first().cloned().unwrap_or_else(Descriptor::empty);
         let description = oci::parse_manifest(&read(&first)?).map_err(document)?;
         let set = oci::parse_imageset(&read(&description.config)?).map_err(document)?;
-        let mut images = BTreeMap::new();
-        for entry in &manifests {
-            let name = entry.annotations.get(ANNOTATION_IMAGE_NAME);
-            if let Some(name) = name.and_then(|name| name.parse().ok()) {
-                images.insert(name, entry.clone());
-            }
-        }
+        let images = image_tags(&manifests)?.into_iter();
+        let images = images.map(|(name, (descriptor, _))| (name, descriptor)).collect();
         Ok(Self { layout: layout.to_owned(), set, index, manifests, images })
     }
 

@@ -1,8 +1,13 @@
-//! The client of OCI registries that `push` and `resolve` share: trust, credentials, and which errors are worth
-//! another attempt.
+//! The client of OCI registries that all of this crate shares: trust, credentials, and which errors are worth another
+//! attempt.
 //!
-//! It speaks through `oci-client` and hides that crate's types. Plain HTTP is spoken only where the reference says
-//! `http://`.
+//! It reads through `oci-client` and hides that crate's types. What is sent goes through requests of its own, because
+//! an upload that was cut is taken up where it broke off (`upload`), and because registries that anybody may read ask
+//! for credentials only then (`authorization`). Plain HTTP is spoken only where the reference says `http://`.
+
+mod authorization;
+mod fetch;
+mod upload;
 
 use std::collections::hash_map::RandomState;
 use std::error::Error;
@@ -14,6 +19,9 @@ use oci_distribution::errors::{OciDistributionError, OciErrorCode};
 use oci_distribution::secrets::RegistryAuth;
 use oci_distribution::{Client, Reference as OciReference};
 use protocol::reference::{Reference, Scheme};
+use tokio::sync::RwLock;
+
+use crate::credentials::{AuthFiles, CredentialsError, TOKEN_USER};
 
 /// How long a connection may take to stand.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,6 +41,20 @@ pub struct Credentials {
     pub password: String,
 }
 
+impl Credentials {
+    /// A user and its password.
+    #[must_use]
+    pub fn new(user: &str, password: &str) -> Self {
+        Self { user: user.to_owned(), password: password.to_owned() }
+    }
+
+    /// An identity token, in the form in which credential helpers give one.
+    #[must_use]
+    pub fn of_token(token: &str) -> Self {
+        Self::new(TOKEN_USER, token)
+    }
+}
+
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
@@ -42,8 +64,10 @@ impl std::fmt::Debug for Credentials {
 /// How registries are spoken to.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Nobody in particular when absent.
+    /// Who we are to every registry; when absent, what [`Options::auth_files`] say.
     pub credentials: Option<Credentials>,
+    /// Where credentials are looked for; nowhere by default.
+    pub auth_files: AuthFiles,
     /// Certificates that alone are trusted, in PEM; those of the system when empty.
     pub ca_pem: Vec<Vec<u8>>,
     /// Attempts for each request before it has failed, at least 1.
@@ -54,7 +78,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { credentials: None, ca_pem: Vec::new(), attempts: 4, parallel: 4 }
+        Self {
+            credentials: None,
+            auth_files: AuthFiles::default(),
+            ca_pem: Vec::new(),
+            attempts: 4,
+            parallel: 4,
+        }
     }
 }
 
@@ -99,6 +129,18 @@ pub enum RegistryError {
         /// The digest of what came.
         found: protocol::ids::Digest,
     },
+    /// Who we are to it cannot be found out.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// What is sent to it, or fetched, cannot be read or written here.
+    #[error("cannot use {}", path.display())]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// There is no client for it.
     #[error("no registry client: {cause}")]
     Client {
@@ -113,6 +155,11 @@ pub(crate) struct Registry {
     pub(crate) auth: RegistryAuth,
     reference: Reference,
     attempts: u32,
+    /// For what is sent.
+    http: reqwest::Client,
+    known: Option<Credentials>,
+    /// Value of the `Authorization` header that the registry asked for last.
+    authorization: RwLock<Option<reqwest::header::HeaderValue>>,
 }
 
 impl Registry {
@@ -142,16 +189,37 @@ impl Registry {
                 innermost(&error)
             ),
         };
-        let mut client = Client::try_from(config(&[])).map_err(cause)?;
+        let mut client = Client::try_from(config(&[])).map_err(&cause)?;
         if !options.ca_pem.is_empty() {
-            client = Client::try_from(config(&options.ca_pem)).map_err(cause)?;
+            client = Client::try_from(config(&options.ca_pem)).map_err(&cause)?;
         }
-        let auth = match &options.credentials {
+        let known = match &options.credentials {
+            Some(known) => Some(known.clone()),
+            None => options.auth_files.find(reference)?,
+        };
+        let auth = match &known {
             None => RegistryAuth::Anonymous,
+            Some(known) if known.user == TOKEN_USER => {
+                return Err(RegistryError::Unauthorized {
+                    url: reference.api_base(),
+                    cause: "the credentials are an identity token, which is not supported; log in \
+                            with a user name and a password or access token"
+                        .to_owned(),
+                });
+            }
             Some(known) => RegistryAuth::Basic(known.user.clone(), known.password.clone()),
         };
-        let attempts = options.attempts.max(1);
-        Ok(Self { client, auth, reference: reference.clone(), attempts })
+        let http = upload::http_client(&options.ca_pem)
+            .map_err(|error| cause(OciDistributionError::RequestError(error)))?;
+        Ok(Self {
+            client,
+            auth,
+            reference: reference.clone(),
+            attempts: options.attempts.max(1),
+            http,
+            known,
+            authorization: RwLock::default(),
+        })
     }
 
     /// The repository's manifest under a tag or digest.
@@ -163,6 +231,17 @@ impl Registry {
         } else {
             OciReference::with_tag(registry, repository, key.to_owned())
         }
+    }
+
+    /// URL of something in the repository.
+    fn api(&self, what: &str) -> String {
+        let host = self.at("latest").resolve_registry().to_owned();
+        format!("{}://{host}/v2/{}{what}", self.reference.scheme, self.reference.repository)
+    }
+
+    /// Where this registry is, as [`Reference::registry`] says it with its scheme.
+    pub(crate) fn is_same_as(&self, other: &Reference) -> bool {
+        (self.reference.scheme, &self.reference.registry) == (other.scheme, &other.registry)
     }
 
     /// Asks until it works, the error is final, or the attempts are used up.
@@ -196,8 +275,19 @@ impl Registry {
         if url.starts_with("https://") && cause.contains("InvalidContentType") {
             "it does not speak TLS; write http:// for plain HTTP".clone_into(&mut cause);
         }
+        let status = match error {
+            OciDistributionError::RequestError(request) => request.status().map(|s| s.as_u16()),
+            _ => None,
+        };
         match error {
-            OciDistributionError::RequestError(request) if request.status().is_none() => {
+            OciDistributionError::RequestError(_) if matches!(status, Some(401 | 403)) => {
+                let cause = match &self.known {
+                    Some(known) => format!("it does not take the password of `{}`", known.user),
+                    None => "it asks for credentials, and there are none for it".to_owned(),
+                };
+                RegistryError::Unauthorized { url, cause }
+            }
+            OciDistributionError::RequestError(_) if status.is_none() => {
                 RegistryError::Unreachable { url, cause }
             }
             OciDistributionError::UnauthorizedError { .. }

@@ -11,10 +11,14 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::layer::{Compression, Owners};
-use crate::source::Source;
+use crate::source::{Source, is_mirror, is_package};
 
 /// Largest `imageset.toml` that is read, in bytes.
 pub const MAX_DESCRIPTION_BYTES: u64 = 1 << 20;
+
+/// What mmdebstrap(1) calls its sets of packages.
+const VARIANTS: [&str; 8] =
+    ["extract", "custom", "essential", "apt", "minbase", "buildd", "important", "standard"];
 
 /// The environment variable that dates a build (reproducible-builds.org, SOURCE_DATE_EPOCH), in seconds since 1970.
 pub const EPOCH_VARIABLE: &str = "SOURCE_DATE_EPOCH";
@@ -58,9 +62,17 @@ pub struct ImageSource {
     pub labels: BTreeMap<String, String>,
     /// Signal that asks the program to end.
     pub stop_signal: Option<String>,
-    /// Go's name of the architecture.
-    #[serde(default = "amd64")]
-    pub architecture: String,
+    /// Go's name of the architecture. Absent: all those of the one image that is the only source, else `amd64`.
+    pub architecture: Option<String>,
+    /// Packages of a `debian:` source, beside those of its variant.
+    #[serde(default)]
+    pub packages: Vec<String>,
+    /// Which packages a `debian:` source has anyway, as mmdebstrap(1) names the sets; `minbase` when absent.
+    pub variant: Option<String>,
+    /// Where a `debian:` source's packages come from: URLs, `deb` lines or files in apt's form. When absent: this
+    /// machine's apt sources where they have the suite.
+    #[serde(default)]
+    pub mirrors: Vec<String>,
     /// How layers that are made here are compressed.
     #[serde(default)]
     pub compression: Compression,
@@ -69,10 +81,6 @@ pub struct ImageSource {
     /// Whether files of `dir:` sources keep their owners.
     #[serde(default)]
     pub owners: Owners,
-}
-
-fn amd64() -> String {
-    "amd64".to_owned()
 }
 
 #[derive(Deserialize)]
@@ -188,6 +196,12 @@ pub fn parse(text: &str, path: &Path, epoch: u64) -> Result<SetSource, Descripti
 }
 
 impl ImageSource {
+    /// The architecture of what is made here.
+    #[must_use]
+    pub fn architecture(&self) -> &str {
+        self.architecture.as_deref().unwrap_or("amd64")
+    }
+
     /// Whether the image is its source as it is: no key changes its configuration.
     #[must_use]
     pub fn is_unchanged(&self) -> bool {
@@ -219,8 +233,26 @@ impl ImageSource {
             say(format!("stop_signal `{signal}` is not a signal such as SIGTERM or SIGRTMIN+3"));
         }
         let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-        if self.architecture.is_empty() || !self.architecture.bytes().all(word) {
-            say(format!("architecture `{}` is not of the form amd64 or arm64", self.architecture));
+        let architecture = self.architecture();
+        if architecture.is_empty() || !architecture.bytes().all(word) {
+            say(format!("architecture `{architecture}` is not of the form amd64 or arm64"));
+        }
+        let debian = self.sources.iter().any(|source| matches!(source, Source::Debian(_)));
+        let unused = self.packages.is_empty() && self.mirrors.is_empty() && self.variant.is_none();
+        if !debian && !unused {
+            say("packages, variant and mirrors are of a debian: source, and there is none"
+                .to_owned());
+        }
+        for package in self.packages.iter().filter(|package| !is_package(package)) {
+            say(format!("`{package}` is not the name of a package"));
+        }
+        for mirror in self.mirrors.iter().filter(|mirror| !is_mirror(mirror)) {
+            say(format!("mirror `{mirror}` is neither a URL, a deb line nor an absolute path"));
+        }
+        if let Some(variant) = &self.variant
+            && !VARIANTS.contains(&variant.as_str())
+        {
+            say(format!("variant `{variant}` is none of {}", VARIANTS.join(", ")));
         }
         let most = self.compression.highest_level();
         if self.compression_level.is_some_and(|level| level == 0 || level > most) {
@@ -305,7 +337,7 @@ image = "hello"
         assert_eq!(set.base, Path::new("set"));
         assert_eq!(set.images[0].sources.len(), 2);
         assert_eq!(set.images[0].compression, Compression::Zstd);
-        assert_eq!(set.images[0].architecture, "amd64");
+        assert_eq!(set.images[0].architecture(), "amd64");
         let one = GOOD.replace(r#"["binary:../hello", "dir:rootfs"]"#, r#""dir:rootfs""#);
         assert_eq!(read(&one).expect("one").images[0].sources, [Source::Dir("rootfs".into())]);
     }
@@ -339,6 +371,9 @@ image = "hello"
         wrong("entrypoint", "workdir = \"srv\"\nentrypoint", &["image `hello`: workdir"]);
         wrong("entrypoint", "stop_signal = \"X\"\nentrypoint", &["image `hello`: stop_signal `X`"]);
         wrong("entrypoint", "architecture = \"x/y\"\nentrypoint", &["architecture `x/y`"]);
+        wrong("entrypoint", "packages = [\"-x\"]\nentrypoint", &["there is none", "`-x` is not"]);
+        wrong("entrypoint", "variant = \"huge\"\nentrypoint", &["variant `huge` is none of"]);
+        wrong("entrypoint", "mirrors = [\"x\"]\nentrypoint", &["mirror `x` is neither"]);
         wrong("entrypoint", "compression_level = 20\nentrypoint", &["compression_level", "19"]);
         wrong("image = \"hello\"", "image = \"other\"", &["wants image `other`"]);
         wrong(r#"["binary:../hello", "dir:rootfs"]"#, "[]", &["`source` is an empty list"]);

@@ -5,7 +5,8 @@
 //! ```text
 //! imageset.toml --description--> SetSource --build--> OCI layout (BuiltSet) --push--> registry
 //!                                   |                                                   |
-//!                    source, layer: dir, tar, binary, oci, docker-archive           resolve: reference -> digest
+//!                    source, layer: dir, tar, binary, oci, docker-archive,          resolve: reference -> digest
+//!                    registry, debian
 //! ```
 //!
 //! | module | what it holds |
@@ -14,10 +15,15 @@
 //! | [`source`] | where an image's layers come from |
 //! | [`layer`] | the reproducible tar writer and the compressed layer blob |
 //! | [`build`] | a set into an OCI layout; the same inputs give the same digests |
-//! | [`push`] | an OCI layout into a registry |
+//! | [`place`] | a layout or a registry, and reading a set there without its layers |
+//! | [`transfer`] | a set from one place to another, byte for byte, with its signatures |
+//! | [`push`] | a built set into a registry: a transfer |
+//! | [`inspect`] | what a set consists of |
+//! | [`diff`](mod@diff) | which files and bytes changed between two sets |
 //! | [`resolve`] | a reference to its digest and manifest |
+//! | [`client`] | the registry client that all of them use: trust, authorization, resumed uploads, retries |
+//! | [`credentials`] | who we are to a registry: auth.json, Docker's config.json, credential helpers |
 //! | [`sign`] | keys, and signatures beside what lies in a registry |
-//! | [`client`] | the registry client that both use: trust, credentials, retries |
 
 pub mod description;
 
@@ -28,6 +34,12 @@ pub mod source;
 pub mod build;
 
 pub mod client;
+pub mod credentials;
+pub mod diff;
+pub mod inspect;
+pub mod place;
+mod progress;
 pub mod push;
 pub mod resolve;
 pub mod sign;
+pub mod transfer;

@@ -7,16 +7,23 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use protocol::ids::Digest;
 use protocol::oci::{Descriptor, ImageConfig, OciError};
+use protocol::reference::Reference;
 
 use crate::blob::BlobDir;
+use crate::build::BuildError;
+use crate::client::{Options, RegistryError};
 use crate::description::ImageSource;
 use crate::layer::{self, Layer, LayerError, LayerWriter};
 
+mod debian;
 mod docker_archive;
 mod elf;
 mod oci_layout;
+mod registry;
 
+pub(crate) use debian::{is_mirror, is_package};
 pub use elf::{ElfError, check_static};
 pub(crate) use oci_layout::{ANNOTATION_REF_NAME, read_blob};
 
@@ -41,12 +48,16 @@ pub enum Source {
     },
     /// `docker-archive:PATH`, what `docker save` and `podman save` write, with one image: its layers and its config.
     DockerArchive(PathBuf),
+    /// `registry:REFERENCE`, an image of a registry: its layers and its config.
+    Registry(Reference),
+    /// `debian:SUITE`, the packages that the image's `packages` names: one layer.
+    Debian(String),
 }
 
 /// Why a text is not a source.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{text}` is not a source; expected dir:PATH, tar:PATH, binary:PATH, oci:PATH[:TAG] or docker-archive:PATH"
+    "`{text}` is not a source; expected dir:PATH, tar:PATH, binary:PATH, oci:PATH[:TAG], docker-archive:PATH, registry:REFERENCE or debian:SUITE"
 )]
 pub struct InvalidSource {
     /// The offending text.
@@ -67,6 +78,8 @@ impl FromStr for Source {
             "tar" => Self::Tar(path.into()),
             "binary" => Self::Binary(path.into()),
             "docker-archive" => Self::DockerArchive(path.into()),
+            "registry" => Self::Registry(path.parse().map_err(|_| invalid())?),
+            "debian" if debian::is_suite(path) => Self::Debian(path.to_owned()),
             "oci" => match path.rsplit_once(':') {
                 Some((path, tag)) if !path.is_empty() && !tag.is_empty() && !tag.contains('/') => {
                     Self::Oci { path: path.into(), tag: Some(tag.to_owned()) }
@@ -113,6 +126,22 @@ pub enum SourceError {
         #[source]
         source: OciError,
     },
+    /// A registry does not give it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// What a registry gives cannot be kept.
+    #[error("cannot keep what was fetched")]
+    Layout {
+        /// Why.
+        #[source]
+        source: Box<BuildError>,
+    },
+    /// The thread that fetched ended without a result.
+    #[error("{reference} was not fetched")]
+    CutOff {
+        /// What was being fetched.
+        reference: String,
+    },
     /// It does not hold what it should.
     #[error("{}: {reason}", path.display())]
     Wrong {
@@ -152,6 +181,57 @@ pub(crate) fn wrong(path: &Path, reason: impl Into<String>) -> SourceError {
     SourceError::Wrong { path: path.to_owned(), reason: reason.into() }
 }
 
+/// What an image was made from, as far as that is a registry's.
+#[derive(Debug, Clone)]
+pub(crate) struct Base {
+    pub(crate) reference: Reference,
+    pub(crate) digest: Digest,
+}
+
+/// An image whose sources are all on this machine.
+#[derive(Debug)]
+pub(crate) struct Localized {
+    /// One for each platform, each with its architecture named.
+    pub(crate) images: Vec<ImageSource>,
+    pub(crate) base: Option<Base>,
+}
+
+/// Fetches what is in registries into `scratch`, and finds out for which platforms there is an image. All platforms of
+/// an image are kept where it is its only source and no architecture is asked for.
+pub(crate) fn localize(
+    image: &ImageSource,
+    base: &Path,
+    options: &Options,
+    scratch: &Path,
+) -> Result<Localized, SourceError> {
+    let mut local = image.clone();
+    let mut from = None;
+    let alone = image.sources.len() == 1;
+    let architecture = match &image.architecture {
+        None if alone => None,
+        _ => Some(image.architecture()),
+    };
+    for (number, source) in local.sources.iter_mut().enumerate() {
+        if let Source::Registry(reference) = source {
+            let out = scratch.join(format!("{}-{number}", image.name));
+            let digest = registry::fetch(reference, architecture, options, &out)?;
+            from = Some(Base { reference: reference.clone(), digest });
+            *source = Source::Oci { path: out, tag: None };
+        }
+    }
+    let mut architectures = Vec::new();
+    if let (None, [Source::Oci { path, tag }]) = (architecture, local.sources.as_slice()) {
+        architectures = oci_layout::architectures(&base.join(path), tag.as_deref())?;
+    }
+    if architectures.is_empty() {
+        architectures.push(image.architecture().to_owned());
+    }
+    let images = architectures
+        .into_iter()
+        .map(|architecture| ImageSource { architecture: Some(architecture), ..local.clone() });
+    Ok(Localized { images: images.collect(), base: from })
+}
+
 impl Source {
     /// Writes the layers of the source into `blobs`.
     pub(crate) fn content(
@@ -170,9 +250,16 @@ impl Source {
                 return oci_layout::content(
                     &base.join(path),
                     tag.as_deref(),
-                    &image.architecture,
+                    image.architecture(),
                     blobs,
                 );
+            }
+            Self::Registry(reference) => {
+                return Err(SourceError::CutOff { reference: reference.to_string() });
+            }
+            Self::Debian(suite) => {
+                let layer = debian::content(suite, image, epoch, blobs)?;
+                return Ok(Content { layers: vec![layer], ..Content::default() });
             }
             Self::DockerArchive(path) => {
                 return docker_archive::content(&base.join(path), image, blobs);
@@ -192,7 +279,7 @@ impl Source {
             }
             Self::Binary(path) => {
                 let path = base.join(path);
-                let bytes = read_binary(&path, &image.architecture)?;
+                let bytes = read_binary(&path, image.architecture())?;
                 let name = path.file_name().ok_or_else(|| wrong(&path, "it has no file name"))?;
                 let mut layer = start(&path)?;
                 layer::write_executable(name, &bytes, epoch, &mut layer)
@@ -234,10 +321,12 @@ mod tests {
             ("oci:layout", oci("layout", None)),
             ("oci:layout:1", oci("layout", Some("1"))),
             ("oci:a:b/layout", oci("a:b/layout", None)),
+            ("registry:http://r:1/a:2", Source::Registry("http://r:1/a:2".parse().expect("ref"))),
+            ("debian:bookworm", Source::Debian("bookworm".to_owned())),
         ] {
             assert_eq!(text.parse::<Source>().expect(text), source);
         }
-        for text in ["", "rootfs", "dir:", "ftp:x", "oci:", "dir:a\0b"] {
+        for text in ["", "rootfs", "dir:", "ftp:x", "oci:", "dir:a\0b", "registry:x", "debian:-x"] {
             let error = text.parse::<Source>().expect_err(text).to_string();
             assert!(error.contains("expected dir:PATH"), "{error}");
         }

@@ -43,7 +43,7 @@ enum Command {
     /// Look at nodes, and switch them off or on again.
     #[command(subcommand)]
     Node(node::Command),
-    /// Build, push, list, sign and verify ImageSets.
+    /// Build, push, pull, inspect, compare, copy, sign and verify ImageSets.
     #[command(subcommand)]
     Imageset(imageset::Command),
     /// Bring nodes to a version of an ImageSet.
@@ -66,7 +66,7 @@ impl Cli {
         match self.command {
             Command::Serve(args) => serve::run(&args, output),
             Command::Node(command) => node::run(command, &client(), output),
-            Command::Imageset(command) => imageset::run(command, &self.server, output),
+            Command::Imageset(command) => imageset::run(&command, &self.server, output),
             Command::Roll(command) => roll::run(command, &client(), output),
             Command::Completions(args) => completions::run(&args),
             Command::Man(args) => man::run(&args),
@@ -96,6 +96,12 @@ mod tests {
             "layercake node power n1 reboot",
             "layercake imageset build i.toml --out dir",
             "layercake imageset push i.toml --to http://r:5000/a",
+            "layercake imageset push i.toml --to r:5000 --ca ca.pem --authfile auth.json",
+            "layercake imageset pull hello:1 dir",
+            "layercake imageset inspect oci:dir:1 --json",
+            "layercake imageset list r:5000/hello --plain-http",
+            "layercake imageset diff hello:1 hello:2",
+            "layercake imageset copy hello:1 https://r/hello:1",
             "layercake imageset keygen",
             "layercake imageset keygen dir/site --json",
             "layercake imageset sign hello:1 --key site.key",

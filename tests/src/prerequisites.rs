@@ -45,6 +45,10 @@ pub enum Need {
     Busybox,
     /// `dnsmasq`, the boot server that is not ours.
     Dnsmasq,
+    /// `htpasswd`, for users of test registries.
+    Htpasswd,
+    /// `mmdebstrap`, for `debian:` sources and the benches' Debian system.
+    Mmdebstrap,
     /// `skopeo`, a registry client that is not ours.
     Skopeo,
     /// `umoci`, which unpacks images as others do.
@@ -59,12 +63,8 @@ pub enum Need {
     TftpHpa,
     /// `kill`, the program.
     Kill,
-    /// `mmdebstrap`, which makes the benches' Debian system.
-    Mmdebstrap,
     /// GNU `time`, which says what a program cost.
     Time,
-    /// `podman`, which pulls as most people do.
-    Podman,
     /// `containerd` and `ctr`.
     Containerd,
     /// `igzip`, the fastest gzip there is.
@@ -89,7 +89,7 @@ pub const CASES: [Need; 8] = [
 ];
 
 /// What the unit and integration tests of all crates need.
-pub const UNIT: [Need; 14] = [
+pub const UNIT: [Need; 17] = [
     Need::Qemu,
     Need::Ip,
     Need::UtilLinux,
@@ -104,6 +104,8 @@ pub const UNIT: [Need; 14] = [
     Need::Atftp,
     Need::TftpHpa,
     Need::Kill,
+    Need::Htpasswd,
+    Need::Mmdebstrap,
     Need::OpenSsl,
 ];
 
@@ -149,9 +151,7 @@ impl Need {
             Self::Busybox => [Some("busybox-static"), Some("busybox"), Some("busybox")],
             Self::Dnsmasq => [Some("dnsmasq-base"), Some("dnsmasq"), Some("dnsmasq")],
             Self::TftpHpa => [Some("tftp-hpa"), Some("tftp"), Some("tftp-hpa")],
-            Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
             Self::Time => [Some("time"); 3],
-            Self::Podman => [Some("podman"); 3],
             Self::Containerd => [Some("containerd"); 3],
             Self::Igzip => [Some("isal"), Some("isa-l-tools"), Some("isa-l")],
             Self::Kill => [Some("procps"), Some("util-linux"), Some("util-linux")],
@@ -161,6 +161,8 @@ impl Need {
             Self::Umoci => [Some("umoci"), None, Some("umoci")],
             Self::Podman => [Some("podman"); 3],
             Self::Curl => [Some("curl"); 3],
+            Self::Htpasswd => [Some("apache2-utils"), Some("httpd-tools"), Some("apache")],
+            Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
             Self::OpenSsl => [Some("openssl"); 3],
         };
         match manager {
@@ -185,12 +187,12 @@ impl Need {
             Self::Umoci => &["umoci"],
             Self::Podman => &["podman"],
             Self::Curl => &["curl"],
+            Self::Htpasswd => &["htpasswd"],
+            Self::Mmdebstrap => &["mmdebstrap"],
             Self::Atftp => &["atftp"],
             Self::TftpHpa => &["tftp"],
             Self::Kill => &["kill"],
-            Self::Mmdebstrap => &["mmdebstrap"],
             Self::Time => &["time"],
-            Self::Podman => &["podman"],
             Self::Containerd => &["containerd", "ctr"],
             Self::Igzip => &["igzip"],
             Self::OpenSsl => &["openssl"],

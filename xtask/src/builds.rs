@@ -58,6 +58,25 @@ pub(crate) fn server(release: bool) -> Result<PathBuf> {
     Ok(target_dir().join(if release { "release" } else { "debug" }).join("layercake"))
 }
 
+/// Builds the server's binary, and says where it is.
+///
+/// # Errors
+/// When it does not build.
+pub(crate) fn layercake() -> Result<PathBuf> {
+    let mut server = cargo();
+    server.args(["build", "--package", "server", "--bin", "layercake"]);
+    run(&mut server)?;
+    Ok(target_dir().join("debug/layercake"))
+}
+
+/// Builds the program of `examples/hello`.
+///
+/// # Errors
+/// When it does not build.
+pub(crate) fn hello() -> Result<()> {
+    static_program("hello")
+}
+
 /// Builds an example's program without any library that an image would have to bring.
 fn static_program(name: &str) -> Result<()> {
     let mut build = static_build(name);

@@ -9,6 +9,7 @@ mod builds;
 mod children;
 mod demo;
 mod gate;
+mod push;
 mod tidy;
 
 use std::process::ExitCode;
@@ -30,6 +31,8 @@ enum Cli {
     /// Measure us beside the peers, and judge the goals
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Build an example and push its ImageSets to a registry
+    Push(push::Args),
     /// Run everything that must hold before a change lands
     Test(gate::Args),
     /// Check the house rules that neither rustc nor clippy knows
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Cli::BuildImage(args) => build_image::run(&args),
         Cli::Demo(args) => demo::run(&args),
         Cli::Bench(bench) => bench::run(&bench),
+        Cli::Push(args) => push::run(&args),
         Cli::Test(args) => gate::run(&args, &tests::artifacts::workspace_root()),
         Cli::Tidy => tidy::run(&tests::artifacts::workspace_root()),
     };

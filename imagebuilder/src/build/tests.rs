@@ -1,5 +1,8 @@
 //! Tests of `build`: real layouts in temporary directories; no registry.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 use crate::description;
 

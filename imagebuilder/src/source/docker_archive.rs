@@ -52,8 +52,8 @@ pub(super) fn content(
     let config = archive.document(&saved.config)?;
     let config: ImageConfig = oci::parse_image_config(&config)
         .map_err(|source| SourceError::Document { path: path.to_owned(), source })?;
-    if config.architecture != image.architecture {
-        let (found, expected) = (&config.architecture, &image.architecture);
+    if config.architecture != image.architecture() {
+        let (found, expected) = (&config.architecture, image.architecture());
         return Err(wrong(path, format!("the image is for {found}, expected {expected}")));
     }
     if saved.layers.len() != config.rootfs.diff_ids.len() || saved.layers.len() > MAX_LAYERS {

@@ -5,11 +5,13 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use protocol::ids::Digest;
-use protocol::oci::{self, Descriptor, Index, MAX_MANIFEST_BYTES, MEDIA_DOCKER_LIST, MEDIA_INDEX};
+use protocol::oci::{self, Descriptor, Index, MAX_MANIFEST_BYTES};
 
+use super::registry::platforms;
 use super::{Content, Original, SourceError, io_error, wrong};
 use crate::blob::BlobDir;
 use crate::layer::Layer;
+use crate::place::is_index;
 
 /// Annotation of an entry of `index.json`: its tag (annotations.md).
 pub(crate) const ANNOTATION_REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -52,17 +54,33 @@ pub(super) fn content(
     Ok(Content { layers, config: Some(config), original: Some(original) })
 }
 
+/// The architectures of an index, in its order; none where there is no index.
+pub(super) fn architectures(path: &Path, tag: Option<&str>) -> Result<Vec<String>, SourceError> {
+    let entry = find_entry(path, tag)?;
+    if !is_index(&entry) {
+        return Ok(Vec::new());
+    }
+    let bytes = read_blob(path, &entry)?;
+    let index = oci::parse_index(&bytes).map_err(|source| document(path, &entry, source))?;
+    let platforms = platforms(&index).filter_map(|entry| entry.platform.as_ref());
+    Ok(platforms.map(|platform| platform.architecture.clone()).collect())
+}
+
+fn find_entry(path: &Path, tag: Option<&str>) -> Result<Descriptor, SourceError> {
+    let index_path = path.join("index.json");
+    let bytes = fs::read(&index_path).map_err(io_error("cannot read", &index_path))?;
+    let index = oci::parse_index(&bytes)
+        .map_err(|source| SourceError::Document { path: index_path.clone(), source })?;
+    pick(&index, tag).map_err(|reason| wrong(&index_path, reason))
+}
+
 fn find_manifest(
     path: &Path,
     tag: Option<&str>,
     architecture: &str,
 ) -> Result<Descriptor, SourceError> {
-    let index_path = path.join("index.json");
-    let bytes = fs::read(&index_path).map_err(io_error("cannot read", &index_path))?;
-    let index = oci::parse_index(&bytes)
-        .map_err(|source| SourceError::Document { path: index_path.clone(), source })?;
-    let entry = pick(&index, tag).map_err(|reason| wrong(&index_path, reason))?;
-    if entry.media_type != MEDIA_INDEX && entry.media_type != MEDIA_DOCKER_LIST {
+    let entry = find_entry(path, tag)?;
+    if !is_index(&entry) {
         return Ok(entry);
     }
     let bytes = read_blob(path, &entry)?;

@@ -1,47 +1,36 @@
-//! `layercake imageset`: builds, pushes, lists, signs and verifies ImageSets. The work is the imagebuilder's.
+//! `layercake imageset`: everything one does with ImageSets, one file a command. The work is the imagebuilder's.
 
+mod build;
+mod copy;
+mod diff;
+mod inspect;
 mod keygen;
+mod list;
+mod push;
+pub(in crate::cli) mod registry;
 mod sign;
 mod target;
 mod verify;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use anyhow::{Context, anyhow};
-use imagebuilder::build::{self, BuiltSet};
-use imagebuilder::client::Options;
-use imagebuilder::description::{self, SetSource};
-use imagebuilder::push::{self, Progress, Pushed};
-use protocol::api::ImageSetRecord;
-use protocol::reference::Reference;
-use serde_json::json;
-
-use super::client::Client;
-use super::output::{self, Output, bytes, table};
+use super::output::Output;
 use crate::config::values::BaseUrl;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Build an ImageSet into an OCI layout.
-    Build {
-        /// Its description, imageset.toml.
-        file: PathBuf,
-        /// Directory of the layout; made when it is not there, added to when it is.
-        #[arg(long, value_name = "DIR")]
-        out: PathBuf,
-    },
+    Build(build::Args),
     /// Build an ImageSet and push it to a registry. Only blobs that the registry does not have are sent.
-    Push {
-        /// Its description, imageset.toml.
-        file: PathBuf,
-        /// Another registry than the server's own, with a prefix for the repository where it needs one:
-        /// https://HOST[:PORT][/PREFIX], or http:// for a registry without TLS.
-        #[arg(long, value_name = "URL")]
-        to: Option<BaseUrl>,
-    },
-    /// List the ImageSets of the server's registry.
-    List,
+    Push(push::Args),
+    /// Fetch an ImageSet into an OCI layout, with its signatures.
+    Pull(copy::PullArgs),
+    /// Show what an ImageSet consists of: its description, images, platforms and layers.
+    Inspect(inspect::Args),
+    /// List the ImageSets of the server's registry, or the versions in a repository.
+    List(list::Args),
+    /// Show the files and bytes that changed between two ImageSets.
+    Diff(diff::Args),
+    /// Copy an ImageSet byte for byte, with its signatures.
+    Copy(copy::Args),
     /// Make a key pair for signatures (ECDSA P-256).
     Keygen(keygen::Args),
     /// Sign an ImageSet in a registry, its index and every manifest in it, in cosign's key layout. Signatures by other keys
@@ -55,88 +44,19 @@ pub(super) enum Command {
     Token,
 }
 
-pub(super) fn run(command: Command, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
+pub(super) fn run(command: &Command, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
     match command {
-        Command::Build { file, out } => {
-            let built = build::to_layout_blocking(&load(&file)?, &out)?;
-            let (set, digest) = (&built.set, built.index.digest);
-            let value = json!({
-                "name": set.name, "version": set.version, "digest": digest, "layout": out,
-            });
-            let text = || format!("{}:{} {digest} in {}", set.name, set.version, out.display());
-            output.result(&value, text)
-        }
-        Command::Push { file, to } => {
-            let scratch = tempfile::tempdir().context("a temporary directory cannot be made")?;
-            let layout = scratch.path().join("layout");
-            let base = to.as_ref().unwrap_or(server);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let done = runtime.block_on(async {
-                tokio::select! {
-                    done = build_and_push(&file, &layout, base) => done,
-                    // Returning, and not the signal's own end, removes the temporary directory.
-                    _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
-                }
-            });
-            // A layer that is still being packed must not hold the end up.
-            runtime.shutdown_background();
-            let (built, pushed) = done?;
-            let Progress { sent, skipped, .. } = pushed.progress;
-            let value = json!({
-                "name": built.set.name, "version": built.set.version, "digest": pushed.digest,
-                "reference": pushed.reference, "bytes_sent": sent, "bytes_skipped": skipped,
-            });
-            let (sent, skipped) = (bytes(sent), bytes(skipped));
-            let text = || format!("{}\n{sent} sent, {skipped} were there", pushed.reference);
-            output.result(&value, text)
-        }
-        Command::Keygen(args) => keygen::run(&args, output),
-        Command::Sign(args) => sign::run(&args, server, output),
-        Command::Verify(args) => verify::run(&args, server, output),
-        Command::List => {
-            let sets: Vec<ImageSetRecord> = Client::new(server).get("/v1/imagesets")?;
-            output.result(&sets, || list_text(&sets))
-        }
-        Command::Gc(args) => super::registry::gc(&args, &Client::new(server), output),
+        Command::Build(args) => build::run(args, output),
+        Command::Push(args) => push::run(args, server, output),
+        Command::Pull(args) => copy::pull(args, server, output),
+        Command::Inspect(args) => inspect::run(args, server, output),
+        Command::List(args) => list::run(args, server, output),
+        Command::Diff(args) => diff::run(args, server, output),
+        Command::Copy(args) => copy::run(args, server, output),
+        Command::Keygen(args) => keygen::run(args, output),
+        Command::Sign(args) => sign::run(args, server, output),
+        Command::Verify(args) => verify::run(args, server, output),
+        Command::Gc(args) => super::registry::gc(args, &Client::new(server), output),
         Command::Token => super::registry::token(output),
     }
-}
-
-fn load(file: &Path) -> anyhow::Result<SetSource> {
-    let source = description::load(file)?;
-    output::say(&format!("building {}:{}", source.set.name, source.set.version));
-    Ok(source)
-}
-
-async fn build_and_push(
-    file: &Path,
-    layout: &Path,
-    base: &BaseUrl,
-) -> anyhow::Result<(BuiltSet, Pushed)> {
-    let built = build::to_layout(&load(file)?, layout).await?;
-    let name = format!("{base}/{}:{}", built.set.name, built.set.version);
-    let reference: Reference = name.parse()?;
-    output::say(&format!("pushing to {name}"));
-    let bar = output::byte_bar();
-    let show = bar.clone();
-    let on_progress = move |progress: Progress| {
-        show.set_length(progress.total);
-        show.set_position(progress.sent + progress.skipped);
-    };
-    let options = Options::default();
-    let pushed = push::push(&built, &reference, &options, Arc::new(on_progress)).await;
-    bar.finish_and_clear();
-    Ok((built, pushed?))
-}
-
-fn list_text(sets: &[ImageSetRecord]) -> String {
-    if sets.is_empty() {
-        return "The registry has no ImageSet yet; `layercake imageset push FILE` adds one.\n"
-            .to_owned();
-    }
-    let row = |set: &ImageSetRecord| {
-        vec![set.name.to_string(), set.version.to_string(), set.digest.to_string()]
-    };
-    let rows: Vec<Vec<String>> = sets.iter().map(row).collect();
-    table(&["NAME", "VERSION", "DIGEST"], &rows)
 }

@@ -43,7 +43,7 @@ pub(super) fn say(text: &str) {
 /// A bar of bytes on stderr; hidden where stderr is no terminal.
 pub(super) fn byte_bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
-    let template = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}";
+    let template = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
