@@ -12,6 +12,7 @@ mod sign;
 mod target;
 mod verify;
 
+use super::client::Client;
 use super::output::Output;
 use crate::config::values::BaseUrl;
 

@@ -7,8 +7,8 @@ use crate::config::values::BaseUrl;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
-    /// [http://]HOST[:PORT]/REPOSITORY[:TAG][@DIGEST], or NAME:VERSION in the server's own registry. Plain HTTP only if this
-    /// begins with http://.
+    /// A full reference such as `http://HOST:5000/REPOSITORY:TAG`, or NAME:VERSION in the server's own registry. Plain HTTP
+    /// only if this begins with http://.
     #[arg(value_name = "REFERENCE")]
     target: String,
 }
