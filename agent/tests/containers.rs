@@ -1,180 +1,19 @@
 //! Containers as the agent uses them, with the real program as monitor and container-init. Needs root and busybox-static.
 
-use std::collections::BTreeMap;
+#[path = "containers/bench.rs"]
+mod bench;
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent::containers::{
-    Adopted, ContainerError, ExitRecord, Handle, OnEnd, Place, Spec, adopt, create_with, remove,
-};
+use agent::containers::{Adopted, ContainerError, Spec, adopt, create_with, remove};
 use agent::paths::RunDirs;
-use protocol::ids::Digest;
-use protocol::imageset::{Container, Profile, Restart};
+use bench::{Bench, LONG, PLAY_AGENT, PROGRAM, SIGKILL, SIGTERM, alive, kill, wait_until};
+use protocol::imageset::Profile;
 use protocol::node::ContainerState;
-use protocol::oci::RunConfig;
-
-/// The real program.
-const PROGRAM: &str = env!("CARGO_BIN_EXE_layercake-agent");
-/// Longer than anything here takes on a busy machine, or in QEMU without KVM.
-const LONG: Duration = Duration::from_secs(180);
-/// Set for a process of this test that plays an agent, with the run directory.
-const PLAY_AGENT: &str = "LAYERCAKE_TEST_PLAY_AGENT";
-
-const SIGKILL: i32 = 9;
-const SIGTERM: i32 = 15;
-
-/// A run directory with one small root, cleaned up at the end.
-struct Bench {
-    dir: tempfile::TempDir,
-    dirs: RunDirs,
-    ended: mpsc::Receiver<(String, ExitRecord)>,
-    on_end: OnEnd,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().expect("tempdir");
-        build_root(&dir.path().join("root"));
-        let (sender, ended) = mpsc::channel();
-        let sender = Mutex::new(sender);
-        let on_end: OnEnd = Arc::new(move |id, record| {
-            drop(sender.lock().expect("sender").send((id.to_owned(), record)));
-        });
-        Self { dirs: RunDirs::new(dir.path().join("run")), dir, ended, on_end }
-    }
-
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("root")
-    }
-
-    fn spec(&self, id: &str, command: &[&str]) -> Spec {
-        spec(self.dir.path(), id, command)
-    }
-
-    fn create(&self, spec: &Spec) -> Result<Handle, ContainerError> {
-        create_with(Path::new(PROGRAM), &self.dirs, spec, Arc::clone(&self.on_end))
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.dir.path().join("log/web.log")).unwrap_or_default()
-    }
-
-    /// Runs a container to its end and returns its log.
-    #[track_caller]
-    fn run(&self, spec: &Spec) -> (ExitRecord, String) {
-        let handle = self.create(spec).expect("create");
-        handle.release().expect("release");
-        let record = handle.wait(LONG).expect("it ends");
-        handle.remove().expect("remove");
-        (record, self.log())
-    }
-
-    #[track_caller]
-    fn shell(&self, id: &str, script: &str) -> String {
-        let (record, log) = self.run(&self.spec(id, &["sh", "-c", script]));
-        assert_eq!(record.status.code, Some(0), "{record:?}: {log}");
-        log
-    }
-
-    /// Nothing of it is left: no mount and no process that knows the directory, no control group.
-    #[track_caller]
-    fn assert_clean(&self, id: &str) {
-        let here = self.dir.path().to_str().expect("utf-8").to_owned();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-        assert!(!mounts.contains(&here), "{mounts}");
-        wait_until("its monitor is gone", || !processes().contains(&here));
-        assert!(agent::containers::cgroup::Cgroup::find(id).is_none(), "a control group is left");
-    }
-}
-
-/// A test that failed half-way leaves a container that runs.
-impl Drop for Bench {
-    fn drop(&mut self) {
-        for adopted in adopt(&self.dirs, &self.on_end).unwrap_or_default() {
-            match adopted {
-                Adopted::Live(handle) => {
-                    drop(handle.stop_with(SIGKILL, Duration::ZERO));
-                    drop(handle.remove());
-                }
-                Adopted::Ended { spec, .. } => drop(remove(&self.dirs, &spec.id)),
-            }
-        }
-    }
-}
-
-fn build_root(root: &Path) {
-    let busybox = Path::new("/bin/busybox");
-    assert!(busybox.exists(), "/bin/busybox is missing: apt-get install busybox-static");
-    fs::create_dir_all(root.join("bin")).expect("mkdir");
-    fs::create_dir_all(root.join("etc")).expect("mkdir");
-    fs::copy(busybox, root.join("bin/busybox")).expect("copy busybox");
-    for name in ["sh", "cat", "sleep", "id", "hostname", "ls", "env", "grep", "readlink", "stat"] {
-        symlink("busybox", root.join("bin").join(name)).expect("symlink");
-    }
-    fs::write(
-        root.join("etc/passwd"),
-        "root:x:0:0::/root:/bin/sh\nweb:x:101:102::/srv/web:/bin/sh\n",
-    )
-    .expect("passwd");
-    fs::write(root.join("etc/group"), "root:x:0:\nweb:x:102:\nlog:x:200:web\n").expect("group");
-    fs::set_permissions(root, fs::Permissions::from_mode(0o755)).expect("chmod");
-}
-
-fn spec(base: &Path, id: &str, command: &[&str]) -> Spec {
-    let container = Container {
-        name: "web".parse().expect("name"),
-        image: "web".parse().expect("name"),
-        command: command.iter().map(|&word| word.to_owned()).collect(),
-        env: BTreeMap::new(),
-        user: None,
-        workdir: None,
-        restart: Restart::Never,
-        stop_signal: None,
-        stop_timeout_s: None,
-        profile: Profile::Service,
-        capabilities: Vec::new(),
-    };
-    let place = Place {
-        // Control groups are the machine's, whatever the run directory: two runs of the tests must not meet.
-        id: format!("{id}-{}", base.file_name().expect("name").to_string_lossy().replace('.', "t")),
-        set: "hello".parse().expect("name"),
-        set_digest: Digest::of(b"hello"),
-        root: base.join("root"),
-        hostname: "node7".to_owned(),
-        log_dir: base.join("log"),
-        restarts: 0,
-    };
-    Spec::plan(place, &container, &RunConfig::default()).expect("plan")
-}
-
-/// The command lines of every process.
-fn processes() -> String {
-    let entries = fs::read_dir("/proc").expect("/proc").flatten();
-    let lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
-    lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " ") + "\n").collect()
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut good: impl FnMut() -> bool) {
-    let until = Instant::now() + LONG;
-    while !good() {
-        assert!(Instant::now() < until, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn alive(pid: u32) -> bool {
-    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("pid")).expect("pid");
-    rustix::process::test_kill_process(pid).is_ok()
-}
-
-fn kill(pid: u32) {
-    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("pid")).expect("pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
-}
 
 #[test]
 fn a_container_runs_and_its_exit_code_comes_back() {

@@ -20,7 +20,7 @@ use server::registry::{RegistryStore, router};
 
 #[path = "imageset/cutting_proxy.rs"]
 mod cutting_proxy;
-#[path = "imageset/debian_registry.rs"]
+#[path = "harness/debian.rs"]
 mod debian_registry;
 #[path = "imageset/sources.rs"]
 mod sources;

@@ -128,7 +128,7 @@ fn a_set_is_pushed_to_the_embedded_registry_and_read_by_skopeo_and_umoci() {
 
 #[test]
 fn a_set_is_pushed_to_debians_registry_and_read_by_skopeo_and_umoci() {
-    push_and_read_back(Debian::start().address);
+    push_and_read_back(Debian::open().address);
 }
 
 #[test]

@@ -3,17 +3,19 @@
 //!
 //! Needs docker-registry and openssl; says how to install them where they are missing. Loopback only.
 
+#[path = "harness/debian.rs"]
+mod debian;
+
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use debian::DebianRegistry;
 use imagebuilder::build::{self, BuiltSet};
 use imagebuilder::client::Options;
 use imagebuilder::sign::key::{self, SigningKey};
@@ -26,12 +28,9 @@ use server::registry::{RegistryStore, router};
 use tempfile::TempDir;
 
 const INSTALL: &str = "apt-get install docker-registry openssl";
-/// Longest wait for anything in these tests.
-const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A registry on a port of its own. Ours lives as long as the test's process, Debian's until it is dropped.
+/// Our registry on a port of its own, as long as the test's process lives.
 struct Registry {
-    child: Option<Child>,
     _dir: TempDir,
 }
 
@@ -48,46 +47,7 @@ impl Registry {
                 axum::serve(listener, router(store)).await.expect("serve");
             });
         });
-        (Self { child: None, _dir: dir }, address)
-    }
-
-    fn debian() -> (Self, SocketAddr) {
-        let dir = tempfile::tempdir().expect("dir");
-        let config = format!(
-            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:0\n",
-            dir.path().join("data").display()
-        );
-        fs::write(dir.path().join("config.yml"), config).expect("config");
-        let mut child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(dir.path().join("config.yml"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("docker-registry: {error}; {INSTALL}"));
-        let log = child.stderr.take().expect("stderr");
-        let (tell, told) = std::sync::mpsc::channel();
-        // Reads on to the end, so that the registry never writes into a full pipe.
-        std::thread::spawn(move || {
-            for line in BufReader::new(log).lines().map_while(Result::ok) {
-                let address = line.split("listening on ").nth(1);
-                let end = |c: char| !(c.is_ascii_digit() || c == '.' || c == ':');
-                if let Some(address) = address.and_then(|rest| rest.split(end).next()) {
-                    let _ = tell.send(address.to_owned());
-                }
-            }
-        });
-        let address = told.recv_timeout(PATIENCE).expect("docker-registry tells its address");
-        (Self { child: Some(child), _dir: dir }, address.parse().expect("address"))
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        (Self { _dir: dir }, address)
     }
 }
 
@@ -173,7 +133,7 @@ fn openssl_verdicts(dir: &Path, reference: &Reference, of: &Digest, key: &str) -
 }
 
 /// The whole life of signatures in a registry.
-fn sign_and_verify_in((_registry, address): (Registry, SocketAddr)) {
+fn sign_and_verify_in(address: SocketAddr) {
     let dir = tempfile::tempdir().expect("dir");
     let dir = dir.path();
     let (built, reference) = pushed(dir, address);
@@ -257,12 +217,14 @@ fn put_manifest(place: &Reference, template: &[u8], like: &[u8]) {
 
 #[test]
 fn signatures_live_in_the_embedded_registry() {
-    sign_and_verify_in(Registry::embedded());
+    let (_registry, address) = Registry::embedded();
+    sign_and_verify_in(address);
 }
 
 #[test]
 fn signatures_live_in_debians_registry() {
-    sign_and_verify_in(Registry::debian());
+    let registry = DebianRegistry::open();
+    sign_and_verify_in(registry.address);
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! What the tests of the registry share: our registry and Debian's docker-registry on ports of their own, and requests.
 
+mod debian;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use debian::DebianRegistry as Debian;
 use protocol::ids::Digest;
 use server::registry::{Access, RegistryStore, router};
 use tempfile::TempDir;
@@ -79,52 +82,6 @@ impl Drop for Embedded {
         if let Some(thread) = self.thread.take() {
             thread.join().expect("the server ends well");
         }
-    }
-}
-
-/// Debian's docker-registry on a port of its own, until it is dropped.
-pub(crate) struct Debian {
-    pub(crate) address: SocketAddr,
-    child: Child,
-    _dir: TempDir,
-}
-
-impl Debian {
-    pub(crate) fn start() -> Self {
-        let dir = tempfile::tempdir().expect("dir");
-        let config = format!(
-            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:0\n",
-            dir.path().join("data").display()
-        );
-        fs::write(dir.path().join("config.yml"), config).expect("config");
-        let mut child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(dir.path().join("config.yml"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("docker-registry: {error}; {INSTALL}"));
-        let log = child.stderr.take().expect("stderr");
-        let (tell, told) = std::sync::mpsc::channel();
-        // Reads on to the end, so that the registry never writes into a full pipe.
-        std::thread::spawn(move || {
-            for line in BufReader::new(log).lines().map_while(Result::ok) {
-                let address = line.split("listening on ").nth(1);
-                let end = |c: char| !(c.is_ascii_digit() || c == '.' || c == ':');
-                if let Some(address) = address.and_then(|rest| rest.split(end).next()) {
-                    let _ = tell.send(address.to_owned());
-                }
-            }
-        });
-        let address = told.recv_timeout(PATIENCE).expect("docker-registry tells its address");
-        Self { address: address.parse().expect("address"), child, _dir: dir }
-    }
-}
-
-impl Drop for Debian {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

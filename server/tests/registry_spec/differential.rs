@@ -116,7 +116,7 @@ fn play(address: SocketAddr, steps: &[Step]) -> Vec<(String, Vec<(String, String
 
 #[track_caller]
 fn compare(steps: &[Step]) {
-    let (ours, theirs) = (Embedded::start(), Debian::start());
+    let (ours, theirs) = (Embedded::start(), Debian::open());
     let ours = play(ours.address, steps);
     let theirs = play(theirs.address, steps);
     let mut differences = String::new();

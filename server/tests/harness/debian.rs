@@ -1,4 +1,7 @@
-//! Debian's docker-registry on a loopback port of its own, plain or with TLS and a password.
+//! Debian's docker-registry on a loopback port of its own, plain or with TLS and a password. Shared by the tests that need
+//! a registry which is not ours; not every one of them uses every part.
+
+#![allow(dead_code)]
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -67,7 +70,7 @@ impl DebianRegistry {
 
     fn start(dir: TempDir, tls: &str, auth: &str) -> Self {
         let config = format!(
-            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:0\n{tls}{auth}",
+            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:0\n{tls}{auth}",
             dir.path().join("data").display()
         );
         fs::write(dir.path().join("config.yml"), config).expect("config");
