@@ -50,23 +50,13 @@ pub(crate) fn everything(release: bool) -> Result<()> {
 pub(crate) fn server(release: bool) -> Result<PathBuf> {
     eprintln!("building the server");
     let mut server = cargo();
-    server.args(["build", "--package", "server", "--bin", "layercake"]);
+    // As part of the workspace, so that its dependencies have the features that the tests built them with.
+    server.args(["build", "--workspace", "--exclude", "tests", "--bin", "layercake"]);
     if release {
         server.arg("--release");
     }
     run(&mut server)?;
     Ok(target_dir().join(if release { "release" } else { "debug" }).join("layercake"))
-}
-
-/// Builds the server's binary, and says where it is.
-///
-/// # Errors
-/// When it does not build.
-pub(crate) fn layercake() -> Result<PathBuf> {
-    let mut server = cargo();
-    server.args(["build", "--package", "server", "--bin", "layercake"]);
-    run(&mut server)?;
-    Ok(target_dir().join("debug/layercake"))
 }
 
 /// Builds the program of `examples/hello`.

@@ -27,7 +27,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let root = workspace_root();
     let files = descriptions(&root.join("examples"), &args.example)?;
-    let layercake = builds::layercake()?;
+    let layercake = builds::server(false)?;
     match args.example.split('/').next() {
         Some("hello") => builds::hello()?,
         Some("pivot") => tests::story::make_pivot_base(&root.join("target/examples/pivot"))?,
