@@ -47,6 +47,10 @@ pub enum Need {
     Dnsmasq,
     /// `htpasswd`, for users of test registries.
     Htpasswd,
+    /// `mkfs.erofs`, for mount forms.
+    MkfsErofs,
+    /// `mksquashfs`, for mount forms.
+    Mksquashfs,
     /// `mmdebstrap`, for `debian:` sources and the benches' Debian system.
     Mmdebstrap,
     /// `skopeo`, a registry client that is not ours.
