@@ -81,7 +81,9 @@ pub enum Need {
 pub const DEMO: [Need; 5] = [Need::Qemu, Need::IpxeRom, Need::IpxeFiles, Need::Ip, Need::UtilLinux];
 
 /// What the whole-system cases need.
-pub const CASES: [Need; 8] = [
+pub const CASES: [Need; 10] = [
+    Need::MkfsErofs,
+    Need::Mksquashfs,
     Need::Qemu,
     Need::IpxeRom,
     Need::IpxeFiles,
@@ -93,7 +95,9 @@ pub const CASES: [Need; 8] = [
 ];
 
 /// What the unit and integration tests of all crates need.
-pub const UNIT: [Need; 17] = [
+pub const UNIT: [Need; 19] = [
+    Need::MkfsErofs,
+    Need::Mksquashfs,
     Need::Qemu,
     Need::Ip,
     Need::UtilLinux,
@@ -114,7 +118,9 @@ pub const UNIT: [Need; 17] = [
 ];
 
 /// What `cargo xtask bench pull` needs.
-pub const BENCH_PULL: [Need; 11] = [
+pub const BENCH_PULL: [Need; 13] = [
+    Need::MkfsErofs,
+    Need::Mksquashfs,
     Need::Ip,
     Need::UtilLinux,
     Need::DockerRegistry,
@@ -166,6 +172,8 @@ impl Need {
             Self::Podman => [Some("podman"); 3],
             Self::Curl => [Some("curl"); 3],
             Self::Htpasswd => [Some("apache2-utils"), Some("httpd-tools"), Some("apache")],
+            Self::MkfsErofs => [Some("erofs-utils"); 3],
+            Self::Mksquashfs => [Some("squashfs-tools"); 3],
             Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
             Self::OpenSsl => [Some("openssl"); 3],
         };
@@ -192,6 +200,8 @@ impl Need {
             Self::Podman => &["podman"],
             Self::Curl => &["curl"],
             Self::Htpasswd => &["htpasswd"],
+            Self::MkfsErofs => &["mkfs.erofs"],
+            Self::Mksquashfs => &["mksquashfs"],
             Self::Mmdebstrap => &["mmdebstrap"],
             Self::Atftp => &["atftp"],
             Self::TftpHpa => &["tftp"],

@@ -49,6 +49,16 @@ impl<'l> Story<'l> {
         self.server.push(self.lab, imageset)
     }
 
+    /// Pushes an ImageSet whose images come as this file system too.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn push_mounted(&self, imageset: &Path, form: &str) -> Result<()> {
+        let file = imageset.to_string_lossy();
+        let args = ["imageset", "push", &*file, "--mount", form];
+        self.server.layercake(self.lab, &args).map(drop)
+    }
+
     /// Pushes an ImageSet to another registry.
     ///
     /// # Errors
