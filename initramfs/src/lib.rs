@@ -7,6 +7,8 @@
 //! | [`overlay`] | what the operator adds: directories and CA certificates, read from disk |
 //! | [`archive`] | the tree as newc cpio, compressed, and read back. Pure |
 //! | [`elf`] | a small bounded ELF reader: how the agent is linked, what a module says of itself. Pure |
+//! | [`pe`] | sections added to an EFI program, and read back. Pure |
+//! | [`uki`] | kernel, initramfs and command line as one EFI program. Pure |
 //! | [`modules`] | which modules go in, and the index files the agent reads. Pure but for [`modules::files`] |
 //! | [`kernel`] | the kernel: from a Debian package, or from files that were given |
 //!
@@ -19,7 +21,9 @@ pub mod image;
 pub mod kernel;
 pub mod modules;
 pub mod overlay;
+pub mod pe;
 pub mod tree;
+pub mod uki;
 
 /// Hears of each step that takes time, one line a call.
 pub type Notice<'a> = &'a dyn Fn(&str);
