@@ -166,7 +166,8 @@ pub enum BuildError {
 /// Anything that would make an image that does not boot, or that cannot be read or written; nothing is replaced then.
 pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> {
     let start = Instant::now();
-    let _lock = output::lock(&config.cache)?;
+    let _lock = kernel::lock(&config.cache)
+        .map_err(|source| BuildError::Io { path: config.cache.clone(), source })?;
     let agent = read_agent(&config.agent)?;
     let agent_digest = Digest::of(&agent);
     let kernel = kernel::get(&config.kernel, &config.cache, notice)?;

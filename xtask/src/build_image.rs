@@ -12,12 +12,12 @@ use initramfs::image::{self, Config, Report};
 use initramfs::kernel::{Source, kconfig};
 use initramfs::modules::wanted;
 
-use crate::agent_build;
+use crate::{agent_build, kernel};
 
 /// Builds Layer0: vmlinuz, initramfs.img and manifest.json.
 #[derive(Debug, Clone, Default, ClapArgs)]
 pub(crate) struct Args {
-    /// Which of Debian's kernels
+    /// Which kernel: Debian's cloud or generic one, or our own (cargo xtask kernel)
     #[arg(long, value_enum, default_value_t, conflicts_with = "kernel")]
     pub(crate) flavour: Flavour,
     /// Look for a newer kernel package although one is in the cache
@@ -55,7 +55,7 @@ pub(crate) struct Args {
     pub(crate) json: bool,
 }
 
-/// A kernel of Debian's.
+/// A kernel of Debian's, or of our own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Flavour {
     /// For virtual machines: small, starts fast.
@@ -63,6 +63,10 @@ pub(crate) enum Flavour {
     Cloud,
     /// For real machines: with their network and disk drivers.
     Generic,
+    /// Our own, built from source, for virtual machines: no modules at all.
+    Virt,
+    /// Our own, built from source, for real machines.
+    Hw,
 }
 
 /// How the initramfs is compressed.
@@ -117,6 +121,11 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
             let (image, modules, config) = (image.clone(), modules.clone(), args.config.clone());
             Source::Files { image, modules, config }
         }
+        _ if matches!(args.flavour, Flavour::Virt | Flavour::Hw) => {
+            let flavour = flavour_name(args.flavour).to_owned();
+            let built = kernel::built(&flavour, &[], args.update)?;
+            Source::Built { flavour, dir: built.dir }
+        }
         _ => {
             let flavour = flavour_name(args.flavour).to_owned();
             let packages = lists.packages(&flavour);
@@ -154,7 +163,7 @@ fn out_dir(args: &Args) -> PathBuf {
     args.out.clone().unwrap_or_else(|| root().join("out/layer0"))
 }
 
-fn target_dir(root: &Path) -> PathBuf {
+pub(crate) fn target_dir(root: &Path) -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
@@ -162,6 +171,8 @@ fn flavour_name(flavour: Flavour) -> &'static str {
     match flavour {
         Flavour::Cloud => "cloud",
         Flavour::Generic => "generic",
+        Flavour::Virt => "virt",
+        Flavour::Hw => "hw",
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a build leaves on disk: the files, each by a rename, and compressed archives kept for the next time.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -19,15 +19,6 @@ const INITRAMFS: &str = "initramfs.img";
 const MANIFEST: &str = "manifest.json";
 /// Most compressed archives that are kept; the oldest go.
 const KEEP: usize = 4;
-
-/// Keeps any other build from using this cache until the file is dropped.
-pub(super) fn lock(cache: &Path) -> Result<File, BuildError> {
-    let fail = fail(cache);
-    fs::create_dir_all(cache).map_err(&fail)?;
-    let lock = File::create(cache.join("lock")).map_err(&fail)?;
-    lock.lock().map_err(&fail)?;
-    Ok(lock)
-}
 
 /// Compresses the archive, or takes it from the cache if this very archive was compressed before.
 pub(super) fn compress(
