@@ -108,6 +108,7 @@ pub(crate) fn built(flavour: &str, with: &[String], update: bool) -> Result<Buil
         jobs: std::thread::available_parallelism().map_or(1, usize::from),
         update,
     };
-    let cache = target_dir(&root()).join("layer0-cache");
+    // A cache of its own: images are built while a kernel compiles.
+    let cache = target_dir(&root()).join("layer0-cache/kernel");
     Ok(source::build(&recipe, &cache, &|text| eprintln!("kernel: {text}"))?)
 }
