@@ -220,6 +220,9 @@ impl Agent {
     }
 
     fn desired(&mut self, desired: Desired) {
+        for problem in self.pulls.puller().registries().set_desired(&desired.registries) {
+            log::warn!("desired document {}: {problem}", desired.version);
+        }
         let wanted: BTreeMap<Name, DesiredSet> =
             desired.imagesets.iter().map(|set| (set.name.clone(), set.clone())).collect();
         for name in wanted.keys() {

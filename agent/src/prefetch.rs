@@ -6,7 +6,6 @@
 
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use rustix::fs::FlockOperation;
@@ -14,8 +13,9 @@ use rustix::io::Errno;
 
 use crate::init::roles::PullOptions;
 use crate::logging;
-use crate::paths::{CA_DIR, RunDirs};
+use crate::paths::RunDirs;
 use crate::pull::{Progress, PulledSet, Puller};
+use crate::registry::table::Registries;
 use crate::store::Store;
 use crate::transport::Transport;
 
@@ -54,10 +54,12 @@ pub fn run(options: &PullOptions) -> Result<PulledSet, String> {
     logging::init(options.log, logging::Target::Standalone);
     let dirs = RunDirs::new(&options.run_dir);
     let _held = hold(&dirs)?;
-    let transport = Transport::new(Path::new(CA_DIR)).map_err(|error| chain(&error))?;
+    let transport = Transport::new(&options.config.ca()).map_err(|error| chain(&error))?;
+    let registries = Registries::new(transport);
+    registries.read_file(&options.config.registries())?;
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
     let (progress, cancel) = (Progress::default(), AtomicBool::new(false));
-    let pulled = Puller::new(store, transport).pull_set(&options.reference, &progress, &cancel);
+    let pulled = Puller::new(store, registries).pull_set(&options.reference, &progress, &cancel);
     pulled.map_err(|error| format!("cannot pull {}: {}", options.reference, chain(&error)))
 }
 
@@ -90,7 +92,13 @@ mod tests {
         drop(listener);
         let reference = text.parse().expect("reference");
         let run_dir = dir.path().to_owned();
-        let options = PullOptions { run_dir, reference, log: protocol::boot_args::LogLevel::Error };
+        let options = PullOptions {
+            run_dir,
+            config: crate::paths::ConfigDir::default(),
+            cache_dir: None,
+            reference,
+            log: protocol::boot_args::LogLevel::Error,
+        };
         let error = run(&options).expect_err("no registry");
         assert!(error.starts_with(&format!("cannot pull {text}: ")), "{error}");
     }

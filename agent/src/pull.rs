@@ -32,9 +32,9 @@ use protocol::reference::Reference;
 use protocol::signature::{Policy, SignatureError};
 
 use crate::layer::{LayerError, Limits};
+use crate::registry::table::Registries;
 use crate::registry::{Registry, RegistryError};
 use crate::store::{Claim, Collected, Pin, Store, StoreError};
-use crate::transport::Transport;
 use plan::{DocumentKind, Job, Plan, plan};
 use source::Source;
 
@@ -219,7 +219,7 @@ impl Retry {
 #[derive(Debug, Clone)]
 pub struct Puller {
     store: Store,
-    transport: Transport,
+    registries: Registries,
     retry: Retry,
     limits: Limits,
     policy: Policy,
@@ -236,11 +236,17 @@ struct Pull<'a> {
 }
 
 impl Puller {
-    /// Pulls into this store with this client. Sets need not be signed: see [`Puller::with_policy`].
+    /// Pulls into this store from what is known of registries. Sets need not be signed: see [`Puller::with_policy`].
     #[must_use]
-    pub fn new(store: Store, transport: Transport) -> Self {
+    pub fn new(store: Store, registries: Registries) -> Self {
         let retry = Retry { tries: TRIES, backoff: BACKOFF };
-        Self { store, transport, retry, limits: Limits::default(), policy: Policy::default() }
+        Self { store, registries, retry, limits: Limits::default(), policy: Policy::default() }
+    }
+
+    /// What it knows of registries.
+    #[must_use]
+    pub fn registries(&self) -> &Registries {
+        &self.registries
     }
 
     /// The store it pulls into.
@@ -261,7 +267,7 @@ impl Puller {
         progress: &Progress,
         cancel: &AtomicBool,
     ) -> Result<PulledSet, PullError> {
-        let registry = Registry::new(self.transport.clone(), reference);
+        let registry = self.registries.open(reference)?;
         let failed = AtomicBool::new(false);
         let pull = Pull { puller: self, registry: &registry, progress, cancel, failed };
         let digest = match reference.digest {
@@ -350,7 +356,12 @@ impl Pull<'_> {
             if self.stopped() {
                 return Err(PullError::Cancelled);
             }
+            let left = self.registry.mirrors_left();
             match fetch() {
+                // It was a mirror's fault, and that is left: there are fewer of them each time.
+                Err(error) if self.registry.mirrors_left() > left => {
+                    log::warn!("pull: {}", chain(&error));
+                }
                 Err(error) if error.is_worth_a_retry() && failures + 1 < retry.tries => {
                     failures += 1;
                     log::warn!("pull: try {failures} of {}: {}", retry.tries, chain(&error));

@@ -183,6 +183,15 @@ pub struct Endpoint {
     pub is_mirror: bool,
 }
 
+impl Endpoint {
+    /// The registry of a reference, of which nothing else is known.
+    #[must_use]
+    pub fn of(reference: &Reference) -> Self {
+        let (ca, credentials) = (Vec::new(), None);
+        Self { reference: reference.clone(), ca, credentials, is_mirror: false }
+    }
+}
+
 impl RegistryTable {
     /// Reads a table and checks every entry.
     ///
@@ -239,8 +248,7 @@ impl RegistryTable {
         let mut endpoints = Vec::new();
         for mirror in mirrors {
             let Some(place) = mirror_of(mirror, &reference.repository) else { continue };
-            let place =
-                Reference { tag: reference.tag.clone(), digest: reference.digest, ..place };
+            let place = Reference { tag: reference.tag.clone(), digest: reference.digest, ..place };
             endpoints.push(self.endpoint(place, true));
         }
         endpoints.push(self.endpoint(reference.clone(), false));
@@ -324,12 +332,17 @@ impl RegistryEntry {
         }
         let secrets = [&self.password, &self.token, &self.identity_token].into_iter().flatten();
         let texts = secrets.map(Secret::reveal).chain(self.username.as_deref());
-        if texts.clone().any(|text| text.len() > MAX_SECRET_BYTES || text.contains(char::is_control))
+        if texts
+            .clone()
+            .any(|text| text.len() > MAX_SECRET_BYTES || text.contains(char::is_control))
         {
             say("a credential is too long or has a control character in it".to_owned());
         }
         let tokens = [&self.token, &self.identity_token].into_iter().flatten();
-        if tokens.map(Secret::reveal).any(|it| it.is_empty() || !it.bytes().all(|b| b.is_ascii_graphic())) {
+        if tokens
+            .map(Secret::reveal)
+            .any(|it| it.is_empty() || !it.bytes().all(|b| b.is_ascii_graphic()))
+        {
             say("a token is empty or has other characters than a header can carry".to_owned());
         }
         problems

@@ -20,9 +20,10 @@ use super::worker::Surroundings;
 use super::{Agent, Init, Sender, chain};
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
-use crate::paths::{CA_DIR, KEYS_DIR, RunDirs};
+use crate::paths::RunDirs;
 use crate::pull::Puller;
 use crate::pull::signed::load_policy;
+use crate::registry::table::Registries;
 use crate::store::Store;
 use crate::transport::Transport;
 use crate::{identity, logging, modules, network};
@@ -138,8 +139,12 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     let mut notes = notes_file.load(&identity.boot_id);
     notes.starts = notes.starts.saturating_add(1);
     notes_file.save(&notes);
-    let transport = Transport::new(Path::new(CA_DIR)).map_err(|error| chain(&error))?;
-    let policy = load_policy(Path::new(KEYS_DIR));
+    let transport = Transport::new(&options.config.ca()).map_err(|error| chain(&error))?;
+    let registries = Registries::new(transport.clone());
+    if let Err(problem) = registries.read_file(&options.config.registries()) {
+        log::error!("{problem}; registries are spoken to without it");
+    }
+    let policy = load_policy(&options.config.keys());
     if let Policy::Unusable(reason) = &policy {
         log::error!("no ImageSet can be verified, so none will run: {reason}");
     }
@@ -157,7 +162,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         notes,
         notes_file,
         around,
-        pulls: Pulls::new(Puller::new(store, transport).with_policy(policy)),
+        pulls: Pulls::new(Puller::new(store, registries).with_policy(policy)),
         outbox: Outbox::default(),
         sets: std::collections::BTreeMap::new(),
         link: Some(link),
@@ -204,7 +209,14 @@ pub(super) fn desired_of_reference(node: &NodeId, reference: Reference) -> Desir
         (Ok(name), Ok(version)) => vec![DesiredSet { name, version, reference }],
         _ => Vec::new(),
     };
-    Desired { version: 0, node: node.clone(), imagesets, power: None, registries: Vec::new(), registries_tag: None }
+    Desired {
+        version: 0,
+        node: node.clone(),
+        imagesets,
+        power: None,
+        registries: Vec::new(),
+        registries_tag: None,
+    }
 }
 
 /// Starts a thread of the agent. Where the system has no thread to give, the agent says so and ends: PID 1 starts it

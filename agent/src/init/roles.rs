@@ -9,22 +9,26 @@ use protocol::boot_args::LogLevel;
 use protocol::ids::NodeId;
 use protocol::reference::Reference;
 
-use crate::paths::RUN_DIR;
+use crate::paths::{ConfigDir, RUN_DIR};
 
 /// What `--help` prints, and wrong usage after its complaint.
 pub const USAGE: &str = "\
 Usage: layercake-agent ROLE
 
 Roles:
-  agent [--standalone] [--run-dir DIR] [--imageset REF] [--server URL] [--node ID] [--log LEVEL]
+  agent [--standalone] [--run-dir DIR] [--config-dir DIR] [--cache-dir DIR] [--imageset REF] [--server URL]
+        [--node ID] [--log LEVEL]
       What a node does: fetch, mount and run ImageSets.
       --standalone    as a root service on any Linux host; needs --imageset, or --server and --node
       --run-dir DIR   keep everything below DIR (default /run/layercake)
+      --config-dir DIR
+                      CA certificates (ca/), keys (keys/) and registries.json (default /etc/layercake)
+      --cache-dir DIR keep fetched blobs in DIR, too, for the next start (Layer0 mounts a disk labelled LAYERCAKE)
       --imageset REF  run this ImageSet, without a server
       --server URL    a boot server; may be given several times
       --node ID       this node's name at the server
       --log LEVEL     error, warn, info (default) or debug
-  pull [--run-dir DIR] [--log LEVEL] REF
+  pull [--run-dir DIR] [--config-dir DIR] [--cache-dir DIR] [--log LEVEL] REF
       Fetch the ImageSet REF into DIR, check every digest, and end: what is there already is not fetched again.
       Not while an agent runs in DIR.
   init                PID 1 of Layer0; the kernel starts it as /init
@@ -41,6 +45,10 @@ pub struct AgentOptions {
     pub standalone: bool,
     /// Where everything is kept.
     pub run_dir: PathBuf,
+    /// The site's certificates, keys and registries.
+    pub config: ConfigDir,
+    /// A directory that keeps blobs for the next start, in place of a disk.
+    pub cache_dir: Option<PathBuf>,
     /// An ImageSet to run without a server; goes before the kernel command line.
     pub imageset: Option<Reference>,
     /// Base URLs of boot servers without a final `/`; go before the kernel command line's.
@@ -56,6 +64,8 @@ impl Default for AgentOptions {
         Self {
             standalone: false,
             run_dir: PathBuf::from(RUN_DIR),
+            config: ConfigDir::default(),
+            cache_dir: None,
             imageset: None,
             servers: Vec::new(),
             node: None,
@@ -69,6 +79,10 @@ impl Default for AgentOptions {
 pub struct PullOptions {
     /// Where the store is kept.
     pub run_dir: PathBuf,
+    /// The site's certificates, keys and registries.
+    pub config: ConfigDir,
+    /// A directory that keeps blobs for the next time.
+    pub cache_dir: Option<PathBuf>,
     /// The ImageSet.
     pub reference: Reference,
     /// How much is logged.
@@ -153,7 +167,9 @@ fn parse_pull(args: &[OsString]) -> Result<Role, String> {
         let (text, key, inline) = split(arg)?;
         match key {
             "--help" | "-h" => return Ok(Role::Help),
-            "--run-dir" | "--log" => set(&mut options, key, &value(key, inline, &mut args)?)?,
+            "--run-dir" | "--config-dir" | "--cache-dir" | "--log" => {
+                set(&mut options, key, &value(key, inline, &mut args)?)?
+            }
             _ if text.starts_with('-') => {
                 return Err(format!("unknown argument `{text}` of role pull"));
             }
@@ -168,7 +184,8 @@ fn parse_pull(args: &[OsString]) -> Result<Role, String> {
     }
     let reference = options.imageset.ok_or("pull needs the reference of an ImageSet")?;
     let log = options.log.unwrap_or_default();
-    Ok(Role::Pull(PullOptions { run_dir: options.run_dir, reference, log }))
+    let AgentOptions { run_dir, config, cache_dir, .. } = options;
+    Ok(Role::Pull(PullOptions { run_dir, config, cache_dir, reference, log }))
 }
 
 /// An argument as text, its key, and the value that stands in it behind `=`.
@@ -198,7 +215,8 @@ fn parse_agent(args: &[OsString]) -> Result<Role, String> {
         match key {
             "--standalone" if inline.is_none() => options.standalone = true,
             "--help" | "-h" => return Ok(Role::Help),
-            "--run-dir" | "--imageset" | "--server" | "--node" | "--log" => {
+            "--run-dir" | "--config-dir" | "--cache-dir" | "--imageset" | "--server" | "--node"
+            | "--log" => {
                 set(&mut options, key, &value(key, inline, &mut args)?)?;
             }
             _ => return Err(format!("unknown argument `{text}` of role agent")),
@@ -208,10 +226,16 @@ fn parse_agent(args: &[OsString]) -> Result<Role, String> {
 }
 
 fn set(options: &mut AgentOptions, key: &str, value: &OsStr) -> Result<(), String> {
-    if key == "--run-dir" {
-        options.run_dir = PathBuf::from(value);
-        return Ok(());
+    match key {
+        "--run-dir" => options.run_dir = PathBuf::from(value),
+        "--config-dir" => options.config = ConfigDir::new(value),
+        "--cache-dir" => options.cache_dir = Some(PathBuf::from(value)),
+        _ => return set_text(options, key, value),
     }
+    Ok(())
+}
+
+fn set_text(options: &mut AgentOptions, key: &str, value: &OsStr) -> Result<(), String> {
     let text = value.to_str().ok_or_else(|| format!("{key} {}: not UTF-8", value.display()))?;
     let bad = |problem: &dyn std::fmt::Display| format!("{key} {text}: {problem}");
     match key {

@@ -27,7 +27,11 @@ fn mirrors_come_first_and_have_what_is_known_of_their_own_hosts() {
     let mirrors = ["http://m:5000".to_owned(), "n.example/cache/hub/".to_owned()].to_vec();
     let table = [
         RegistryEntry { mirrors, ..with_password("r.example") },
-        RegistryEntry { mirrors: vec!["never".to_owned()], ca: vec![CA.to_owned()], ..entry("n.example") },
+        RegistryEntry {
+            mirrors: vec!["never".to_owned()],
+            ca: vec![CA.to_owned()],
+            ..entry("n.example")
+        },
     ];
     assert_eq!(
         bases(&table, "r.example/a/b:1"),
