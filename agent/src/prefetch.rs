@@ -59,7 +59,8 @@ pub fn run(options: &PullOptions) -> Result<PulledSet, String> {
     registries.read_file(&options.config.registries())?;
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
     let (progress, cancel) = (Progress::default(), AtomicBool::new(false));
-    let pulled = Puller::new(store, registries).pull_set(&options.reference, &progress, &cancel);
+    let puller = Puller::new(store, registries).with_mount_forms(&options.mount_forms);
+    let pulled = puller.pull_set(&options.reference, &progress, &cancel);
     pulled.map_err(|error| format!("cannot pull {}: {}", options.reference, chain(&error)))
 }
 
@@ -98,6 +99,7 @@ mod tests {
             cache_dir: None,
             reference,
             log: protocol::boot_args::LogLevel::Error,
+            mount_forms: Vec::new(),
         };
         let error = run(&options).expect_err("no registry");
         assert!(error.starts_with(&format!("cannot pull {text}: ")), "{error}");
