@@ -449,7 +449,8 @@ impl Agent {
             crate::logging::status(&status);
             self.status = status;
         }
-        if let Some(observed) = self.facts.observed(&self.notes, sets, waiting) {
+        if let Some(mut observed) = self.facts.observed(&self.notes, sets, waiting) {
+            observed.cache = self.pulls.puller().cache().status();
             self.outbox.put(observed);
         }
     }

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use crate::cache::Cache;
 use crate::init::roles::PullOptions;
 use crate::logging;
 use crate::paths::RunDirs;
@@ -60,7 +61,9 @@ pub fn run(options: &PullOptions) -> Result<PulledSet, String> {
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
     let (progress, cancel) = (Progress::default(), AtomicBool::new(false));
     let puller = Puller::new(store, registries).with_mount_forms(&options.mount_forms);
-    let pulled = puller.pull_set(&options.reference, &progress, &cancel);
+    let cache = options.cache_dir.as_deref().map_or_else(Cache::none, Cache::in_directory);
+    let pulled = puller.with_cache(cache.clone()).pull_set(&options.reference, &progress, &cancel);
+    cache.flush();
     pulled.map_err(|error| format!("cannot pull {}: {}", options.reference, chain(&error)))
 }
 

@@ -36,6 +36,7 @@ use protocol::oci::{MAX_MANIFEST_BYTES, RunConfig};
 use protocol::reference::Reference;
 use protocol::signature::Policy;
 
+use crate::cache::Cache;
 use crate::layer::Limits;
 use crate::mounts::{ImageRoot, lower};
 use crate::registry::Registry;
@@ -75,7 +76,7 @@ pub struct PulledSet {
     pub digest: Digest,
     /// Its images, by name.
     pub images: BTreeMap<Name, PulledImage>,
-    /// Compressed bytes of layers that this pull fetched; 0 for a set that was there.
+    /// Compressed bytes of layers that this pull fetched; 0 for a set that was there, in the store or on the cache disk.
     pub bytes: u64,
     /// Keeps all of it from being collected, from the pull to the unmounting of the last root made of it.
     pin: Arc<Pin>,
@@ -128,6 +129,7 @@ pub struct Puller {
     policy: Policy,
     forms: Vec<MountForm>,
     budget: Budget,
+    cache: Cache,
 }
 
 /// What one pull is about.
@@ -146,8 +148,21 @@ impl Puller {
     pub fn new(store: Store, registries: Registries) -> Self {
         let retry = Retry { tries: TRIES, backoff: BACKOFF };
         let (limits, policy, forms, budget) = Default::default();
-        let puller = Self { store, registries, retry, limits, policy, forms, budget };
+        let cache = Cache::none();
+        let puller = Self { store, registries, retry, limits, policy, forms, budget, cache };
         puller.with_mount_forms(&MountForm::ALL)
+    }
+
+    /// The same puller, which asks this cache first and keeps there what it fetches.
+    #[must_use]
+    pub fn with_cache(self, cache: Cache) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// The cache of blobs that outlive a reboot.
+    #[must_use]
+    pub fn cache(&self) -> &Cache {
+        &self.cache
     }
 
     /// What it knows of registries.
@@ -182,7 +197,7 @@ impl Puller {
         progress: &Progress,
         cancel: &AtomicBool,
     ) -> Result<PulledSet, PullError> {
-        let registry = self.registries.open(reference)?;
+        let registry = self.registries.open(reference)?.with_cache(self.cache.clone());
         let failed = AtomicBool::new(false);
         let pull = Pull { puller: self, registry: &registry, progress, cancel, failed };
         let digest = match reference.digest {
@@ -290,10 +305,10 @@ impl Pull<'_> {
             if self.stopped() {
                 return Err(PullError::Cancelled);
             }
-            let left = self.registry.mirrors_left();
+            let given_up = self.registry.given_up();
             match fetch() {
-                // It was a mirror's fault, and that is left: there are fewer of them each time.
-                Err(error) if self.registry.mirrors_left() > left => {
+                // It was the fault of a mirror or of the cache, which is left: there are fewer of them each time.
+                Err(error) if self.registry.given_up() > given_up => {
                     log::warn!("pull: {}", chain(&error));
                 }
                 Err(error) if error.is_worth_a_retry() && failures + 1 < retry.tries => {
@@ -436,7 +451,7 @@ impl Pull<'_> {
         }
         staged.commit()?;
         log::debug!("pull: layer {}: {summary:?}", job.digest.short());
-        Ok(job.size)
+        Ok(source.fetched())
     }
 }
 

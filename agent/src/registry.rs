@@ -1,5 +1,5 @@
 //! One repository of an OCI registry, read only (OCI distribution spec 1.1): manifests by digest or tag, blobs as
-//! streams from any byte on, from mirrors first where the registry table has some.
+//! streams from any byte on, from the node's cache and mirrors first where the registry table has some.
 //!
 //! Checks what an answer claims (status, range, manifest digest); the blobs' digests are checked by who reads them. A
 //! mirror that errs, stalls or lies is given up for as long as this lives, one that lacks something is only passed over: digests
@@ -25,6 +25,7 @@ use protocol::ids::Digest;
 use protocol::reference::Reference;
 use protocol::registries::Endpoint;
 
+use crate::cache::{Cache, Writer};
 use crate::transport::{Transport, TransportError};
 use endpoint::Place;
 
@@ -75,6 +76,8 @@ impl RegistryError {
 /// Who gave something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Whence {
+    /// The node's own disk.
+    Cache,
     /// The mirror of this number.
     Mirror(usize),
     /// The registry itself.
@@ -111,7 +114,9 @@ struct Mirror {
 pub struct Registry {
     mirrors: Vec<Mirror>,
     origin: Place,
-    /// Mirrors that were given up.
+    /// Asked before all of them.
+    cache: Cache,
+    /// Mirrors and cached blobs that were given up.
     left: AtomicUsize,
 }
 
@@ -125,7 +130,13 @@ impl Registry {
     fn of(mirrors: Vec<Place>, origin: Place) -> Self {
         let mirror = |place| Mirror { place, left: AtomicBool::new(false) };
         let mirrors = mirrors.into_iter().map(mirror).collect();
-        Self { mirrors, origin, left: AtomicUsize::new(0) }
+        Self { mirrors, origin, cache: Cache::none(), left: AtomicUsize::new(0) }
+    }
+
+    /// The same repository, with what this cache has of it asked first, and what comes kept there.
+    #[must_use]
+    pub fn with_cache(self, cache: Cache) -> Self {
+        Self { cache, ..self }
     }
 
     /// URL of a manifest at the registry itself, by digest or tag.
@@ -145,7 +156,7 @@ impl Registry {
     pub fn blob_url_at(&self, whence: Whence, digest: &Digest) -> String {
         let mirror = match whence {
             Whence::Mirror(number) => self.mirrors.get(number),
-            Whence::Origin => None,
+            Whence::Cache | Whence::Origin => None,
         };
         mirror.map_or(&self.origin, |mirror| &mirror.place).blob_url(digest)
     }
@@ -156,7 +167,9 @@ impl Registry {
     /// If the request fails or the content has another digest.
     pub fn manifest(&self, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
         let key = digest.to_string();
-        self.ask(|_, place| check(&place.manifest_url(&key), place.manifest(&key)?, digest))
+        self.cached(digest, || {
+            self.ask(|_, place| check(&place.manifest_url(&key), place.manifest(&key)?, digest))
+        })
     }
 
     /// The digest and bytes of what a tag points to now.
@@ -188,31 +201,70 @@ impl Registry {
     /// # Errors
     /// If the request fails, the blob is larger than [`protocol::oci::MAX_MANIFEST_BYTES`] or has another digest.
     pub fn small_blob(&self, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
-        self.ask(|_, place| place.small_blob(digest))
+        self.cached(digest, || self.ask(|_, place| place.small_blob(digest)))
     }
 
-    /// A blob as a stream, from byte `start` on if the registry supports ranges.
+    /// A document of the cache, else what `fetch` gives, which is kept there.
+    fn cached(
+        &self,
+        digest: &Digest,
+        fetch: impl FnOnce() -> Result<Vec<u8>, RegistryError>,
+    ) -> Result<Vec<u8>, RegistryError> {
+        if let Some(bytes) = self.cache.document(digest) {
+            return Ok(bytes);
+        }
+        let bytes = fetch()?;
+        self.cache.keep_document(&bytes);
+        Ok(bytes)
+    }
+
+    /// Takes a blob of this size into the cache as it comes; none where there is no cache.
+    #[must_use]
+    pub fn keep(&self, digest: &Digest, size: u64) -> Option<Writer> {
+        self.cache.writer(digest, size)
+    }
+
+    /// A blob of this size as a stream, from byte `start` on if the registry supports ranges.
     ///
     /// # Errors
     /// If the request fails or the answer is another range.
-    pub fn blob(&self, digest: &Digest, start: u64) -> Result<Blob, RegistryError> {
+    pub fn blob(&self, digest: &Digest, size: u64, start: u64) -> Result<Blob, RegistryError> {
+        if start == 0
+            && let Some(file) = self.cache.blob(digest, size)
+        {
+            let (whence, body) = (Whence::Cache, Box::new(file));
+            return Ok(Blob { whence, start, size: Some(size), body });
+        }
         self.ask(|whence, place| place.blob(whence, digest, start))
     }
 
-    /// Gives up who was to give a blob, and says so; false for the registry itself, which is all there is.
-    pub fn leave(&self, whence: Whence, why: &dyn std::error::Error) -> bool {
-        let Whence::Mirror(number) = whence else { return false };
-        let Some(mirror) = self.mirrors.get(number) else { return false };
+    /// Gives up who was to give a blob, and says so: a mirror as a whole, the cache's copy of this blob. False for the
+    /// registry itself, which is all there is.
+    pub fn leave(&self, whence: Whence, digest: &Digest, why: &dyn std::error::Error) -> bool {
+        let number = match whence {
+            Whence::Origin => return false,
+            Whence::Mirror(number) => number,
+            Whence::Cache => {
+                self.left.fetch_add(1, Ordering::Relaxed);
+                self.cache.forget(digest, &crate::agent::chain(why));
+                return true;
+            }
+        };
+        self.leave_mirror(number, why);
+        true
+    }
+
+    fn leave_mirror(&self, number: usize, why: &dyn std::error::Error) {
+        let Some(mirror) = self.mirrors.get(number) else { return };
         if !mirror.left.swap(true, Ordering::Relaxed) {
             self.left.fetch_add(1, Ordering::Relaxed);
             log::warn!("mirror {} is left: {}", mirror.place.host, crate::agent::chain(why));
         }
-        true
     }
 
-    /// How many mirrors were given up so far.
+    /// How often a mirror or a cached blob was given up so far.
     #[must_use]
-    pub fn mirrors_left(&self) -> usize {
+    pub fn given_up(&self) -> usize {
         self.left.load(Ordering::Relaxed)
     }
 
@@ -228,7 +280,7 @@ impl Registry {
             match ask(Whence::Mirror(number), &mirror.place) {
                 Ok(answer) => return Ok(answer),
                 Err(error) if error.is_missing() => log::debug!("mirror: {error}"),
-                Err(error) => drop(self.leave(Whence::Mirror(number), &error)),
+                Err(error) => self.leave_mirror(number, &error),
             }
         }
         ask(Whence::Origin, &self.origin)

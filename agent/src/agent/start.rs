@@ -18,6 +18,7 @@ use super::report::Facts;
 use super::server_link::Outbox;
 use super::worker::Surroundings;
 use super::{Agent, Init, Sender, chain};
+use crate::cache::Cache;
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
 use crate::paths::RunDirs;
@@ -149,7 +150,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         log::error!("no ImageSet can be verified, so none will run: {reason}");
     }
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
-    let puller = Puller::new(store, registries).with_policy(policy);
+    let cache = cache(options, args, &dirs);
+    let puller = Puller::new(store, registries).with_policy(policy).with_cache(cache);
     let puller = puller.with_mount_forms(&options.mount_forms);
     let init: Init = Control::from_env().map(Arc::new);
     let around = Surroundings { dirs, events, init, hostname: hostname() };
@@ -180,6 +182,18 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     }
     agent.mark(protocol::node::Phase::Init);
     Ok(agent)
+}
+
+/// The cache of blobs: the directory of the options, else in Layer0 the disk with the command line's label.
+fn cache(options: &AgentOptions, args: &BootArgs, dirs: &RunDirs) -> Cache {
+    let cache = match (&options.cache_dir, args.cache.label()) {
+        (Some(dir), _) => Cache::in_directory(dir),
+        (None, Some(label)) if !options.standalone => Cache::on_disk(label, &dirs.cache()),
+        _ => Cache::none(),
+    };
+    let warm = cache.clone();
+    thread("find-cache", move || warm.warm_up());
+    cache
 }
 
 /// Who the node is, as far as the command line says: its id, or the interface it booted from, whichever of several

@@ -87,10 +87,11 @@ impl fmt::Display for Refusal {
         let (need, space) = (&self.need, &self.space);
         let about = if need.estimated { "about " } else { "" };
         let unpacked = Bytes(need.content.saturating_add(need.entries));
+        let s = if need.blobs == 1 { "" } else { "s" };
         let (fetch, blobs, place) = (Bytes(need.fetch), need.blobs, space.place.display());
         write!(
             f,
-            "the pull needs {about}{unpacked} unpacked ({fetch} to fetch in {blobs} blobs), "
+            "the pull needs {about}{unpacked} unpacked ({fetch} to fetch in {blobs} blob{s}), "
         )?;
         write!(f, "{} free of {} on {place}", Bytes(space.free), Bytes(space.total))?;
         if let Some(memory) = space.memory {

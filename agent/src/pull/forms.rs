@@ -83,7 +83,7 @@ impl Pull<'_> {
         })?;
         staged.commit()?;
         log::debug!("pull: {form} {} of {} bytes", job.digest.short(), job.size);
-        Ok(job.size)
+        Ok(source.fetched())
     }
 }
 

@@ -13,6 +13,7 @@ use protocol::ids::Digest;
 use sha2::{Digest as _, Sha256};
 
 use super::{Job, Progress, PullError, Retry, chain};
+use crate::cache::Writer;
 use crate::registry::{Registry, Whence};
 
 /// Most connections for one blob, however much progress each of them makes.
@@ -34,6 +35,10 @@ pub(super) struct Source<'a> {
     givers: Vec<Whence>,
     /// Bytes received; shared with the ratio guard behind the decompressor.
     position: Rc<Cell<u64>>,
+    /// Bytes that came over the network.
+    fetched: u64,
+    /// Takes the bytes into the node's cache, from the first one on.
+    kept: Option<Writer>,
     /// Failures since the last byte.
     failures: u32,
     connections: u32,
@@ -61,6 +66,8 @@ impl<'a> Source<'a> {
             whence: Whence::Origin,
             givers: Vec::new(),
             position: Rc::default(),
+            fetched: 0,
+            kept: None,
             failures: 0,
             connections: 0,
             hash: Sha256::new(),
@@ -86,12 +93,15 @@ impl<'a> Source<'a> {
         }
         let found = Digest(self.hash.clone().finalize().into());
         if found == self.job.digest {
+            if let Some(kept) = self.kept.take() {
+                kept.commit();
+            }
             return Ok(());
         }
         let error = PullError::Digest { url: self.url(), expected: self.job.digest, found };
         // Which of them it was cannot be told: none of them is asked again.
         for giver in std::mem::take(&mut self.givers) {
-            self.registry.leave(giver, &error);
+            self.registry.leave(giver, &self.job.digest, &error);
         }
         Err(error)
     }
@@ -105,6 +115,16 @@ impl<'a> Source<'a> {
         self.registry.blob_url_at(self.whence, &self.job.digest)
     }
 
+    /// Leaves who gave the body, unless that is the registry itself.
+    fn leave(&self, why: &dyn std::error::Error) -> bool {
+        self.registry.leave(self.whence, &self.job.digest, why)
+    }
+
+    /// Bytes that came over the network.
+    pub(super) fn fetched(&self) -> u64 {
+        self.fetched
+    }
+
     fn fail(&mut self, fault: PullError) -> io::Error {
         let text = fault.to_string();
         self.body = None;
@@ -116,7 +136,7 @@ impl<'a> Source<'a> {
     fn broke(&mut self, source: io::Error) -> io::Result<()> {
         self.body = None;
         let at = self.position.get();
-        if self.connections < MAX_CONNECTIONS && self.registry.leave(self.whence, &source) {
+        if self.connections < MAX_CONNECTIONS && self.leave(&source) {
             return Ok(());
         }
         self.failures += 1;
@@ -137,12 +157,15 @@ impl<'a> Source<'a> {
         let at = self.position.get();
         // What fails here failed at the registry itself, after its mirrors.
         self.whence = Whence::Origin;
-        let blob = match self.registry.blob(&self.job.digest, at) {
+        let blob = match self.registry.blob(&self.job.digest, self.job.size, at) {
             Ok(blob) => blob,
             Err(error) if error.is_transient() => return self.broke(io::Error::other(error)),
             Err(error) => return Err(self.fail(error.into())),
         };
         self.whence = blob.whence;
+        if at == 0 && self.kept.is_none() && blob.whence != Whence::Cache {
+            self.kept = self.registry.keep(&self.job.digest, self.job.size);
+        }
         if blob.whence != Whence::Origin && !self.givers.contains(&blob.whence) {
             self.givers.push(blob.whence);
         }
@@ -164,7 +187,7 @@ impl<'a> Source<'a> {
     fn wrong_size(&mut self, found: u64) -> io::Result<()> {
         let (url, expected) = (self.url(), self.job.size);
         let error = PullError::Size { url, expected, found };
-        match self.registry.leave(self.whence, &error) {
+        match self.leave(&error) {
             true => Ok(()),
             false => Err(self.fail(error)),
         }
@@ -218,7 +241,14 @@ impl Read for Source<'_> {
                 Err(error) => self.broke(error)?,
                 Ok(count) => {
                     self.failures = 0;
-                    self.hash.update(space.get(..count).unwrap_or_default());
+                    let bytes = space.get(..count).unwrap_or_default();
+                    self.hash.update(bytes);
+                    if let Some(kept) = &mut self.kept {
+                        kept.write(bytes);
+                    }
+                    if self.whence != Whence::Cache {
+                        self.fetched += count as u64;
+                    }
                     self.position.set(at + count as u64);
                     self.progress.bytes.fetch_add(count as u64, Ordering::Relaxed);
                     return Ok(count);

@@ -1,6 +1,7 @@
 //! Tests: whole pulls from a registry in this process, whole and broken.
 
 mod budget;
+mod cached;
 mod forms;
 mod mirrors;
 mod signed;
