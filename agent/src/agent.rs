@@ -220,6 +220,9 @@ impl Agent {
     }
 
     fn desired(&mut self, desired: Desired) {
+        for problem in self.pulls.puller().registries().set_desired(&desired.registries) {
+            log::warn!("desired document {}: {problem}", desired.version);
+        }
         let wanted: BTreeMap<Name, DesiredSet> =
             desired.imagesets.iter().map(|set| (set.name.clone(), set.clone())).collect();
         for name in wanted.keys() {
@@ -446,7 +449,8 @@ impl Agent {
             crate::logging::status(&status);
             self.status = status;
         }
-        if let Some(observed) = self.facts.observed(&self.notes, sets, waiting) {
+        if let Some(mut observed) = self.facts.observed(&self.notes, sets, waiting) {
+            observed.cache = self.pulls.puller().cache().status();
             self.outbox.put(observed);
         }
     }

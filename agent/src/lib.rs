@@ -5,7 +5,7 @@
 //! | PID 1 | [`init`]: early mounts, console, reaping, supervising the agent, pivot, shutdown |
 //! | the agent's loop | [`agent`]: events, ImageSets, rolls, the link to the boot server, the report |
 //! | the machine | [`modules`], [`network`], [`identity`], [`logging`] |
-//! | images | [`transport`], [`registry`], [`store`], [`layer`], [`pull`], [`prefetch`], [`mounts`] |
+//! | images | [`transport`], [`registry`], [`store`], [`cache`], [`layer`], [`pull`], [`prefetch`], [`mounts`] |
 //! | containers | [`containers`], [`monitor`], [`container_init`] |
 //! | the kernel | [`sys`]: the only place with unsafe code |
 //!
@@ -34,6 +34,7 @@ pub mod logging;
 pub mod modules;
 pub mod network;
 
+pub mod cache;
 pub mod layer;
 pub mod mounts;
 pub mod prefetch;

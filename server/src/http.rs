@@ -28,6 +28,7 @@ use tower_http::trace::TraceLayer;
 pub use self::error::ApiError;
 pub(crate) use self::error::chain as error_chain;
 use crate::inventory::Inventory;
+use crate::registries::Known;
 use crate::sources::Sources;
 
 /// Largest request body of the API, in bytes.
@@ -40,6 +41,8 @@ pub struct App {
     pub inventory: Arc<Inventory>,
     /// Where ImageSets are looked up.
     pub sources: Sources,
+    /// What nodes are told of registries.
+    pub registries: Known,
     /// Base URL of this server, as nodes reach it.
     pub url: String,
     /// More kernel arguments for every node.

@@ -25,6 +25,7 @@ pub mod storage;
 
 pub mod dhcp;
 pub mod http;
+pub mod registries;
 pub mod registry;
 pub mod tftp;
 

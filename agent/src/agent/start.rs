@@ -18,11 +18,13 @@ use super::report::Facts;
 use super::server_link::Outbox;
 use super::worker::Surroundings;
 use super::{Agent, Init, Sender, chain};
+use crate::cache::Cache;
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
-use crate::paths::{CA_DIR, KEYS_DIR, RunDirs};
+use crate::paths::RunDirs;
 use crate::pull::Puller;
 use crate::pull::signed::load_policy;
+use crate::registry::table::Registries;
 use crate::store::Store;
 use crate::transport::Transport;
 use crate::{identity, logging, modules, network};
@@ -138,13 +140,18 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     let mut notes = notes_file.load(&identity.boot_id);
     notes.starts = notes.starts.saturating_add(1);
     notes_file.save(&notes);
-    let transport = Transport::new(Path::new(CA_DIR)).map_err(|error| chain(&error))?;
-    let policy = load_policy(Path::new(KEYS_DIR));
+    let transport = Transport::new(&options.config.ca()).map_err(|error| chain(&error))?;
+    let registries = Registries::new(transport.clone());
+    if let Err(problem) = registries.read_file(&options.config.registries()) {
+        log::error!("{problem}; registries are spoken to without it");
+    }
+    let policy = load_policy(&options.config.keys());
     if let Policy::Unusable(reason) = &policy {
         log::error!("no ImageSet can be verified, so none will run: {reason}");
     }
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
-    let puller = Puller::new(store, transport.clone()).with_policy(policy);
+    let cache = cache(options, args, &dirs);
+    let puller = Puller::new(store, registries).with_policy(policy).with_cache(cache);
     let puller = puller.with_mount_forms(&options.mount_forms);
     let init: Init = Control::from_env().map(Arc::new);
     let around = Surroundings { dirs, events, init, hostname: hostname() };
@@ -177,6 +184,18 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     Ok(agent)
 }
 
+/// The cache of blobs: the directory of the options, else in Layer0 the disk with the command line's label.
+fn cache(options: &AgentOptions, args: &BootArgs, dirs: &RunDirs) -> Cache {
+    let cache = match (&options.cache_dir, args.cache.label()) {
+        (Some(dir), _) => Cache::in_directory(dir),
+        (None, Some(label)) if !options.standalone => Cache::on_disk(label, &dirs.cache()),
+        _ => Cache::none(),
+    };
+    let warm = cache.clone();
+    thread("find-cache", move || warm.warm_up());
+    cache
+}
+
 /// Who the node is, as far as the command line says: its id, or the interface it booted from, whichever of several
 /// interfaces is the first to have an address.
 fn node_id(args: &BootArgs) -> Option<NodeId> {
@@ -206,7 +225,14 @@ pub(super) fn desired_of_reference(node: &NodeId, reference: Reference) -> Desir
         (Ok(name), Ok(version)) => vec![DesiredSet { name, version, reference }],
         _ => Vec::new(),
     };
-    Desired { version: 0, node: node.clone(), imagesets, power: None }
+    Desired {
+        version: 0,
+        node: node.clone(),
+        imagesets,
+        power: None,
+        registries: Vec::new(),
+        registries_tag: None,
+    }
 }
 
 /// Starts a thread of the agent. Where the system has no thread to give, the agent says so and ends: PID 1 starts it

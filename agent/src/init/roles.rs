@@ -10,17 +10,21 @@ use protocol::ids::NodeId;
 use protocol::oci::mount::MountForm;
 use protocol::reference::Reference;
 
-use crate::paths::RUN_DIR;
+use crate::paths::{ConfigDir, RUN_DIR};
 
 /// What `--help` prints, and wrong usage after its complaint.
 pub const USAGE: &str = "\
 Usage: layercake-agent ROLE
 
 Roles:
-  agent [--standalone] [--run-dir DIR] [--imageset REF] [--server URL] [--node ID] [--log LEVEL] [--mount-forms LIST]
+  agent [--standalone] [--run-dir DIR] [--config-dir DIR] [--cache-dir DIR] [--imageset REF] [--server URL]
+        [--node ID] [--log LEVEL] [--mount-forms LIST]
       What a node does: fetch, mount and run ImageSets.
       --standalone    as a root service on any Linux host; needs --imageset, or --server and --node
       --run-dir DIR   keep everything below DIR (default /run/layercake)
+      --config-dir DIR
+                      CA certificates (ca/), keys (keys/) and registries.json (default /etc/layercake)
+      --cache-dir DIR keep fetched blobs in DIR, too, for the next start (Layer0 mounts a disk labelled LAYERCAKE)
       --imageset REF  run this ImageSet, without a server
       --server URL    a boot server; may be given several times
       --node ID       this node's name at the server
@@ -28,7 +32,7 @@ Roles:
       --mount-forms LIST
                       mount forms of images that are taken in the place of layers, the best first, parted by commas
                       (default squashfs,erofs as far as the kernel has them), or none
-  pull [--run-dir DIR] [--log LEVEL] [--mount-forms LIST] REF
+  pull [--run-dir DIR] [--config-dir DIR] [--cache-dir DIR] [--log LEVEL] [--mount-forms LIST] REF
       Fetch the ImageSet REF into DIR, check every digest, and end: what is there already is not fetched again.
       Not while an agent runs in DIR.
   init                PID 1 of Layer0; the kernel starts it as /init
@@ -45,6 +49,10 @@ pub struct AgentOptions {
     pub standalone: bool,
     /// Where everything is kept.
     pub run_dir: PathBuf,
+    /// The site's certificates, keys and registries.
+    pub config: ConfigDir,
+    /// A directory that keeps blobs for the next start, in place of a disk.
+    pub cache_dir: Option<PathBuf>,
     /// An ImageSet to run without a server; goes before the kernel command line.
     pub imageset: Option<Reference>,
     /// Base URLs of boot servers without a final `/`; go before the kernel command line's.
@@ -62,6 +70,8 @@ impl Default for AgentOptions {
         Self {
             standalone: false,
             run_dir: PathBuf::from(RUN_DIR),
+            config: ConfigDir::default(),
+            cache_dir: None,
             imageset: None,
             servers: Vec::new(),
             node: None,
@@ -76,6 +86,10 @@ impl Default for AgentOptions {
 pub struct PullOptions {
     /// Where the store is kept.
     pub run_dir: PathBuf,
+    /// The site's certificates, keys and registries.
+    pub config: ConfigDir,
+    /// A directory that keeps blobs for the next time.
+    pub cache_dir: Option<PathBuf>,
     /// The ImageSet.
     pub reference: Reference,
     /// How much is logged.
@@ -162,7 +176,7 @@ fn parse_pull(args: &[OsString]) -> Result<Role, String> {
         let (text, key, inline) = split(arg)?;
         match key {
             "--help" | "-h" => return Ok(Role::Help),
-            "--run-dir" | "--log" | "--mount-forms" => {
+            "--run-dir" | "--config-dir" | "--cache-dir" | "--log" | "--mount-forms" => {
                 set(&mut options, key, &value(key, inline, &mut args)?)?
             }
             _ if text.starts_with('-') => {
@@ -179,8 +193,8 @@ fn parse_pull(args: &[OsString]) -> Result<Role, String> {
     }
     let reference = options.imageset.ok_or("pull needs the reference of an ImageSet")?;
     let log = options.log.unwrap_or_default();
-    let AgentOptions { run_dir, mount_forms, .. } = options;
-    Ok(Role::Pull(PullOptions { run_dir, reference, log, mount_forms }))
+    let AgentOptions { run_dir, config, cache_dir, mount_forms, .. } = options;
+    Ok(Role::Pull(PullOptions { run_dir, config, cache_dir, reference, log, mount_forms }))
 }
 
 /// An argument as text, its key, and the value that stands in it behind `=`.
@@ -210,7 +224,8 @@ fn parse_agent(args: &[OsString]) -> Result<Role, String> {
         match key {
             "--standalone" if inline.is_none() => options.standalone = true,
             "--help" | "-h" => return Ok(Role::Help),
-            "--run-dir" | "--imageset" | "--server" | "--node" | "--log" | "--mount-forms" => {
+            "--run-dir" | "--config-dir" | "--cache-dir" | "--imageset" | "--server" | "--node"
+            | "--log" | "--mount-forms" => {
                 set(&mut options, key, &value(key, inline, &mut args)?)?;
             }
             _ => return Err(format!("unknown argument `{text}` of role agent")),
@@ -220,10 +235,16 @@ fn parse_agent(args: &[OsString]) -> Result<Role, String> {
 }
 
 fn set(options: &mut AgentOptions, key: &str, value: &OsStr) -> Result<(), String> {
-    if key == "--run-dir" {
-        options.run_dir = PathBuf::from(value);
-        return Ok(());
+    match key {
+        "--run-dir" => options.run_dir = PathBuf::from(value),
+        "--config-dir" => options.config = ConfigDir::new(value),
+        "--cache-dir" => options.cache_dir = Some(PathBuf::from(value)),
+        _ => return set_text(options, key, value),
     }
+    Ok(())
+}
+
+fn set_text(options: &mut AgentOptions, key: &str, value: &OsStr) -> Result<(), String> {
     let text = value.to_str().ok_or_else(|| format!("{key} {}: not UTF-8", value.display()))?;
     let bad = |problem: &dyn std::fmt::Display| format!("{key} {text}: {problem}");
     match key {

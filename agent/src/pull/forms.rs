@@ -83,7 +83,7 @@ impl Pull<'_> {
         })?;
         staged.commit()?;
         log::debug!("pull: {form} {} of {} bytes", job.digest.short(), job.size);
-        Ok(job.size)
+        Ok(source.fetched())
     }
 }
 
@@ -103,5 +103,5 @@ fn write(source: &mut Source<'_>, path: &Path, size: u64) -> io::Result<()> {
 
 /// The job that fetches a mount form's blob.
 pub(super) fn job(form: MountForm, blob: &Descriptor) -> Job {
-    Job { digest: blob.digest, size: blob.size, content: Content::FileSystem(form) }
+    Job { digest: blob.digest, size: blob.size, content: Content::FileSystem(form), unpacked: None }
 }

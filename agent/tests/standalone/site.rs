@@ -15,6 +15,7 @@ use protocol::oci::{
     ANNOTATION_IMAGE_NAME, ARTIFACT_IMAGESET, Descriptor, Index, MEDIA_CONFIG,
     MEDIA_IMAGESET_CONFIG, MEDIA_INDEX, MEDIA_LAYER_TAR, MEDIA_MANIFEST, Manifest, Platform,
 };
+use protocol::registries::RegistryEntry;
 use serde_json::{Value, json};
 
 /// Longer than anything here takes on a busy machine.
@@ -26,6 +27,7 @@ const HOLD: Duration = Duration::from_secs(2);
 struct State {
     documents: BTreeMap<String, Arc<Vec<u8>>>,
     desired: Option<Desired>,
+    registries: Vec<RegistryEntry>,
     observed: Option<Observed>,
     fetched: Vec<String>,
 }
@@ -183,6 +185,8 @@ impl Site {
             node: "n1".parse().expect("node"),
             imagesets: imagesets.iter().map(|published| published.set.clone()).collect(),
             power: None,
+            registries: state.registries.clone(),
+            registries_tag: Some(format!("t{}", state.registries.len())),
         });
         self.shared.changed.notify_all();
     }

@@ -23,6 +23,9 @@ pub(super) struct Poll {
     after: Option<u64>,
     #[serde(default)]
     wait: u64,
+    /// Tag of the registry table that the node has; absent from agents that know of none.
+    #[serde(default)]
+    registries: Option<String>,
 }
 
 pub(super) async fn list(State(app): Shared) -> Json<Vec<NodeRecord>> {
@@ -49,8 +52,8 @@ pub(super) async fn desired(
     let mut shutdown = app.shutdown.clone();
     loop {
         let desired = app.inventory.desired(&id)?;
-        if is_news(&desired, poll.after) {
-            return Ok(Json(desired).into_response());
+        if is_news(&desired, poll.after) || app.registries.is_news(poll.registries.as_deref()) {
+            return Ok(Json(app.registries.tell(desired)).into_response());
         }
         tokio::select! {
             changed = news.changed() => if changed.is_err() { break },
