@@ -204,7 +204,7 @@ pub(super) fn desired_of_reference(node: &NodeId, reference: Reference) -> Desir
         (Ok(name), Ok(version)) => vec![DesiredSet { name, version, reference }],
         _ => Vec::new(),
     };
-    Desired { version: 0, node: node.clone(), imagesets, power: None }
+    Desired { version: 0, node: node.clone(), imagesets, power: None, channels: Vec::new() }
 }
 
 /// Starts a thread of the agent. Where the system has no thread to give, the agent says so and ends: PID 1 starts it
