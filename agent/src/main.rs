@@ -42,6 +42,8 @@ fn main() -> ExitCode {
         Role::ContainerInit { dir, in_cgroup } => {
             status(agent::container_init::run(&dir, in_cgroup))
         }
+        Role::ContainerExec => status(agent::container_exec::run()),
+        Role::ContainerExecInit => status(agent::container_init::join::run()),
         Role::Help => {
             say(&mut std::io::stdout(), roles::USAGE);
             ExitCode::SUCCESS

@@ -111,7 +111,8 @@ impl FromStr for ContainerPath {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        let (set, name) = text.split_once('/').map_or((None, text), |(set, name)| (Some(set), name));
+        let (set, name) =
+            text.split_once('/').map_or((None, text), |(set, name)| (Some(set), name));
         Ok(Self { set: set.map(str::parse).transpose()?, name: name.parse()? })
     }
 }
@@ -188,22 +189,36 @@ impl ChannelWish {
     /// What is wrong with it: one sentence.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        let Self::Exec(wish) = self else { return None };
-        if wish.argv.first().is_none_or(String::is_empty) {
+        match self {
+            Self::Exec(wish) => wish.problem(),
+            _ => None,
+        }
+    }
+}
+
+impl ExecWish {
+    /// What is wrong with it: one sentence.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        if self.argv.first().is_none_or(String::is_empty) {
             return Some("there is no command to run".to_owned());
         }
-        if wish.argv.len() > MAX_WORDS || wish.env.len() > MAX_WORDS {
+        if self.argv.len() > MAX_WORDS || self.env.len() > MAX_WORDS {
             return Some(format!("more than {MAX_WORDS} words in the command or its environment"));
         }
-        let texts = || wish.argv.iter().chain(&wish.env).chain(&wish.user);
+        let texts = || self.argv.iter().chain(&self.env).chain(&self.user);
         if texts().map(|text| text.len() + 1).sum::<usize>() > MAX_COMMAND_BYTES {
             return Some(format!("the command is longer than {MAX_COMMAND_BYTES} bytes"));
         }
         if texts().any(|text| text.contains('\0')) {
             return Some("a NUL byte in the command, its environment or its user".to_owned());
         }
-        let variable = |entry: &&String| entry.split_once('=').is_none_or(|(key, _)| key.is_empty());
-        wish.env.iter().find(variable).map(|entry| format!("`{entry}` is not of the form KEY=VALUE"))
+        let variable =
+            |entry: &&String| entry.split_once('=').is_none_or(|(key, _)| key.is_empty());
+        self.env
+            .iter()
+            .find(variable)
+            .map(|entry| format!("`{entry}` is not of the form KEY=VALUE"))
     }
 }
 
@@ -256,7 +271,12 @@ mod tests {
 
     fn exec(argv: &[&str], env: &[&str]) -> ChannelWish {
         let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-        ChannelWish::Exec(ExecWish { argv: texts(argv), env: texts(env), user: None, terminal: None })
+        ChannelWish::Exec(ExecWish {
+            argv: texts(argv),
+            env: texts(env),
+            user: None,
+            terminal: None,
+        })
     }
 
     #[test]
@@ -264,8 +284,13 @@ mod tests {
         let golden = include_str!("../golden/v1/desired-channels.json");
         let desired: Desired = serde_json::from_str(golden).expect("golden");
         assert_eq!(serde_json::to_string_pretty(&desired).expect("render") + "\n", golden);
-        assert!(matches!(desired.channels[0].wish, ChannelWish::Logs { follow: true, tail: Some(10) }));
-        assert!(matches!(&desired.channels[1].wish, ChannelWish::Exec(exec) if exec.argv == ["sh"]));
+        assert!(matches!(
+            desired.channels[0].wish,
+            ChannelWish::Logs { follow: true, tail: Some(10) }
+        ));
+        assert!(
+            matches!(&desired.channels[1].wish, ChannelWish::Exec(exec) if exec.argv == ["sh"])
+        );
     }
 
     #[test]

@@ -50,7 +50,9 @@ pub enum DeskError {
     #[error("there are {0} channels already; end some of them first")]
     Crowded(usize),
     /// No such channel, or the token is not its, or that end is taken.
-    #[error("there is no channel {0} to take: it has ended, or was taken before, or the token is not its")]
+    #[error(
+        "there is no channel {0} to take: it has ended, or was taken before, or the token is not its"
+    )]
     NoChannel(ChannelId),
 }
 
@@ -146,8 +148,11 @@ impl<T> Desk<T> {
         let id = ChannelId::from_random(random.id);
         let operator = ChannelToken::from_random(random.operator);
         let token = ChannelToken::from_random(random.node);
-        let created =
-            ChannelCreated { id: id.clone(), token: operator.clone(), container: container.clone() };
+        let created = ChannelCreated {
+            id: id.clone(),
+            token: operator.clone(),
+            container: container.clone(),
+        };
         let request = ChannelRequest { id: id.clone(), token, container, wish };
         let stage = Stage::Asked;
         let channel = Channel { node: node.clone(), request, operator, asked: now, stage };
@@ -195,9 +200,10 @@ impl<T> Desk<T> {
         token: &str,
     ) -> Result<oneshot::Sender<T>, DeskError> {
         let mut state = self.state();
-        let channel = state.channels.get_mut(id).filter(|channel| {
-            channel.node == *node && same(channel.request.token.as_str(), token)
-        });
+        let channel = state
+            .channels
+            .get_mut(id)
+            .filter(|channel| channel.node == *node && same(channel.request.token.as_str(), token));
         let no_channel = || DeskError::NoChannel(id.clone());
         let channel = channel.ok_or_else(no_channel)?;
         match std::mem::replace(&mut channel.stage, Stage::Joined) {
@@ -400,7 +406,10 @@ mod tests {
     fn a_node_that_does_not_ask_for_work_is_refused_at_once() {
         let (desk, n1, now) = (desk(), node("n1"), Instant::now());
         let never = ask(&desk, now).expect_err("never seen").to_string();
-        assert!(never.contains("n1 is not listening") && never.contains("since this server"), "{never}");
+        assert!(
+            never.contains("n1 is not listening") && never.contains("since this server"),
+            "{never}"
+        );
         drop(desk.poll(&n1));
         ask(&desk, Instant::now()).expect("between two polls");
         let late = Instant::now() + Duration::from_secs(34);
@@ -433,7 +442,9 @@ mod tests {
 
     #[test]
     fn tokens_are_compared_as_a_whole() {
-        for (known, shown, equal) in [("ab", "ab", true), ("ab", "ac", false), ("ab", "a", false), ("", "", true)] {
+        for (known, shown, equal) in
+            [("ab", "ab", true), ("ab", "ac", false), ("ab", "a", false), ("", "", true)]
+        {
             assert_eq!(same(known, shown), equal, "{known} {shown}");
         }
     }

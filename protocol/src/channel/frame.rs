@@ -157,7 +157,9 @@ impl<'a> Frame<'a> {
             Self::Grant(more) => with(6, &more.to_be_bytes()),
             Self::Started => with(7, &[]),
             Self::Exit(Exit::Code(code)) => with(8, &[&[0], &code.to_be_bytes()[..]].concat()),
-            Self::Exit(Exit::Signal(signal)) => with(8, &[&[1], &signal.to_be_bytes()[..]].concat()),
+            Self::Exit(Exit::Signal(signal)) => {
+                with(8, &[&[1], &signal.to_be_bytes()[..]].concat())
+            }
             Self::Failure(text) => {
                 let mut end = text.len().min(MAX_TEXT);
                 while !text.is_char_boundary(end) {
@@ -302,7 +304,12 @@ mod tests {
 
     #[test]
     fn exits_are_shown_as_a_shell_shows_them() {
-        let table = [(Exit::Code(3), 3), (Exit::Code(256), 0), (Exit::Signal(9), 137), (Exit::Signal(-4), 128)];
+        let table = [
+            (Exit::Code(3), 3),
+            (Exit::Code(256), 0),
+            (Exit::Signal(9), 137),
+            (Exit::Signal(-4), 128),
+        ];
         for (exit, status) in table {
             assert_eq!(exit.status(), status, "{exit:?}");
         }

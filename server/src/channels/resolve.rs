@@ -141,7 +141,8 @@ mod tests {
         check(Some(&one), "hello/hello", &exec(), "hello/hello");
         check(Some(&one), "", &exec(), "hello/hello");
         let two = observed(&["other"]);
-        let both = "several sets of node n1 have a container `hello`; say hello/hello or other/hello";
+        let both =
+            "several sets of node n1 have a container `hello`; say hello/hello or other/hello";
         check(Some(&two), "hello", &exec(), both);
         check(Some(&two), "other/hello", &exec(), "other/hello");
         check(Some(&two), "", &LOGS, "must be named; node n1 has hello/hello, other/hello");
