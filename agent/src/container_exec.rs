@@ -2,12 +2,13 @@
 //!
 //! The agent ([`crate::channel`]) starts this role as a fresh process with one thread. It enters the container's control group and
 //! namespaces by the descriptor of the container's first process, opens a terminal in the container's own devpts or makes pipes,
-//! and clones a child, which executes this program once more as `container-exec-init` ([`crate::container_init::join`]) and
-//! becomes the command. The near ends of the terminal or the pipes go to the agent; this process stays to pass signals on
-//! and to reap. When the agent or its channel goes away, the command is ended.
+//! and forks a child, which becomes the command ([`crate::container_init::join`]). The near ends of the terminal or the pipes go
+//! to the agent; this process stays to pass signals on and to reap. When the agent or its channel goes away, the command is
+//! ended.
 //!
-//! Nothing of the node reaches the command: the child has five descriptors, of which the exec closes two, its program is a read-only
-//! mount of ours (CVE-2019-5736), and its working directory is entered as the container's own program's is (CVE-2024-21626).
+//! Nothing of the node reaches the command: both processes are out of the container's reach (not dumpable) until the exec, which
+//! closes every descriptor but the standard ones; this program is executed from a read-only mount of its own (CVE-2019-5736); and
+//! the working directory is entered as the container's own program's is (CVE-2024-21626).
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
@@ -33,8 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::containers::Spec;
 use crate::containers::cgroup::{Cgroup, find_v2};
-use crate::monitor::own_program;
-use crate::sys::process::{Spawned, close_from, spawn};
+use crate::sys::process::{OneThread, Spawned, close_from, fork};
 
 /// Longest request, in bytes: a command of the longest, and what the container's spec says besides.
 const MAX_REQUEST: u64 = 4 << 20;
@@ -129,7 +129,7 @@ fn serve(agent: &UnixStream) -> Result<Said, String> {
         serde_json::from_str(&line).map_err(|error| format!("the request: {error}"))?;
 
     // All that is needed of the node, before the container is entered.
-    let program = own_program().map_err(step("open this program read-only"))?;
+    let alone = OneThread::check().map_err(step("fork"))?;
     let namespaces = foreign_namespaces(request.pid).map_err(step("its namespaces"))?;
     join_cgroup(&request).map_err(|error| format!("join its control group: {error}"))?;
     std::env::set_current_dir("/").map_err(step("leave the working directory"))?;
@@ -145,8 +145,7 @@ fn serve(agent: &UnixStream) -> Result<Said, String> {
         Some(size) => terminal(size)?,
         None => pipes().map_err(step("pipes"))?,
     };
-    let (child, status) = start(program, &request, &theirs)?;
-    drop(theirs);
+    let (child, status) = start(&request, theirs, alone)?;
     let ends: Vec<BorrowedFd<'_>> = ours.iter().map(AsFd::as_fd).collect();
     send_fds(agent, &ends).map_err(step("hand the terminal over"))?;
     drop(ours);
@@ -240,26 +239,21 @@ fn pipes() -> io::Result<Ends> {
     Ok((vec![write_in, read_out, read_err], vec![read_in, write_out, write_err]))
 }
 
-/// Clones the child and gives it its request. What it has to complain of comes out of the returned pipe.
+/// Forks the child. What it has to complain of comes out of the returned pipe.
 fn start(
-    program: OwnedFd,
     request: &ExecRequest,
-    stdio: &[OwnedFd],
+    stdio: Vec<OwnedFd>,
+    alone: OneThread,
 ) -> Result<(Spawned, OwnedFd), String> {
-    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
-    let (request_in, request_out) = pipe().map_err(step("pipe"))?;
-    let (status, status_out) = pipe().map_err(step("pipe"))?;
-    let more = [request_in.as_fd(), status_out.as_fd()];
-    let fds: Vec<BorrowedFd<'_>> = stdio.iter().map(AsFd::as_fd).chain(more).collect();
-    let args = [c"layercake-agent", c"container-exec-init"];
-    let child = spawn(program.as_fd(), &args, 0, None, &fds).map_err(step("clone3"))?;
-    drop(fds);
-    drop((request_in, status_out));
-    let text = serde_json::to_vec(request).map_err(|error| error.to_string())?;
-    // A child that is dead already says why, or its end does.
-    let written = File::from(request_out).write_all(&text);
-    drop(written);
-    Ok((child, status))
+    let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+    let (status, status_out) = pipe.map_err(step("pipe"))?;
+    match fork(alone).map_err(step("fork"))? {
+        Some(child) => Ok((child, status)),
+        None => {
+            drop(status);
+            crate::container_init::join::run(request, &stdio, &status_out)
+        }
+    }
 }
 
 /// Until the command has ended, one way or another.

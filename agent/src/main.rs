@@ -43,7 +43,6 @@ fn main() -> ExitCode {
             status(agent::container_init::run(&dir, in_cgroup))
         }
         Role::ContainerExec => status(agent::container_exec::run()),
-        Role::ContainerExecInit => status(agent::container_init::join::run()),
         Role::Help => {
             say(&mut std::io::stdout(), roles::USAGE);
             ExitCode::SUCCESS

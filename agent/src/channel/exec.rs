@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -17,6 +17,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use super::find::Running;
 use super::link::{Link, LinkError, Received, TICK, wait};
 use crate::container_exec::{ExecRequest, Said, receive_fds, send_fds};
+use crate::monitor::own_program;
 
 /// Longest time until the command runs.
 const START: Duration = Duration::from_secs(15);
@@ -43,12 +44,13 @@ pub(super) struct Session {
     input_ended: bool,
 }
 
-/// Runs a command in this container, with this program as the helper.
+/// Runs a command in this container, with this program as the helper, by a read-only mount of it (CVE-2019-5736).
 ///
 /// # Errors
 /// One sentence.
 pub(super) fn start(running: &Running, wish: &ExecWish) -> Result<Session, String> {
-    start_with(Path::new("/proc/self/exe"), running, wish)
+    let program = own_program().map_err(|error| format!("open this program read-only: {error}"))?;
+    start_with(Path::new(&format!("/proc/self/fd/{}", program.as_raw_fd())), running, wish)
 }
 
 fn start_with(program: &Path, running: &Running, wish: &ExecWish) -> Result<Session, String> {

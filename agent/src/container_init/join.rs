@@ -1,54 +1,46 @@
-//! container-exec-init: the child of [`crate::container_exec`], in the container's namespaces and control group already, until
-//! it becomes the command.
+//! The child of [`crate::container_exec`], in the container's namespaces and control group already, until it becomes the command.
 //!
-//! It takes on what the container's own program has: user, capabilities, limits, no_new_privs. It is executed anew so that nothing
-//! of the helper's memory is in it.
-//!
-//! | descriptor | is |
-//! |---|---|
-//! | 0, 1, 2 | the terminal, or pipes |
-//! | 3 | the request; closed by the exec |
-//! | 4 | for one sentence when it cannot be done; closed by the exec |
+//! It takes on what the container's own program has: user, capabilities, limits, no_new_privs.
 
 use std::convert::Infallible;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
 
 use protocol::imageset::Profile;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
-use rustix::process::DumpableBehavior;
 
 use super::{FAILED, InitError, exec, privileges, set_limits, step, users};
 use crate::container_exec::ExecRequest;
-use crate::sys::process::{close_from, inherited_fd};
+use crate::sys::process::{close_on_exec_from, exit_now};
 
-/// Number of the request's descriptor.
-const REQUEST_FD: i32 = 3;
-/// Number of the status pipe's descriptor.
-const STATUS_FD: i32 = 4;
-
-/// Becomes the command. Returns only when it could not; the result is the process's exit code.
-#[must_use]
-pub fn run() -> i32 {
-    let (Ok(request), Ok(status)) = (inherited_fd(REQUEST_FD), inherited_fd(STATUS_FD)) else {
-        return FAILED;
-    };
-    let Err(error) = become_command(request);
+/// Becomes the command, with `stdio` as its standard streams. When it cannot, one sentence goes to `status` and the process ends.
+pub(crate) fn run(request: &ExecRequest, stdio: &[OwnedFd], status: &OwnedFd) -> ! {
+    let Err(error) = become_command(request, stdio, status);
     // When nobody reads this, the helper is dead, and the next moment this process as well.
-    let _ = rustix::io::write(&status, error.to_string().as_bytes());
-    FAILED
+    let _ = rustix::io::write(status, error.to_string().as_bytes());
+    exit_now(FAILED)
 }
 
-fn become_command(request: OwnedFd) -> Result<Infallible, InitError> {
+fn become_command(
+    request: &ExecRequest,
+    stdio: &[OwnedFd],
+    status: &OwnedFd,
+) -> Result<Infallible, InitError> {
     super::die_with_the_monitor()?;
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(step("PR_SET_DUMPABLE"))?;
-    close_from(STATUS_FD + 1).map_err(step::<io::Error>("close descriptors"))?;
-    let mut text = Vec::new();
-    File::from(request).read_to_end(&mut text).map_err(step::<io::Error>("read the request"))?;
-    let request: ExecRequest = serde_json::from_slice(&text)
-        .map_err(|error| step::<io::Error>("read the request")(error.into()))?;
+    // A helper that died before that: nobody reads the status any more.
+    let mut reader = [PollFd::new(status, PollFlags::empty())];
+    poll(&mut reader, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).map_err(step("poll"))?;
+    if reader.iter().any(|fd| fd.revents().contains(PollFlags::ERR)) {
+        return Err(step("start")(io::Error::from(io::ErrorKind::BrokenPipe)));
+    }
+    let [input, output, errors] = stdio else {
+        return Err(step("standard streams")(io::Error::from(io::ErrorKind::InvalidInput)));
+    };
+    rustix::stdio::dup2_stdin(input).map_err(step("standard input"))?;
+    rustix::stdio::dup2_stdout(output).map_err(step("standard output"))?;
+    rustix::stdio::dup2_stderr(errors).map_err(step("standard error"))?;
+    close_on_exec_from(3).map_err(step::<io::Error>("close descriptors"))?;
     let spec = &request.spec;
     rustix::process::setsid().map_err(step("setsid"))?;
     rustix::thread::set_name(c"lc-exec").map_err(step("set the process's name"))?;

@@ -30,8 +30,7 @@ Roles:
   init                PID 1 of Layer0; the kernel starts it as /init
   monitor DIR         the process beside one container (started by the agent)
   container-init ...  the first process of a container (started by a monitor)
-  container-exec, container-exec-init
-                      an operator's command in a container (started by the agent)
+  container-exec      an operator's command in a container (started by the agent)
 
   --help, --version
 ";
@@ -103,8 +102,6 @@ pub enum Role {
     },
     /// The helper beside an operator's command in a container.
     ContainerExec,
-    /// That command, until it becomes itself.
-    ContainerExecInit,
     /// `--help`.
     Help,
     /// `--version`.
@@ -145,7 +142,6 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
             _ => Err("container-init is started by a monitor only".to_owned()),
         },
         Some("container-exec") => Ok(Role::ContainerExec),
-        Some("container-exec-init") => Ok(Role::ContainerExecInit),
         Some("--help" | "-h" | "help") => Ok(Role::Help),
         Some("--version" | "-V") => Ok(Role::Version),
         _ if pid1 => Ok(Role::Init { recover }),

@@ -89,8 +89,10 @@ impl Transport {
             url: url.to_owned(),
             reason,
         };
-        let uri: Uri = url.parse().map_err(|error| wrong(format!("not a URL: {error}")))?;
-        let tls = uri.scheme_str() == Some("https");
+        // http becomes ws and https wss (RFC 6455, section 3).
+        let uri = url.replacen("http", "ws", 1).parse::<Uri>();
+        let uri = uri.map_err(|error| wrong(format!("not a URL: {error}")))?;
+        let tls = uri.scheme_str() == Some("wss");
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
         let socket = connect(host, uri.port_u16().unwrap_or(if tls { 443 } else { 80 }))
             .map_err(|error| wrong(error.to_string()))?;

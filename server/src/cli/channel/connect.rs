@@ -38,8 +38,10 @@ pub(super) async fn connect(url: &str, token: &str) -> anyhow::Result<Socket> {
 }
 
 async fn open(url: &str, token: &str) -> anyhow::Result<Socket> {
-    let uri: Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
-    let tls = uri.scheme_str() == Some("https");
+    // http becomes ws and https wss (RFC 6455, section 3).
+    let uri = url.replacen("http", "ws", 1).parse::<Uri>();
+    let uri = uri.with_context(|| format!("{url} is no URL"))?;
+    let tls = uri.scheme_str() == Some("wss");
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let host = host.to_owned();
     let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });

@@ -11,10 +11,10 @@ pub(in crate::cli) fn is_there() -> bool {
     std::io::stdin().is_terminal()
 }
 
-/// The size of the terminal on standard input; none where there is no terminal.
+/// The size of the terminal on standard input; none where there is no terminal, or one that does not know.
 pub(in crate::cli) fn size() -> Option<TerminalSize> {
     let size = tcgetwinsize(rustix::stdio::stdin()).ok()?;
-    Some(TerminalSize { columns: size.ws_col, rows: size.ws_row })
+    (size.ws_col > 0).then_some(TerminalSize { columns: size.ws_col, rows: size.ws_row })
 }
 
 /// Every key goes to the command until this is dropped.
