@@ -27,6 +27,8 @@ use crate::config::values::BaseUrl;
 
 /// After this long it is said what is waited for.
 const SAY_AFTER: Duration = Duration::from_secs(2);
+/// How long what came before a failure may take to be written: a pager that stands still must not hide the failure.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Ctrl-C so often ends this process, whatever the command does about it.
 const ENOUGH: u32 = 3;
 
@@ -74,6 +76,8 @@ struct Session<'a> {
     taken: Taken,
     writer: Writer,
     interrupts: u32,
+    /// How it ends where this side ends it.
+    left: Exit,
 }
 
 /// What happens next.
@@ -133,11 +137,26 @@ impl<'a> Session<'a> {
             taken: Taken::default(),
             writer: Writer::start(options.json)?,
             interrupts: 0,
+            left: Exit::Code(0),
         })
     }
 
     async fn run(mut self) -> anyhow::Result<Exit> {
         let mut signals = self.options.signals.then(Signals::new).transpose()?;
+        match self.converse(&mut signals).await {
+            Ok(Some(exit)) => self.finish(exit, &mut signals).await,
+            // Nobody reads any more, or this process was asked to end.
+            Ok(None) => Ok(self.left),
+            Err(error) => {
+                self.raw = None;
+                let _ = tokio::time::timeout(LAST_WORDS, self.writer.finish()).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Until the node's last frame, which is the exit; none where this side ended it.
+    async fn converse(&mut self, signals: &mut Option<Signals>) -> anyhow::Result<Option<Exit>> {
         let mut input: Option<Input> = None;
         let late = Instant::now() + SAY_AFTER;
         let mut said = false;
@@ -157,7 +176,7 @@ impl<'a> Session<'a> {
                         return Err(anyhow!(error).context("the connection to the server broke off"));
                     }
                 },
-                event = next_signal(&mut signals) => event,
+                event = next_signal(signals) => event,
                 bytes = Input::next(&mut input), if room => Event::Input(bytes),
                 () = tokio::time::sleep_until(late), if !self.started && !said => Event::Late,
             };
@@ -168,7 +187,7 @@ impl<'a> Session<'a> {
                 }
                 Event::Frame(bytes) => {
                     if let Some(exit) = self.frame(&bytes).await? {
-                        return self.finish(exit).await;
+                        return Ok(Some(exit));
                     }
                 }
                 Event::Written(Written::Bytes(count)) => {
@@ -176,7 +195,10 @@ impl<'a> Session<'a> {
                         self.send(&Frame::Grant(more)).await?;
                     }
                 }
-                Event::Written(Written::Closed) => return Ok(Exit::Signal(PIPE)),
+                Event::Written(Written::Closed) => {
+                    self.left = Exit::Signal(PIPE);
+                    return Ok(None);
+                }
                 Event::Written(Written::Failed(error)) => {
                     return Err(anyhow!(error).context("cannot write what comes"));
                 }
@@ -190,8 +212,8 @@ impl<'a> Session<'a> {
                     self.send(&Frame::Input(&bytes)).await?;
                 }
                 Event::Signal(number) => {
-                    if let Some(exit) = self.signal(number).await? {
-                        return Ok(exit);
+                    if self.signal(number).await? {
+                        return Ok(None);
                     }
                 }
                 Event::Resized => {
@@ -228,10 +250,7 @@ impl<'a> Session<'a> {
                 }
             }
             Frame::Exit(exit) => return Ok(Some(exit)),
-            Frame::Failure(why) => {
-                self.raw = None;
-                bail!("{why}");
-            }
+            Frame::Failure(why) => bail!("{why}"),
             Frame::Input(_) | Frame::EndOfInput | Frame::Size(_) | Frame::Signal(_) => {
                 bail!("the node sent what only an operator sends");
             }
@@ -239,26 +258,29 @@ impl<'a> Session<'a> {
         Ok(None)
     }
 
-    /// A signal of this process goes to the command; one that comes before there is one, or too often, ends this process.
-    async fn signal(&mut self, number: u8) -> anyhow::Result<Option<Exit>> {
+    /// A signal of this process goes to the command. True for one that ends this process: before there is a command, too often, or
+    /// not by a key of the command's own terminal.
+    async fn signal(&mut self, number: u8) -> anyhow::Result<bool> {
         if number == INTERRUPT {
             self.interrupts += 1;
         }
-        if !self.started
-            || self.interrupts >= ENOUGH
-            || (self.options.terminal && number != INTERRUPT)
-        {
-            return Ok(Some(Exit::Signal(i32::from(number))));
+        if !self.started || self.interrupts >= ENOUGH || self.options.terminal {
+            self.left = Exit::Signal(i32::from(number));
+            return Ok(true);
         }
         self.send(&Frame::Signal(number)).await?;
-        Ok(None)
+        Ok(false)
     }
 
     /// The end, once all that came before it is written.
-    async fn finish(mut self, exit: Exit) -> anyhow::Result<Exit> {
+    async fn finish(mut self, exit: Exit, signals: &mut Option<Signals>) -> anyhow::Result<Exit> {
         // The server waits a moment for our farewell; whether it gets it changes nothing.
         let _ = self.socket.close(None).await;
-        match self.writer.finish().await {
+        let written = tokio::select! {
+            written = self.writer.finish() => written,
+            () = async { while matches!(next_signal(signals).await, Event::Resized) {} } => return Ok(exit),
+        };
+        match written {
             Written::Failed(error) => Err(anyhow!(error).context("cannot write what comes")),
             Written::Bytes(_) | Written::Closed => Ok(exit),
         }
