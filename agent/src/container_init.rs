@@ -12,6 +12,7 @@
 //! | 4 | status: `ready`, or `error` and a sentence; closed by the exec |
 
 mod exec;
+pub(crate) mod join;
 mod mounts;
 pub mod privileges;
 pub mod users;

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use adopt::{Adopted, adopt, remove};
 pub use create::{create, create_with};
+pub(crate) use handle::read_reply;
 pub use handle::{Handle, OnEnd, Released};
 pub use plan::{Place, PlanError};
 

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Role::ContainerInit { dir, in_cgroup } => {
             status(agent::container_init::run(&dir, in_cgroup))
         }
+        Role::ContainerExec => status(agent::container_exec::run()),
         Role::Help => {
             say(&mut std::io::stdout(), roles::USAGE);
             ExitCode::SUCCESS

@@ -28,6 +28,8 @@ use machine::{Action, ClientId, Event, Machine};
 use ring::{ROTATE_AT, Ring};
 use start::Started;
 
+pub(crate) use start::own_program;
+
 use crate::containers::control::{Reply, line, parse_request};
 use crate::containers::{
     EXIT_FILE, ExitRecord, SOCKET_FILE, SPEC_FILE, Spec, boottime_ns, cgroup, read_json, write_json,

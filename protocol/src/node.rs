@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::channel::ChannelRequest;
 use crate::ids::{Digest, Mac, Name, NodeId, Version};
 use crate::reference::Reference;
 use crate::registries::RegistryEntry;
@@ -59,6 +60,25 @@ pub struct Desired {
     /// Changes whenever `registries` may have; the long poll says which one it has (`registries=`). None without any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registries_tag: Option<String>,
+    /// Channels that the server wants opened now. They do not change the version: nothing of them lasts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channels: Vec<ChannelRequest>,
+}
+
+impl Desired {
+    /// A document in which nothing is wanted of the node, with version 0.
+    #[must_use]
+    pub const fn empty(node: NodeId) -> Self {
+        Self {
+            version: 0,
+            node,
+            imagesets: Vec::new(),
+            power: None,
+            registries: Vec::new(),
+            registries_tag: None,
+            channels: Vec::new(),
+        }
+    }
 }
 
 /// A step of a node's boot, in the order in which they happen.

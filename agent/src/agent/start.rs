@@ -225,14 +225,7 @@ pub(super) fn desired_of_reference(node: &NodeId, reference: Reference) -> Desir
         (Ok(name), Ok(version)) => vec![DesiredSet { name, version, reference }],
         _ => Vec::new(),
     };
-    Desired {
-        version: 0,
-        node: node.clone(),
-        imagesets,
-        power: None,
-        registries: Vec::new(),
-        registries_tag: None,
-    }
+    Desired { imagesets, ..Desired::empty(node.clone()) }
 }
 
 /// Starts a thread of the agent. Where the system has no thread to give, the agent says so and ends: PID 1 starts it

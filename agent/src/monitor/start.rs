@@ -86,7 +86,7 @@ pub(super) fn start(dir: &Path, id: &str, notes: &mut Vec<String>) -> Result<Sta
 
 /// This very program through a read-only mount of its own, so that nothing in a container can write to it through
 /// `/proc/PID/exe` (CVE-2019-5736).
-fn own_program() -> io::Result<OwnedFd> {
+pub(crate) fn own_program() -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let program = open_tree(CWD, "/proc/self/exe", flags)?;
     mount_setattr(&program, u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()), false)?;
