@@ -34,6 +34,7 @@ pub mod logging;
 pub mod modules;
 pub mod network;
 
+pub mod imageapi;
 pub mod layer;
 pub mod mounts;
 pub mod prefetch;

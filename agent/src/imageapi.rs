@@ -1,0 +1,5 @@
+//! The node's ImageAPI (`/imageapi/v1`).
+pub mod error;
+pub mod route;
+mod schema;
+pub mod types;
