@@ -9,6 +9,7 @@
 //! where it broke, in the middle of the pipeline. Does not mount and does not decide which set a node wants.
 
 mod handover;
+pub mod image;
 mod plan;
 pub mod signed;
 mod source;

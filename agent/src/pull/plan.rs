@@ -13,6 +13,8 @@ use protocol::oci::{
 use super::PullError;
 use super::unpack::Compression;
 
+pub(super) mod image;
+
 /// A layer to fetch.
 #[derive(Debug, Clone)]
 pub(super) struct Job {

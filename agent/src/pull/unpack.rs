@@ -22,7 +22,7 @@ pub(crate) const RATIO_FREE_BYTES: u64 = 64 << 20;
 pub(crate) const MAX_RATIO: u64 = 20;
 /// Largest zstd window, as a power of two: 8 MiB, what `zstd -19` and every registry's tool writes. `--ultra` and
 /// `--long` need more and are refused: four layers at once would hold half a gigabyte.
-const ZSTD_WINDOW_LOG: u32 = 23;
+pub(super) const ZSTD_WINDOW_LOG: u32 = 23;
 
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub(super) fn unpack(
             Box::new(decoder.map_err(LayerError::Read)?)
         }
     };
-    let guarded = Guarded { inner: &mut decoder, produced: 0, received };
+    let guarded = Guarded::new(&mut decoder, received);
     if !two_threads {
         return apply(BufReader::with_capacity(BUFFER_BYTES, guarded), dir, limits);
     }
@@ -140,10 +140,17 @@ impl<R: BufRead> Read for Hashed<R> {
 }
 
 /// Stops a stream that unpacks to too much.
-struct Guarded<R> {
+pub(super) struct Guarded<R> {
     inner: R,
     produced: u64,
     received: Rc<Cell<u64>>,
+}
+
+impl<R> Guarded<R> {
+    /// Guards a stream whose compressed bytes are counted there.
+    pub(super) fn new(inner: R, received: Rc<Cell<u64>>) -> Self {
+        Self { inner, produced: 0, received }
+    }
 }
 
 impl<R: Read> Read for Guarded<R> {
