@@ -181,7 +181,8 @@ impl<R: Read> ToTar<R> {
                 }
                 Some(Links::Waiting(_)) | None => {}
             }
-            self.waiting_bytes = self.waiting_bytes.saturating_add(name.len() + size_of::<Fields>());
+            self.waiting_bytes =
+                self.waiting_bytes.saturating_add(name.len() + size_of::<Fields>());
             if self.waiting_bytes > MAX_WAITING {
                 return Err(malformed("too many hard links"));
             }
@@ -332,9 +333,18 @@ mod tests {
 
     /// What GNU cpio writes of a directory.
     fn cpio_of(dir: &Path) -> Vec<u8> {
-        let mut find = Command::new("find").arg(".").current_dir(dir).stdout(Stdio::piped()).spawn().expect("find");
+        let mut find = Command::new("find")
+            .arg(".")
+            .current_dir(dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("find");
         let list = find.stdout.take().expect("pipe");
-        let output = Command::new("cpio").args(["--quiet", "-o", "-H", "newc"]).current_dir(dir).stdin(list).output();
+        let output = Command::new("cpio")
+            .args(["--quiet", "-o", "-H", "newc"])
+            .current_dir(dir)
+            .stdin(list)
+            .output();
         let output = output.expect("cpio: apt-get install cpio");
         assert!(output.status.success() && find.wait().expect("find").success());
         output.stdout
@@ -360,7 +370,11 @@ mod tests {
         fs::hard_link(from.path().join("empty"), from.path().join("empty2")).expect("link");
         symlink("x".repeat(120), from.path().join("symlink")).expect("symlink");
         let to = apply(&cpio_of(from.path())).expect("applied");
-        let compared = Command::new("diff").args(["-r", "--no-dereference"]).arg(from.path()).arg(to.path()).status();
+        let compared = Command::new("diff")
+            .args(["-r", "--no-dereference"])
+            .arg(from.path())
+            .arg(to.path())
+            .status();
         assert!(compared.expect("diff").success());
         let ino = |name: &str| fs::metadata(to.path().join(name)).expect(name).ino();
         assert_eq!([ino("other"), ino("third")], [ino("one"); 2]);
