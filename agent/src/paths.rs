@@ -45,6 +45,18 @@ impl RunDirs {
         self.root.join("layers")
     }
 
+    /// File system blobs of mount forms, by digest.
+    #[must_use]
+    pub fn file_systems(&self) -> PathBuf {
+        self.root.join("filesystems")
+    }
+
+    /// Where these are mounted, one directory a blob.
+    #[must_use]
+    pub fn lowers(&self) -> PathBuf {
+        self.root.join("lowers")
+    }
+
     /// Signatures of sets, by the digest of the set's index.
     #[must_use]
     pub fn signatures(&self) -> PathBuf {

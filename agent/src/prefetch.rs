@@ -57,7 +57,8 @@ pub fn run(options: &PullOptions) -> Result<PulledSet, String> {
     let transport = Transport::new(Path::new(CA_DIR)).map_err(|error| chain(&error))?;
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
     let (progress, cancel) = (Progress::default(), AtomicBool::new(false));
-    let pulled = Puller::new(store, transport).pull_set(&options.reference, &progress, &cancel);
+    let puller = Puller::new(store, transport).with_mount_forms(&options.mount_forms);
+    let pulled = puller.pull_set(&options.reference, &progress, &cancel);
     pulled.map_err(|error| format!("cannot pull {}: {}", options.reference, chain(&error)))
 }
 
@@ -90,7 +91,8 @@ mod tests {
         drop(listener);
         let reference = text.parse().expect("reference");
         let run_dir = dir.path().to_owned();
-        let options = PullOptions { run_dir, reference, log: protocol::boot_args::LogLevel::Error };
+        let (log, mount_forms) = (protocol::boot_args::LogLevel::Error, Vec::new());
+        let options = PullOptions { run_dir, reference, log, mount_forms };
         let error = run(&options).expect_err("no registry");
         assert!(error.starts_with(&format!("cannot pull {text}: ")), "{error}");
     }

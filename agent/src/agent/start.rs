@@ -144,6 +144,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         log::error!("no ImageSet can be verified, so none will run: {reason}");
     }
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
+    let puller = Puller::new(store, transport.clone()).with_policy(policy);
+    let puller = puller.with_mount_forms(&options.mount_forms);
     let init: Init = Control::from_env().map(Arc::new);
     let around = Surroundings { dirs, events, init, hostname: hostname() };
     let link = LinkPlan {
@@ -157,7 +159,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         notes,
         notes_file,
         around,
-        pulls: Pulls::new(Puller::new(store, transport).with_policy(policy)),
+        pulls: Pulls::new(puller),
         outbox: Outbox::default(),
         sets: std::collections::BTreeMap::new(),
         link: Some(link),

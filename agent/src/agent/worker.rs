@@ -242,7 +242,7 @@ impl Worker {
             pulled.images.get(image).ok_or_else(|| format!("image {image} was not pulled"))?;
         let dir = mount_dir(&self.around.dirs, &self.name, container, &pulled.digest);
         mounts::unmount_overlay(&dir).map_err(|error| super::chain(&error))?;
-        mounts::mount_overlay(&image.layers, &dir).map_err(|error| super::chain(&error))?;
+        mounts::mount_image(&image.root, &dir).map_err(|error| super::chain(&error))?;
         Ok(dir)
     }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use protocol::boot_args::LogLevel;
 use protocol::ids::NodeId;
+use protocol::oci::mount::MountForm;
 use protocol::reference::Reference;
 
 use crate::paths::RUN_DIR;
@@ -16,7 +17,7 @@ pub const USAGE: &str = "\
 Usage: layercake-agent ROLE
 
 Roles:
-  agent [--standalone] [--run-dir DIR] [--imageset REF] [--server URL] [--node ID] [--log LEVEL]
+  agent [--standalone] [--run-dir DIR] [--imageset REF] [--server URL] [--node ID] [--log LEVEL] [--mount-forms LIST]
       What a node does: fetch, mount and run ImageSets.
       --standalone    as a root service on any Linux host; needs --imageset, or --server and --node
       --run-dir DIR   keep everything below DIR (default /run/layercake)
@@ -24,7 +25,10 @@ Roles:
       --server URL    a boot server; may be given several times
       --node ID       this node's name at the server
       --log LEVEL     error, warn, info (default) or debug
-  pull [--run-dir DIR] [--log LEVEL] REF
+      --mount-forms LIST
+                      mount forms of images that are taken in the place of layers, the best first, parted by commas
+                      (default squashfs,erofs as far as the kernel has them), or none
+  pull [--run-dir DIR] [--log LEVEL] [--mount-forms LIST] REF
       Fetch the ImageSet REF into DIR, check every digest, and end: what is there already is not fetched again.
       Not while an agent runs in DIR.
   init                PID 1 of Layer0; the kernel starts it as /init
@@ -49,6 +53,8 @@ pub struct AgentOptions {
     pub node: Option<NodeId>,
     /// How much is logged; goes before the kernel command line.
     pub log: Option<LogLevel>,
+    /// The mount forms that are taken, the best first.
+    pub mount_forms: Vec<MountForm>,
 }
 
 impl Default for AgentOptions {
@@ -60,6 +66,7 @@ impl Default for AgentOptions {
             servers: Vec::new(),
             node: None,
             log: None,
+            mount_forms: MountForm::ALL.to_vec(),
         }
     }
 }
@@ -73,6 +80,8 @@ pub struct PullOptions {
     pub reference: Reference,
     /// How much is logged.
     pub log: LogLevel,
+    /// The mount forms that are taken, the best first.
+    pub mount_forms: Vec<MountForm>,
 }
 
 /// What this process is.
@@ -153,7 +162,9 @@ fn parse_pull(args: &[OsString]) -> Result<Role, String> {
         let (text, key, inline) = split(arg)?;
         match key {
             "--help" | "-h" => return Ok(Role::Help),
-            "--run-dir" | "--log" => set(&mut options, key, &value(key, inline, &mut args)?)?,
+            "--run-dir" | "--log" | "--mount-forms" => {
+                set(&mut options, key, &value(key, inline, &mut args)?)?
+            }
             _ if text.starts_with('-') => {
                 return Err(format!("unknown argument `{text}` of role pull"));
             }
@@ -168,7 +179,8 @@ fn parse_pull(args: &[OsString]) -> Result<Role, String> {
     }
     let reference = options.imageset.ok_or("pull needs the reference of an ImageSet")?;
     let log = options.log.unwrap_or_default();
-    Ok(Role::Pull(PullOptions { run_dir: options.run_dir, reference, log }))
+    let AgentOptions { run_dir, mount_forms, .. } = options;
+    Ok(Role::Pull(PullOptions { run_dir, reference, log, mount_forms }))
 }
 
 /// An argument as text, its key, and the value that stands in it behind `=`.
@@ -198,7 +210,7 @@ fn parse_agent(args: &[OsString]) -> Result<Role, String> {
         match key {
             "--standalone" if inline.is_none() => options.standalone = true,
             "--help" | "-h" => return Ok(Role::Help),
-            "--run-dir" | "--imageset" | "--server" | "--node" | "--log" => {
+            "--run-dir" | "--imageset" | "--server" | "--node" | "--log" | "--mount-forms" => {
                 set(&mut options, key, &value(key, inline, &mut args)?)?;
             }
             _ => return Err(format!("unknown argument `{text}` of role agent")),
@@ -217,6 +229,11 @@ fn set(options: &mut AgentOptions, key: &str, value: &OsStr) -> Result<(), Strin
     match key {
         "--imageset" => options.imageset = Some(text.parse().map_err(|e| bad(&e))?),
         "--node" => options.node = Some(text.parse().map_err(|e| bad(&e))?),
+        "--mount-forms" if text == "none" => options.mount_forms.clear(),
+        "--mount-forms" => {
+            let forms = text.split(',').map(str::parse).collect::<Result<_, _>>();
+            options.mount_forms = forms.map_err(|e| bad(&e))?;
+        }
         "--log" => {
             options.log = Some(match text {
                 "error" => LogLevel::Error,
@@ -294,6 +311,15 @@ mod tests {
         assert_eq!(options.node.map(|node| node.to_string()), Some("n1".to_owned()));
         assert_eq!(options.log, Some(LogLevel::Debug));
         assert_eq!(run("a agent", false), Ok(Role::Agent(AgentOptions::default())));
+        for (text, forms) in [
+            ("erofs", vec![MountForm::Erofs]),
+            ("erofs,squashfs", vec![MountForm::Erofs, MountForm::Squashfs]),
+            ("none", Vec::new()),
+        ] {
+            let line = format!("a agent --mount-forms {text}");
+            let Ok(Role::Agent(options)) = run(&line, false) else { panic!("not the agent") };
+            assert_eq!(options.mount_forms, forms);
+        }
     }
 
     #[test]
@@ -308,6 +334,7 @@ mod tests {
         check_error("a agent --server ftp://x", "ftp://x");
         check_error("a agent --standalone", "--imageset");
         check_error("a agent --standalone --server http://x", "--node");
+        check_error("a agent --mount-forms ext4", "--mount-forms ext4");
         check_error("a agent --node ../x", "--node ../x");
     }
 

@@ -1,5 +1,6 @@
 //! Tests: whole pulls from a registry in this process, whole and broken.
 
+mod forms;
 mod signed;
 
 use std::fs;
@@ -22,6 +23,15 @@ use super::*;
 use crate::layer::testing::Tar;
 use crate::paths::RunDirs;
 use crate::transport::Timeouts;
+
+/// The layers of an image that was unpacked.
+#[track_caller]
+fn layers(image: &PulledImage) -> &[std::path::PathBuf] {
+    match &image.root {
+        ImageRoot::Layers(layers) => layers,
+        ImageRoot::FileSystem(other) => panic!("{other:?}"),
+    }
+}
 
 /// A layer as it is published.
 #[derive(Clone)]
@@ -202,9 +212,9 @@ fn a_set_of_every_compression_is_pulled_and_re_opened_without_network() {
     let pulled = bench.pull(&reference).expect("pull");
     let one = &pulled.images[&"one".parse().expect("name")];
     assert_eq!(one.config.cmd, ["one"]);
-    assert_eq!(fs::read(one.layers[0].join("etc/a")).expect("a"), b"base");
-    assert_eq!(fs::read(one.layers[1].join("etc/b")).expect("b"), b"top");
-    assert!(pulled.images[&"void".parse().expect("name")].layers.is_empty());
+    assert_eq!(fs::read(layers(one)[0].join("etc/a")).expect("a"), b"base");
+    assert_eq!(fs::read(layers(one)[1].join("etc/b")).expect("b"), b"top");
+    assert!(layers(&pulled.images[&"void".parse().expect("name")]).is_empty());
     assert_eq!(bench.layers(), 3, "the shared layer lies there once");
     assert_eq!(bench.requests(&base).len(), 1, "and was fetched once");
     let total = bench.progress.total.load(Ordering::Relaxed);
@@ -249,7 +259,7 @@ fn a_pulled_set_is_not_collected_until_nobody_holds_it_any_more() {
     let held = pulled.clone();
     drop(pulled);
     bench.puller.collect(&[]).expect("collect");
-    assert!(held.images.values().flat_map(|image| &image.layers).all(|layer| layer.exists()));
+    assert!(held.images.values().flat_map(layers).all(|layer| layer.exists()));
     assert!(bench.puller.reopen(&held.digest).is_some());
     drop(held);
     assert_eq!(bench.puller.collect(&[]).expect("collect").layers, 1);

@@ -118,7 +118,7 @@ pub(in crate::imageapi) fn oci(
     dir: &Path,
 ) -> Result<(Mounted, Arc<Pin>), ApiError> {
     let mut mounted = writable(dir, spec.size, spec.ro, |overlay| {
-        mounts::mount_overlay(&image.image.layers, overlay).map_err(|error| failed(&error))
+        mounts::mount_image(&image.image.root, overlay).map_err(|error| failed(&error))
     })?;
     mounted.config = Some(image.image.config.clone());
     mounted.digest = Some(image.digest);

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use protocol::ids::{Digest, Name};
 use protocol::oci::{self, ARTIFACT_IMAGESET, Descriptor, Index, MEDIA_MANIFEST, OciError};
 
-use super::{DocumentKind, Load, Plan, add_jobs, architecture};
+use super::{DocumentKind, Load, Plan, Root, add_jobs, architecture};
 use crate::pull::PullError;
 
 /// The name of the only image in the set that is made of it.
@@ -43,7 +43,7 @@ pub(in crate::pull) fn plan(digest: &Digest, load: &mut Load<'_>) -> Result<Plan
     // Neither can fail: both are our own text.
     let set = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
     let name: Name = NAME.parse().map_err(|error| wrong(format!("{error}")))?;
-    let images = BTreeMap::from([(name, (config.config, digests))]);
+    let images = BTreeMap::from([(name, (config.config, Root::Layers(digests)))]);
     Ok(Plan { set, digest: *digest, images, layers, closure })
 }
 
