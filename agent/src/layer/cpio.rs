@@ -88,10 +88,6 @@ impl Fields {
         (self.dev.0, self.dev.1, self.ino)
     }
 
-    fn is_file(&self) -> bool {
-        self.mode & S_IFMT == 0o100_000
-    }
-
     fn kind(&self) -> io::Result<EntryType> {
         Ok(match self.mode & S_IFMT {
             0o100_000 => EntryType::Regular,

@@ -21,8 +21,7 @@ pub(in crate::imageapi) fn local(spec: &AttachLocal) -> Result<(String, Device),
         return Err(ApiError::invalid(format!("`{}` is no absolute path", spec.path)));
     }
     let metadata = fs::metadata(path);
-    let metadata =
-        metadata.map_err(|error| ApiError::failed(format!("{}: {error}", spec.path)))?;
+    let metadata = metadata.map_err(|error| ApiError::failed(format!("{}: {error}", spec.path)))?;
     match metadata.file_type().is_block_device() {
         true => Ok((spec.path.clone(), Device::Local)),
         false => Err(ApiError::invalid(format!("{} is no block device", spec.path))),
@@ -103,5 +102,17 @@ pub(in crate::imageapi) fn sweep(prefix: &str, keep: &[u32]) {
         if ours && let Err(error) = clear(number) {
             log::warn!("imageapi: {error}");
         }
+    }
+}
+
+/// Whether nobody has the device mounted or else for himself (open(2), O_EXCL on a block device).
+///
+/// # Errors
+/// [`ApiError::busy`].
+pub(in crate::imageapi) fn check_unused(device: &Path) -> Result<(), ApiError> {
+    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+    match rustix::fs::open(device, flags, rustix::fs::Mode::empty()) {
+        Err(Errno::BUSY) => Err(ApiError::busy(format!("{} is in use", device.display()))),
+        _ => Ok(()),
     }
 }

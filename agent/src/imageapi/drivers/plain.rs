@@ -86,8 +86,7 @@ fn mount(source: &str, dir: &Path, kind: &str, options: &Options) -> Result<(), 
         ApiError::failed(format!("mount {source}: {meaning}"))
     };
     let data = CString::new(options.data.as_str()).map_err(|_| failed(Errno::INVAL))?;
-    let attempt =
-        |flags| rustix::mount::mount(source, dir, kind, flags, data.as_c_str());
+    let attempt = |flags| rustix::mount::mount(source, dir, kind, flags, data.as_c_str());
     match attempt(options.flags) {
         // The device cannot be written: as mount(8) does.
         Err(Errno::ROFS | Errno::ACCESS) => {
