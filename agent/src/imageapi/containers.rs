@@ -319,6 +319,21 @@ impl Engine {
         for id in lost {
             self.set(id, State::Dead, Some("it is gone".to_owned()));
         }
+        self.sweep_logs();
+    }
+
+    /// Removes the logs of containers that there are no more.
+    fn sweep_logs(&self) {
+        let present = self.present();
+        let logs: Vec<_> = present.table.containers().map(|(_, _, it)| &it.logfile).collect();
+        for entry in std::fs::read_dir(self.dirs.log()).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if !logs.contains(&&path)
+                && let Err(error) = std::fs::remove_file(&path)
+            {
+                log::warn!("imageapi: {}: {error}", path.display());
+            }
+        }
     }
 
     fn adopt_live(self: &Arc<Self>, handle: Handle) {
