@@ -13,6 +13,8 @@ mod containers;
 mod drivers;
 pub mod engine;
 pub mod error;
+mod make;
+mod needs;
 pub mod route;
 mod schema;
 pub mod server;

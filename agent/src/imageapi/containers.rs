@@ -17,8 +17,9 @@ use protocol::ids::{Digest, Name};
 use protocol::imageset::{self, NetMode, Profile, Restart};
 use protocol::node::ContainerState;
 
-use super::engine::{Engine, Needs};
+use super::engine::Engine;
 use super::error::ApiError;
+use super::needs::Needs;
 use super::route::Which;
 use super::table::{Item, Object, Refusal, Running, Sort};
 use super::types::{Container, State};
