@@ -36,6 +36,7 @@ pub mod modules;
 pub mod network;
 
 pub mod cache;
+pub mod imageapi;
 pub mod layer;
 pub mod mounts;
 pub mod prefetch;

@@ -13,6 +13,9 @@ pub const REGISTRIES_FILE: &str = "/etc/layercake/registries.json";
 /// Public keys (PEM) one of which must have signed an ImageSet, put there by `build-image --imageset-key` or an overlay.
 /// Without any, sets need not be signed.
 pub const KEYS_DIR: &str = "/etc/layercake/keys";
+/// The ImageAPI over TCP: `listen` with ADDRESS:PORT, and the PEM files `cert.pem`, `key.pem` and `clients.pem` (the authority of
+/// its clients), put there by an overlay. Without `listen` there is only its Unix socket.
+pub const IMAGEAPI_DIR: &str = "/etc/layercake/imageapi";
 /// Modules that are loaded at start whatever the hardware says, one name a line.
 pub const MODULES_LOAD: &str = "/etc/layercake/modules";
 

@@ -14,6 +14,7 @@ pub mod budget;
 mod error;
 mod forms;
 mod handover;
+pub mod image;
 mod plan;
 pub mod signed;
 mod source;

@@ -19,6 +19,7 @@ use super::server_link::Outbox;
 use super::worker::Surroundings;
 use super::{Agent, Init, Sender, chain};
 use crate::cache::Cache;
+use crate::imageapi::service::ImageApi;
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
 use crate::paths::RunDirs;
@@ -59,21 +60,30 @@ pub fn run(options: AgentOptions) -> Result<(), String> {
     let (sender, inbox) = mpsc::channel();
     let events = Sender(sender);
     let terminator = events.clone();
+    let imageapi = Arc::new(ImageApi::default());
+    let (standalone, stopping) = (options.standalone, Arc::clone(&imageapi));
     thread("signals", move || {
         if signals.wait().is_ok() {
             terminator.send(Event::Terminate);
+            if !standalone {
+                stopping.stop();
+            }
         }
     });
     if !options.standalone {
         bring_up_machine(&args, &options, &events)?;
     }
     let mut agent = build(&options, &args, events)?;
+    imageapi.start(&options, &agent.around.hostname, agent.pulls.puller())?;
     agent.adopt();
     if options.standalone {
         // The host's network is there already, and not ours to touch.
         agent.connect(protocol::ids::Mac([0; 6]));
     }
     agent.run(&inbox);
+    if !standalone {
+        imageapi.wait_stopped(super::STOP_PATIENCE);
+    }
     Ok(())
 }
 
