@@ -71,6 +71,8 @@ pub enum Need {
     Igzip,
     /// `openssl`, the second judge of signatures.
     OpenSsl,
+    /// `mkfs.ext4`, for disks that nodes keep blobs on.
+    MkfsExt4,
 }
 
 /// What the demo needs.
@@ -89,7 +91,7 @@ pub const CASES: [Need; 8] = [
 ];
 
 /// What the unit and integration tests of all crates need.
-pub const UNIT: [Need; 17] = [
+pub const UNIT: [Need; 18] = [
     Need::Qemu,
     Need::Ip,
     Need::UtilLinux,
@@ -107,6 +109,7 @@ pub const UNIT: [Need; 17] = [
     Need::Htpasswd,
     Need::Mmdebstrap,
     Need::OpenSsl,
+    Need::MkfsExt4,
 ];
 
 /// What `cargo xtask bench pull` needs.
@@ -164,6 +167,7 @@ impl Need {
             Self::Htpasswd => [Some("apache2-utils"), Some("httpd-tools"), Some("apache")],
             Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
             Self::OpenSsl => [Some("openssl"); 3],
+            Self::MkfsExt4 => [Some("e2fsprogs"); 3],
         };
         match manager {
             Manager::Apt => apt,
@@ -196,6 +200,7 @@ impl Need {
             Self::Containerd => &["containerd", "ctr"],
             Self::Igzip => &["igzip"],
             Self::OpenSsl => &["openssl"],
+            Self::MkfsExt4 => &["mkfs.ext4"],
         }
     }
 
