@@ -26,7 +26,7 @@ mod tar_writer;
 pub use check::fuzz_tar;
 pub(crate) use check::{copy_checked, decompressed};
 use count::Count;
-use tar_writer::{Entry, Kind, TarWriter};
+pub(crate) use tar_writer::{Entry, Kind, TarWriter, Time};
 
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -270,7 +270,8 @@ impl Walk<'_> {
             Owners::Keep => (meta.uid(), meta.gid()),
         };
         let name = inside.as_os_str().as_bytes();
-        let entry = Entry { path: name, mode: meta.mode() & 0o7777, uid, gid, xattrs: &xattrs };
+        let mode = meta.mode() & 0o7777;
+        let entry = Entry { path: name, mode, uid, gid, xattrs: &xattrs, time: None };
         let write_error = || io_error("cannot write the layer at", path);
         if kind.is_dir() {
             self.tar.special(&entry, Kind::Directory, b"").map_err(write_error())?;

@@ -1,7 +1,7 @@
 //! The `layercake imageset` commands against registries: Debian's docker-registry, plain and with TLS and a password,
 //! and ours, also behind a token service. Loopback only.
 //!
-//! Needs docker-registry, skopeo, openssl, htpasswd and mmdebstrap; says how to install them where they are missing.
+//! Needs docker-registry, skopeo, openssl, htpasswd, mmdebstrap, mksquashfs and mkfs.erofs; says how to install them where they are missing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -338,6 +338,58 @@ fn a_diff_names_the_files_that_changed_between_versions() {
     let text = output(&mut desk.command(&format!("diff http://{at}/demo:1 http://{at}/demo:2.0")));
     let text = String::from_utf8(text.stdout).expect("text");
     assert!(text.contains("  ~ /etc/version  1 B -> 3 B\n"), "{text}");
+}
+
+#[test]
+fn mount_forms_are_made_shown_signed_and_copied_like_everything_else() {
+    let desk = Desk::new();
+    let forms = "--mount squashfs --mount erofs-plain";
+    let built = desk.json(&format!("build imageset.toml --out layout {forms}"));
+    let again = desk.json(&format!("build imageset.toml --out again {forms}"));
+    assert_eq!(built["digest"], again["digest"], "two builds are the same");
+    let plain = desk.json("build imageset.toml --out plain");
+    assert_ne!(built["digest"], plain["digest"]);
+    let (with, without) = (desk.json("inspect layout"), desk.json("inspect plain"));
+    let image = |seen: &Value| seen["images"][0].clone();
+    assert_eq!(image(&with)["digest"], image(&without)["digest"], "the tar form is the same");
+    assert_eq!(image(&without).get("mounts"), None);
+    let mounts = image(&with)["mounts"].clone();
+    assert_eq!((&mounts[0]["form"], &mounts[1]["form"]), (&json!("squashfs"), &json!("erofs")));
+    let bytes = mounts[0]["bytes"].as_u64().expect("number");
+    assert!(bytes > NOISE as u64 && bytes < 2 * NOISE as u64, "{mounts}");
+    let text = String::from_utf8(output(&mut desk.command("inspect layout")).stdout).expect("text");
+    assert!(text.contains("mount: squashfs") && text.contains("mount: erofs"), "{text}");
+
+    let dir = desk.path("registry");
+    let at = embedded(&dir, None);
+    let pushed = desk.json(&format!("push imageset.toml --to http://{at} {forms}"));
+    assert_eq!(pushed["digest"], built["digest"]);
+    desk.json("keygen site");
+    let signed = desk.json(&format!("sign http://{at}/demo:1 --key site.key"));
+    // The description's, the image's, two forms', and the index.
+    assert_eq!(signed["added"].as_array().map(Vec::len), Some(5), "{signed}");
+    desk.json(&format!("verify http://{at}/demo:1 --key site.pem"));
+    let copied = desk.json(&format!("pull {at}/demo:1 back --plain-http"));
+    assert_eq!((&copied["digest"], &copied["signatures"]), (&built["digest"], &json!(5)));
+    assert_eq!(desk.json("inspect back")["images"], with["images"]);
+
+    desk.version("2");
+    desk.json(&format!("build imageset.toml --out two {forms}"));
+    let diff = desk.json("diff layout two");
+    assert!(diff["bytes_to_fetch"].as_u64().expect("number") < 100_000, "{diff}");
+    for form in ["squashfs", "erofs"] {
+        let bytes = diff["mount_bytes_to_fetch"][form].as_u64().expect("number");
+        assert!(bytes > NOISE as u64, "a mount form is fetched whole: {diff}");
+    }
+    let error = desk.refused("build imageset.toml --out x --mount ext4");
+    assert!(error.contains("`ext4` is not a mount form"), "{error}");
+    let error = desk.refused("build imageset.toml --out x --mount erofs --mount erofs-plain");
+    assert!(error.contains("there can be one erofs"), "{error}");
+    let path = desk.path("nothing").display().to_string();
+    let mut command = desk.command("build imageset.toml --out x --mount erofs");
+    let error = failed(command.env("PATH", path));
+    assert!(error.contains("apt-get install erofs-utils"), "{error}");
+    assert!(!desk.path("x").exists());
 }
 
 #[test]

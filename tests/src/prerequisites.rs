@@ -21,6 +21,10 @@ const ROM_DIRS: [&str; 5] = [
 const ROM: &str = "efi-virtio.rom";
 /// iPXE's boot files, for firmware that is not iPXE itself.
 const IPXE_DIRS: [&str; 3] = ["/usr/lib/ipxe", "/usr/share/ipxe", "/usr/share/ipxe/x86_64"];
+/// UEFI firmware as Debian has it; the other distributions' files have other names and sizes.
+const OVMF: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// systemd's EFI stub as Debian has it.
+const EFI_STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
 /// Directories of programs beyond `PATH`, which lacks them for ordinary users.
 const SBIN: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
 
@@ -47,6 +51,10 @@ pub enum Need {
     Dnsmasq,
     /// `htpasswd`, for users of test registries.
     Htpasswd,
+    /// `mkfs.erofs`, for mount forms.
+    MkfsErofs,
+    /// `mksquashfs`, for mount forms.
+    Mksquashfs,
     /// `mmdebstrap`, for `debian:` sources and the benches' Debian system.
     Mmdebstrap,
     /// `skopeo`, a registry client that is not ours.
@@ -73,13 +81,21 @@ pub enum Need {
     OpenSsl,
     /// `mkfs.ext4`, for disks that nodes keep blobs on.
     MkfsExt4,
+    /// OVMF, UEFI firmware for QEMU.
+    Ovmf,
+    /// systemd's EFI stub.
+    EfiStub,
+    /// `sbsign` and `sbverify`.
+    SbSign,
 }
 
 /// What the demo needs.
 pub const DEMO: [Need; 5] = [Need::Qemu, Need::IpxeRom, Need::IpxeFiles, Need::Ip, Need::UtilLinux];
 
 /// What the whole-system cases need.
-pub const CASES: [Need; 8] = [
+pub const CASES: [Need; 10] = [
+    Need::MkfsErofs,
+    Need::Mksquashfs,
     Need::Qemu,
     Need::IpxeRom,
     Need::IpxeFiles,
@@ -90,8 +106,14 @@ pub const CASES: [Need; 8] = [
     Need::Dnsmasq,
 ];
 
+/// What the cases with UEFI firmware need.
+pub const EFI_CASES: [Need; 6] =
+    [Need::Qemu, Need::Ip, Need::UtilLinux, Need::Ovmf, Need::EfiStub, Need::SbSign];
+
 /// What the unit and integration tests of all crates need.
-pub const UNIT: [Need; 18] = [
+pub const UNIT: [Need; 20] = [
+    Need::MkfsErofs,
+    Need::Mksquashfs,
     Need::Qemu,
     Need::Ip,
     Need::UtilLinux,
@@ -113,7 +135,9 @@ pub const UNIT: [Need; 18] = [
 ];
 
 /// What `cargo xtask bench pull` needs.
-pub const BENCH_PULL: [Need; 11] = [
+pub const BENCH_PULL: [Need; 13] = [
+    Need::MkfsErofs,
+    Need::Mksquashfs,
     Need::Ip,
     Need::UtilLinux,
     Need::DockerRegistry,
@@ -165,9 +189,14 @@ impl Need {
             Self::Podman => [Some("podman"); 3],
             Self::Curl => [Some("curl"); 3],
             Self::Htpasswd => [Some("apache2-utils"), Some("httpd-tools"), Some("apache")],
+            Self::MkfsErofs => [Some("erofs-utils"); 3],
+            Self::Mksquashfs => [Some("squashfs-tools"); 3],
             Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
             Self::OpenSsl => [Some("openssl"); 3],
             Self::MkfsExt4 => [Some("e2fsprogs"); 3],
+            Self::Ovmf => [Some("ovmf"), None, None],
+            Self::EfiStub => [Some("systemd-boot-efi"), None, None],
+            Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
         };
         match manager {
             Manager::Apt => apt,
@@ -180,7 +209,7 @@ impl Need {
     fn programs(self) -> &'static [&'static str] {
         match self {
             Self::Qemu => &["qemu-system-x86_64"],
-            Self::IpxeRom | Self::IpxeFiles => &[],
+            Self::IpxeRom | Self::IpxeFiles | Self::Ovmf | Self::EfiStub => &[],
             Self::Ip => &["ip"],
             Self::UtilLinux => &["setpriv", "unshare", "nsenter"],
             Self::Ethtool => &["ethtool"],
@@ -192,6 +221,8 @@ impl Need {
             Self::Podman => &["podman"],
             Self::Curl => &["curl"],
             Self::Htpasswd => &["htpasswd"],
+            Self::MkfsErofs => &["mkfs.erofs"],
+            Self::Mksquashfs => &["mksquashfs"],
             Self::Mmdebstrap => &["mmdebstrap"],
             Self::Atftp => &["atftp"],
             Self::TftpHpa => &["tftp"],
@@ -201,6 +232,7 @@ impl Need {
             Self::Igzip => &["igzip"],
             Self::OpenSsl => &["openssl"],
             Self::MkfsExt4 => &["mkfs.ext4"],
+            Self::SbSign => &["sbsign", "sbverify"],
         }
     }
 
@@ -208,6 +240,8 @@ impl Need {
         match self {
             Self::IpxeRom => ROM_DIRS.iter().any(|dir| Path::new(dir).join(ROM).exists()),
             Self::IpxeFiles => ipxe_dir().is_some(),
+            Self::Ovmf => Path::new(OVMF).exists(),
+            Self::EfiStub => Path::new(EFI_STUB).exists(),
             _ => self.programs().iter().all(|program| find_program(program).is_some()),
         }
     }
@@ -219,6 +253,8 @@ impl fmt::Display for Need {
             Self::IpxeRom => f.write_str("the network boot ROM of QEMU's NIC (efi-virtio.rom)"),
             Self::IpxeFiles => f.write_str("iPXE's boot files (undionly.kpxe)"),
             Self::Busybox => f.write_str("a static busybox"),
+            Self::Ovmf => f.write_str("UEFI firmware (OVMF_CODE_4M.fd)"),
+            Self::EfiStub => f.write_str("systemd's EFI stub (linuxx64.efi.stub)"),
             _ => f.write_str(&self.programs().join(", ")),
         }
     }

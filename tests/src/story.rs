@@ -49,6 +49,16 @@ impl<'l> Story<'l> {
         self.server.push(self.lab, imageset)
     }
 
+    /// Pushes an ImageSet whose images come as this file system too.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn push_mounted(&self, imageset: &Path, form: &str) -> Result<()> {
+        let file = imageset.to_string_lossy();
+        let args = ["imageset", "push", &*file, "--mount", form];
+        self.server.layercake(self.lab, &args).map(drop)
+    }
+
     /// Pushes an ImageSet to another registry.
     ///
     /// # Errors
@@ -82,6 +92,16 @@ impl<'l> Story<'l> {
     pub fn switch_on_as(&mut self, spec: &MachineSpec) -> Result<()> {
         // Its console and its cable are free only then.
         drop(self.machines.remove(&spec.number));
+        let machine = Machine::start(self.lab, spec)?;
+        self.machines.insert(spec.number, machine);
+        Ok(())
+    }
+
+    /// Switches a node on, which boots as `spec` says.
+    ///
+    /// # Errors
+    /// When QEMU does not start.
+    pub fn switch_on_with(&mut self, spec: &MachineSpec) -> Result<()> {
         let machine = Machine::start(self.lab, spec)?;
         self.machines.insert(spec.number, machine);
         Ok(())

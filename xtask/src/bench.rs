@@ -4,6 +4,7 @@
 mod figures;
 mod image;
 mod measure;
+mod mount;
 mod peers;
 mod pull;
 
@@ -14,6 +15,8 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     /// Registry to unpacked image: the agent beside podman, skopeo and umoci, containerd, and curl | igzip | tar
     Pull(pull::Args),
+    /// Registry to mounted root: the image as squashfs and EROFS beside its layers and podman pull
+    Mount(mount::Args),
 }
 
 /// Runs a bench.
@@ -23,5 +26,6 @@ pub(crate) enum Bench {
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Pull(args) => pull::run(args),
+        Bench::Mount(args) => mount::run(args),
     }
 }

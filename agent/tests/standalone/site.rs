@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use protocol::ids::Digest;
 use protocol::node::{Desired, DesiredSet, Observed};
+use protocol::oci::mount::{MountEntry, MountForm};
 use protocol::oci::{
     ANNOTATION_IMAGE_NAME, ARTIFACT_IMAGESET, Descriptor, Index, MEDIA_CONFIG,
     MEDIA_IMAGESET_CONFIG, MEDIA_INDEX, MEDIA_LAYER_TAR, MEDIA_MANIFEST, Manifest, Platform,
@@ -120,6 +121,17 @@ impl Site {
         layers: &[Vec<u8>],
         containers: &Value,
     ) -> Published {
+        self.publish_forms(version, layers, &[], containers)
+    }
+
+    /// Publishes it with these mount forms of the image beside the layers.
+    pub(crate) fn publish_forms(
+        &self,
+        version: &str,
+        layers: &[Vec<u8>],
+        forms: &[(MountForm, Vec<u8>)],
+        containers: &Value,
+    ) -> Published {
         let set = json!({"name": "hello", "version": version, "image": [{"name": "web"}],
             "container": containers});
         let config = self.add_json("blobs", MEDIA_IMAGESET_CONFIG, &set);
@@ -138,11 +150,21 @@ impl Site {
             variant: None,
         });
         image.annotations.insert(ANNOTATION_IMAGE_NAME.to_owned(), "web".to_owned());
+        let mut manifests = vec![description, image.clone()];
+        let name = "web".parse().expect("name");
+        for (form, bytes) in forms {
+            let blob = self.add("blobs", form.media_type(), bytes.clone());
+            let said = MountEntry::annotations(&name, *form, architecture, &image.digest);
+            let manifest = MountEntry::new_manifest(blob, said.clone());
+            let mut entry = self.add_json("manifests", MEDIA_MANIFEST, &manifest);
+            entry.annotations = said;
+            manifests.push(entry);
+        }
         let index = Index {
             schema_version: 2,
             media_type: Some(MEDIA_INDEX.to_owned()),
             artifact_type: Some(ARTIFACT_IMAGESET.to_owned()),
-            manifests: vec![description, image],
+            manifests,
             annotations: BTreeMap::new(),
         };
         let bytes = serde_json::to_vec(&index).expect("json");

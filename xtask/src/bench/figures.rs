@@ -20,7 +20,7 @@ impl Samples {
     }
 
     /// `median (min-max)`, with so many digits after the point.
-    fn cell(&self, digits: usize) -> String {
+    pub(super) fn cell(&self, digits: usize) -> String {
         let least = self.0.iter().copied().reduce(f64::min);
         let most = self.0.iter().copied().reduce(f64::max);
         match (self.median(), least, most) {
@@ -147,7 +147,7 @@ pub(crate) fn figures_table(figures: &[Figure]) -> String {
 }
 
 /// Rows as text: the first column to the left, the others to the right.
-fn table(rows: Vec<Vec<String>>) -> String {
+pub(super) fn table(rows: Vec<Vec<String>>) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()

@@ -133,7 +133,8 @@ impl Image {
         format!("{REGISTRY}/{}:{tag}", variant.name())
     }
 
-    fn digests(&self, variant: Variant) -> Vec<String> {
+    /// The digests of its layers' blobs, in hexadecimal.
+    pub(super) fn digests(&self, variant: Variant) -> Vec<String> {
         let digests = self.facts["layers"][variant.name()].as_array();
         digests.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     }
