@@ -119,8 +119,10 @@ impl Agent {
                     event => self.take(event),
                 }
             }
+            // Looked at first: what has changed until the report is in it.
+            let writing = self.pulls.puller().cache().is_busy();
             self.publish();
-            let event = match self.patience() {
+            let event = match self.patience(writing) {
                 Some(patience) => inbox.recv_timeout(patience),
                 None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
             };
@@ -134,10 +136,10 @@ impl Agent {
     }
 
     /// How long the loop may sleep; None: until the next event.
-    fn patience(&self) -> Option<Duration> {
+    fn patience(&self, writing: bool) -> Option<Duration> {
         let now = uptime();
         let deadline = self.sets.values().filter_map(|slot| slot.machine.deadline()).min();
-        let pulling = self.pulls.any().then_some(PROGRESS_PACE);
+        let pulling = (self.pulls.any() || writing).then_some(PROGRESS_PACE);
         deadline.map(|at| at.saturating_sub(now)).into_iter().chain(pulling).min()
     }
 

@@ -64,6 +64,8 @@ struct Shared {
     problem: Option<String>,
     /// Blobs that are damaged there and may not have been removable.
     bad: BTreeSet<Digest>,
+    /// Whether blobs are being written.
+    busy: bool,
     /// Bytes kept, and most that may be.
     used: u64,
     limit: u64,
@@ -193,6 +195,12 @@ impl Cache {
         }
     }
 
+    /// Whether blobs are being written: what [`Cache::status`] says will change soon.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.lock().busy
+    }
+
     /// How the cache stands, for the node's report; none where there is none and nothing is wrong.
     #[must_use]
     pub fn status(&self) -> Option<ObservedCache> {
@@ -271,6 +279,11 @@ impl Cache {
             log::warn!("cache: {problem}");
             shared.problem = Some(problem);
         }
+    }
+
+    /// Notes whether blobs are being written.
+    fn working(&self, busy: bool) {
+        self.lock().busy = busy;
     }
 
     /// Notes how full it is, and whether it has just been of use.

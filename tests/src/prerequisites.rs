@@ -79,6 +79,8 @@ pub enum Need {
     Igzip,
     /// `openssl`, the second judge of signatures.
     OpenSsl,
+    /// `mkfs.ext4`, for disks that nodes keep blobs on.
+    MkfsExt4,
     /// OVMF, UEFI firmware for QEMU.
     Ovmf,
     /// systemd's EFI stub.
@@ -109,7 +111,7 @@ pub const EFI_CASES: [Need; 6] =
     [Need::Qemu, Need::Ip, Need::UtilLinux, Need::Ovmf, Need::EfiStub, Need::SbSign];
 
 /// What the unit and integration tests of all crates need.
-pub const UNIT: [Need; 19] = [
+pub const UNIT: [Need; 20] = [
     Need::MkfsErofs,
     Need::Mksquashfs,
     Need::Qemu,
@@ -129,6 +131,7 @@ pub const UNIT: [Need; 19] = [
     Need::Htpasswd,
     Need::Mmdebstrap,
     Need::OpenSsl,
+    Need::MkfsExt4,
 ];
 
 /// What `cargo xtask bench pull` needs.
@@ -190,6 +193,7 @@ impl Need {
             Self::Mksquashfs => [Some("squashfs-tools"); 3],
             Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
             Self::OpenSsl => [Some("openssl"); 3],
+            Self::MkfsExt4 => [Some("e2fsprogs"); 3],
             Self::Ovmf => [Some("ovmf"), None, None],
             Self::EfiStub => [Some("systemd-boot-efi"), None, None],
             Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
@@ -227,6 +231,7 @@ impl Need {
             Self::Containerd => &["containerd", "ctr"],
             Self::Igzip => &["igzip"],
             Self::OpenSsl => &["openssl"],
+            Self::MkfsExt4 => &["mkfs.ext4"],
             Self::SbSign => &["sbsign", "sbverify"],
         }
     }

@@ -158,7 +158,7 @@ impl Keeper {
                 Message::Commit { id } => (id, self.commit(id)),
                 Message::Drop { id } => {
                     self.forget(id);
-                    continue;
+                    (id, Ok(()))
                 }
                 Message::Flush(done) => {
                     let _ = done.send(());
@@ -169,6 +169,7 @@ impl Keeper {
                 self.forget(id);
                 self.cache.trouble(format!("a blob is not kept: {error}"));
             }
+            self.cache.working(!self.files.is_empty());
         }
     }
 

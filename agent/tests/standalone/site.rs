@@ -36,6 +36,8 @@ struct State {
     documents: BTreeMap<String, Arc<Vec<u8>>>,
     desired: Option<Desired>,
     registries: Vec<RegistryEntry>,
+    /// `Authorization` that the registry asks for.
+    guard: Option<String>,
     observed: Option<Observed>,
     fetched: Vec<String>,
     /// Offered with every desired document, for as long as they stand here.
@@ -194,6 +196,17 @@ impl Site {
         Published { set, digest }
     }
 
+    /// Asks for this `Authorization` from whoever reads the registry.
+    pub(crate) fn guard(&self, authorization: &str) {
+        self.shared.lock().guard = Some(authorization.to_owned());
+    }
+
+    /// Tells the node what to know of registries, with what it is to run.
+    pub(crate) fn tell(&self, registries: &[RegistryEntry], imagesets: &[&Published]) {
+        self.shared.lock().registries = registries.to_vec();
+        self.want(imagesets);
+    }
+
     /// Tells the node what to run.
     pub(crate) fn want(&self, imagesets: &[&Published]) {
         let mut state = self.shared.lock();
@@ -251,11 +264,14 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     reader.read_line(&mut line)?;
     let mut words = line.split(' ').map(str::to_owned);
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let (mut length, mut key) = (0, None);
+    let (mut length, mut key, mut shown) = (0, None, None);
     loop {
         line.clear();
         reader.read_line(&mut line)?;
         let Some((name, value)) = line.trim().split_once(':') else { break };
+        if name.eq_ignore_ascii_case("authorization") {
+            shown = Some(value.trim().to_owned());
+        }
         if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse().expect("content-length");
         }
@@ -278,6 +294,10 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         (_, (path, query)) if path.ends_with("/desired") => desired(shared, query),
         (_, (path, _)) => {
             let mut state = shared.lock();
+            if state.guard.is_some() && state.guard != shown {
+                let head = "HTTP/1.1 401 No\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\r\n";
+                return stream.write_all(head.as_bytes());
+            }
             state.fetched.push(path.to_owned());
             match state.documents.get(path) {
                 Some(document) => Some(Arc::clone(document)),
