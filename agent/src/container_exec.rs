@@ -215,7 +215,7 @@ fn terminal(size: TerminalSize) -> Result<Ends, String> {
     let system = fstatfs(&master).map_err(step("the container's /dev/pts/ptmx"))?;
     let device = (major(stat.st_rdev), minor(stat.st_rdev));
     let character = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device();
-    if !character || device != PTMX || i64::from(system.f_type) != DEVPTS_MAGIC {
+    if !character || device != PTMX || system.f_type != DEVPTS_MAGIC {
         return Err("the container's /dev/pts/ptmx is not that of a devpts".to_owned());
     }
     unlockpt(&master).map_err(step("open a terminal"))?;

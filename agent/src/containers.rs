@@ -22,7 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use protocol::ids::{Digest, Name};
-use protocol::imageset::{Profile, Restart};
+use protocol::imageset::{DEFAULT_LOG_SIZE, Profile, Restart};
 use protocol::node::ExitStatus;
 use serde::{Deserialize, Serialize};
 
@@ -76,10 +76,17 @@ pub struct Spec {
     pub stop_timeout_s: u32,
     /// Where `NAME.log` is written.
     pub log_dir: PathBuf,
+    /// Most bytes of it that are kept.
+    #[serde(default = "default_log_size")]
+    pub log_size: u64,
     /// What happens when it ends.
     pub restart: Restart,
     /// How often it was started again before this instance.
     pub restarts: u32,
+}
+
+fn default_log_size() -> u64 {
+    DEFAULT_LOG_SIZE
 }
 
 /// How a container ended: `exit.json`.

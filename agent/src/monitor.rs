@@ -25,7 +25,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use clients::{Clients, Received};
 use machine::{Action, ClientId, Event, Machine};
-use ring::{ROTATE_AT, Ring};
+use ring::Ring;
 use start::Started;
 
 pub(crate) use start::own_program;
@@ -109,7 +109,7 @@ impl Monitor {
         Ok(Self {
             machine: Machine::new(started.pid, notes, spec.stop_signal, spec.stop_timeout_s),
             clients,
-            ring: Ring::new(spec.log_dir.join(format!("{}.log", spec.name)), ROTATE_AT),
+            ring: Ring::new(spec.log_dir.join(format!("{}.log", spec.name)), spec.log_size / 2),
             signals,
             started,
             _lock: lock,

@@ -143,7 +143,8 @@ impl<T> Desk<T> {
         state.check_listening(node, now)?;
         let of_node = state.channels.values().filter(|channel| channel.node == *node).count();
         if state.channels.len() >= MAX_CHANNELS || of_node >= MAX_PER_NODE {
-            return Err(DeskError::Crowded(state.channels.len().min(of_node.max(MAX_PER_NODE))));
+            let all = state.channels.len();
+            return Err(DeskError::Crowded(if of_node >= MAX_PER_NODE { of_node } else { all }));
         }
         let id = ChannelId::from_random(random.id);
         let operator = ChannelToken::from_random(random.operator);

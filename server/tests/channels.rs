@@ -242,8 +242,8 @@ fn a_log_is_shown_as_it_is_or_as_json() {
 #[test]
 fn a_token_opens_one_end_of_one_channel_once() {
     let site = Site::start();
-    let _child = start(&site, "exec n1 hello true");
-    let end = site.node_end();
+    let child = start(&site, "exec n1 hello true");
+    let mut end = site.node_end();
     let id = end.request.id.clone();
     let upgrade = [
         ("connection", "Upgrade"),
@@ -259,13 +259,16 @@ fn a_token_opens_one_end_of_one_channel_once() {
         }
         request.header("authorization", format!("Bearer {token}")).call().expect("answer").status()
     };
-    let token = end.request.token.as_str();
+    let token = end.request.token.as_str().to_owned();
+    let token = token.as_str();
     for side in ["node", "operator"] {
         assert_eq!(ask(side, token, &upgrade).as_u16(), 404, "{side}: used, or another end's");
         assert_eq!(ask(side, &"0".repeat(64), &upgrade).as_u16(), 404, "{side}: wrong");
         assert_eq!(ask(side, "", &upgrade).as_u16(), 404, "{side}: none");
         assert_eq!(ask(side, token, &[]).as_u16(), 426, "{side}: no upgrade");
     }
+    end.send(&Frame::Exit(Exit::Code(0)));
+    check(&child.wait_with_output().expect("output"), 0, "", "");
 }
 
 /// A terminal, and the program on it as its session's leader.

@@ -24,6 +24,8 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 const NODE_SILENCE: Duration = Duration::from_secs(30);
 /// How long the last words to either side may take.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long an operator may take to receive what is on its way when all went well: a window over a slow line.
+const LAST_WINDOW: Duration = Duration::from_secs(60);
 /// Most frames an operator may send before the node is there: sizes of its terminal, its first input.
 const MAX_EARLY: usize = 64;
 
@@ -123,7 +125,8 @@ pub async fn run(
 }
 
 /// Says a last word to the operator and closes.
-pub async fn farewell(mut operator: Socket, words: Option<String>) {
+pub async fn farewell(mut operator: Socket, words: Option<String>, ending: &Ending) {
+    let patience = if *ending == Ending::Done { LAST_WINDOW } else { FAREWELL };
     let said = async {
         if let Some(words) = words {
             operator.send(Message::binary(Frame::Failure(words.into()).render())).await?;
@@ -134,7 +137,7 @@ pub async fn farewell(mut operator: Socket, words: Option<String>) {
         Ok::<(), Error>(())
     };
     // An operator that has left has no use for it.
-    let _ = tokio::time::timeout(FAREWELL, said).await;
+    let _ = tokio::time::timeout(patience, said).await;
 }
 
 type Bytes = tokio_tungstenite::tungstenite::Bytes;

@@ -122,7 +122,7 @@ async fn converse(app: &Arc<App>, node: &NodeId, mut place: Place<Socket>, mut s
     let seen = app.inventory.get(node).map_or("never".to_owned(), |record| {
         format!("{} s ago", now.saturating_sub(record.last_seen_ms) / 1000)
     });
-    relay::farewell(socket, ending.for_operator(node.as_str(), &seen)).await;
+    relay::farewell(socket, ending.for_operator(node.as_str(), &seen), &ending).await;
 }
 
 fn channel_id(text: &str) -> Result<ChannelId, ApiError> {
