@@ -25,6 +25,9 @@ const IPXE_DIRS: [&str; 3] = ["/usr/lib/ipxe", "/usr/share/ipxe", "/usr/share/ip
 const OVMF: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 /// systemd's EFI stub as Debian has it.
 const EFI_STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+/// Where nfs-ganesha's back ends lie.
+const GANESHA_VFS: [&str; 3] =
+    ["/usr/lib/ganesha", "/usr/lib64/ganesha", "/usr/lib/x86_64-linux-gnu/ganesha"];
 /// Directories of programs beyond `PATH`, which lacks them for ordinary users.
 const SBIN: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
 
@@ -75,6 +78,20 @@ pub enum Need {
     Igzip,
     /// `openssl`, the second judge of signatures.
     OpenSsl,
+    /// `ganesha.nfsd`, an NFS server.
+    NfsGanesha,
+    /// Its back end for directories of this machine.
+    NfsGaneshaVfs,
+    /// `tgtd` and `tgtadm`, an iSCSI target.
+    Tgt,
+    /// `mksquashfs`.
+    SquashfsTools,
+    /// `mkfs.erofs`.
+    ErofsUtils,
+    /// `mkfs.ext4`.
+    E2fsprogs,
+    /// `cpio`.
+    Cpio,
     /// OVMF, UEFI firmware for QEMU.
     Ovmf,
     /// systemd's EFI stub.
@@ -98,12 +115,16 @@ pub const CASES: [Need; 8] = [
     Need::Dnsmasq,
 ];
 
+/// What the cases with network storage need beside [`CASES`].
+pub const STORAGE_CASES: [Need; 4] =
+    [Need::NfsGanesha, Need::NfsGaneshaVfs, Need::Tgt, Need::E2fsprogs];
+
 /// What the cases with UEFI firmware need.
 pub const EFI_CASES: [Need; 6] =
     [Need::Qemu, Need::Ip, Need::UtilLinux, Need::Ovmf, Need::EfiStub, Need::SbSign];
 
 /// What the unit and integration tests of all crates need.
-pub const UNIT: [Need; 17] = [
+pub const UNIT: [Need; 21] = [
     Need::Qemu,
     Need::Ip,
     Need::UtilLinux,
@@ -121,6 +142,10 @@ pub const UNIT: [Need; 17] = [
     Need::Htpasswd,
     Need::Mmdebstrap,
     Need::OpenSsl,
+    Need::SquashfsTools,
+    Need::ErofsUtils,
+    Need::E2fsprogs,
+    Need::Cpio,
 ];
 
 /// What `cargo xtask bench pull` needs.
@@ -178,6 +203,13 @@ impl Need {
             Self::Htpasswd => [Some("apache2-utils"), Some("httpd-tools"), Some("apache")],
             Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
             Self::OpenSsl => [Some("openssl"); 3],
+            Self::NfsGanesha => [Some("nfs-ganesha"), Some("nfs-ganesha"), None],
+            Self::NfsGaneshaVfs => [Some("nfs-ganesha-vfs"), Some("nfs-ganesha-vfs"), None],
+            Self::Tgt => [Some("tgt"), Some("scsi-target-utils"), None],
+            Self::SquashfsTools => [Some("squashfs-tools"); 3],
+            Self::ErofsUtils => [Some("erofs-utils"); 3],
+            Self::E2fsprogs => [Some("e2fsprogs"); 3],
+            Self::Cpio => [Some("cpio"); 3],
             Self::Ovmf => [Some("ovmf"), None, None],
             Self::EfiStub => [Some("systemd-boot-efi"), None, None],
             Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
@@ -193,7 +225,15 @@ impl Need {
     fn programs(self) -> &'static [&'static str] {
         match self {
             Self::Qemu => &["qemu-system-x86_64"],
-            Self::IpxeRom | Self::IpxeFiles | Self::Ovmf | Self::EfiStub => &[],
+            Self::IpxeRom | Self::IpxeFiles | Self::Ovmf | Self::EfiStub | Self::NfsGaneshaVfs => {
+                &[]
+            }
+            Self::NfsGanesha => &["ganesha.nfsd"],
+            Self::Tgt => &["tgtd", "tgtadm"],
+            Self::SquashfsTools => &["mksquashfs"],
+            Self::ErofsUtils => &["mkfs.erofs"],
+            Self::E2fsprogs => &["mkfs.ext4"],
+            Self::Cpio => &["cpio"],
             Self::Ip => &["ip"],
             Self::UtilLinux => &["setpriv", "unshare", "nsenter"],
             Self::Ethtool => &["ethtool"],
@@ -223,6 +263,9 @@ impl Need {
             Self::IpxeFiles => ipxe_dir().is_some(),
             Self::Ovmf => Path::new(OVMF).exists(),
             Self::EfiStub => Path::new(EFI_STUB).exists(),
+            Self::NfsGaneshaVfs => {
+                GANESHA_VFS.iter().any(|dir| Path::new(dir).join("libfsalvfs.so").exists())
+            }
             _ => self.programs().iter().all(|program| find_program(program).is_some()),
         }
     }
@@ -234,6 +277,7 @@ impl fmt::Display for Need {
             Self::IpxeRom => f.write_str("the network boot ROM of QEMU's NIC (efi-virtio.rom)"),
             Self::IpxeFiles => f.write_str("iPXE's boot files (undionly.kpxe)"),
             Self::Busybox => f.write_str("a static busybox"),
+            Self::NfsGaneshaVfs => f.write_str("nfs-ganesha's VFS back end (libfsalvfs.so)"),
             Self::Ovmf => f.write_str("UEFI firmware (OVMF_CODE_4M.fd)"),
             Self::EfiStub => f.write_str("systemd's EFI stub (linuxx64.efi.stub)"),
             _ => f.write_str(&self.programs().join(", ")),
