@@ -124,7 +124,7 @@ pub const EFI_CASES: [Need; 6] =
     [Need::Qemu, Need::Ip, Need::UtilLinux, Need::Ovmf, Need::EfiStub, Need::SbSign];
 
 /// What the unit and integration tests of all crates need.
-pub const UNIT: [Need; 21] = [
+pub const UNIT: [Need; 22] = [
     Need::Qemu,
     Need::Ip,
     Need::UtilLinux,
@@ -146,6 +146,7 @@ pub const UNIT: [Need; 21] = [
     Need::ErofsUtils,
     Need::E2fsprogs,
     Need::Cpio,
+    Need::Tgt,
 ];
 
 /// What `cargo xtask bench pull` needs.

@@ -303,4 +303,71 @@ mod tests {
         let bytes: Vec<u8> = words[2..4].iter().flat_map(|word| word.to_ne_bytes()).collect();
         assert_eq!(u64::from_ne_bytes(bytes.try_into().expect("eight")), 9);
     }
+
+    /// Debian's tgt with one target, in a network namespace of this thread's own; ends when dropped.
+    struct Tgt {
+        dir: tempfile::TempDir,
+        process: std::process::Child,
+    }
+
+    impl Tgt {
+        fn start() -> Self {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("unshare");
+            let up = std::process::Command::new("/bin/busybox")
+                .args(["ip", "link", "set", "lo", "up"])
+                .status();
+            assert!(up.expect("/bin/busybox: apt-get install busybox-static").success());
+            let dir = tempfile::tempdir().expect("directory");
+            let process = std::process::Command::new("tgtd")
+                .args(["-f", "--iscsi", "portal=127.0.0.1:3260"])
+                .env("TGT_IPC_SOCKET", dir.path().join("tgt"))
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .expect("tgtd: apt-get install tgt");
+            let tgt = Self { dir, process };
+            let until = Instant::now() + Duration::from_secs(30);
+            while TcpStream::connect("127.0.0.1:3260").is_err() {
+                assert!(Instant::now() < until, "tgtd does not listen");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            tgt.admin("--op new --mode target --tid 1 -T iqn.2026-11.c:d");
+            tgt
+        }
+
+        fn admin(&self, args: &str) {
+            let status = std::process::Command::new("tgtadm")
+                .args(["--lld", "iscsi"])
+                .args(args.split(' '))
+                .env("TGT_IPC_SOCKET", self.dir.path().join("tgt"))
+                .status();
+            assert!(status.expect("tgtadm").success(), "{args}");
+        }
+    }
+
+    impl Drop for Tgt {
+        fn drop(&mut self) {
+            drop(self.process.kill());
+            drop(self.process.wait());
+        }
+    }
+
+    #[test]
+    fn a_real_target_lets_us_in_or_says_why_not() {
+        let spec = AttachIscsi { host: "127.0.0.1".to_owned(), ..spec() };
+        let outcome = || {
+            let tgt = Tgt::start();
+            let refused = log_in(&wanted(&spec).expect("good"), 5).map(drop);
+            tgt.admin("--op bind --mode target --tid 1 -I ALL");
+            let agreed = log_in(&wanted(&spec).expect("good"), 5).map(|(_, agreed)| agreed);
+            let other = AttachIscsi { target: "iqn.2026-11.x:y".to_owned(), ..spec.clone() };
+            let absent = log_in(&wanted(&other).expect("good"), 6).map(drop);
+            (refused, agreed, absent)
+        };
+        let (refused, agreed, absent) =
+            std::thread::scope(|scope| scope.spawn(outcome).join()).expect("thread");
+        assert!(refused.is_err_and(|reason| reason.contains("refused the login")));
+        let agreed = agreed.expect("let in");
+        assert!(agreed.their_segment >= 8192 && agreed.max_r2t == 1, "{agreed:?}");
+        assert!(absent.is_err_and(|reason| reason.contains("there is no such target")));
+    }
 }

@@ -308,7 +308,7 @@ mod tests {
         let text = String::from_utf8(first[HEADER..].to_vec()).expect("text");
         assert!(text.starts_with("InitiatorName=iqn.2026-11.node\0TargetName=iqn.2026-11.disk\0"));
         let (_, length) = lengths(first.first_chunk().expect("header")).expect("lengths");
-        assert_eq!(&text.trim_end_matches('\0').len() + 1, &length);
+        assert_eq!(text.trim_end_matches('\0').len() + 1, length);
         login
     }
 
