@@ -13,6 +13,7 @@ mod containers;
 mod drivers;
 pub mod engine;
 pub mod error;
+pub mod iscsi;
 mod make;
 mod needs;
 pub mod route;

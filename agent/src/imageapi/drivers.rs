@@ -4,11 +4,13 @@
 //! | module | makes |
 //! |---|---|
 //! | `block` | attachments: local, loopback |
+//! | `iscsi` | attachments of an iSCSI target's LUNs |
 //! | `rbd` | attachments of a Ceph cluster's images |
 //! | `plain` | mounts that are one mount: attach, bind, nfs |
 //! | `layered` | mounts with a writable part of limited size: overlay, oci, uri |
 
 pub(super) mod block;
+pub(super) mod iscsi;
 pub(super) mod layered;
 pub(super) mod plain;
 pub(super) mod rbd;

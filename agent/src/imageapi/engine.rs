@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use protocol::ids::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::drivers::{self, Modules, block, rbd};
+use super::drivers::{self, Modules, block, iscsi, rbd};
 use super::error::ApiError;
 use super::table::{Device, Item, Mounted, Refusal, Sort, Table};
 use crate::containers::{Handle, read_json, write_json};
@@ -225,6 +225,7 @@ impl Engine {
                     block::check_unused(Path::new(&format!("/dev/loop{number}")))?;
                     block::clear(*number)
                 }
+                Device::Iscsi(session) => iscsi::detach(*session),
                 Device::Rbd(number) => {
                     let options = spec.rbd.as_ref().and_then(|rbd| rbd.options.as_ref());
                     rbd::unmap(*number, options.is_some_and(|options| options.force))

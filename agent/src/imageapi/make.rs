@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use protocol::ids::Digest;
 use protocol::reference::Reference;
 
-use super::drivers::{self, block, layered, plain, rbd};
+use super::drivers::{self, block, iscsi, layered, plain, rbd};
 use super::engine::Engine;
 use super::error::ApiError;
 use super::needs::Needs;
@@ -156,7 +156,8 @@ impl Engine {
                 mapped
             }
             AttachKind::Iscsi => {
-                return Err(ApiError::no_driver("this agent has no iSCSI initiator"));
+                let block = spec.iscsi.as_ref().ok_or_else(missing)?;
+                iscsi::attach(block, id, &self.modules)?
             }
         };
         spec.device_file = device_file;

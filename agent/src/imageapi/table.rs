@@ -41,6 +41,8 @@ pub(super) enum Device {
     Local,
     /// `/dev/loopN`.
     Loop(u32),
+    /// The kernel's number of an iSCSI session.
+    Iscsi(u32),
     /// The kernel's number of an rbd mapping.
     Rbd(u32),
 }
