@@ -44,9 +44,17 @@ exec setpriv --reuid "$4" --regid "$4" --clear-groups \
 /// # Errors
 /// When it cannot be made, with what the program said.
 pub fn debian_systemd(layercake: &Path) -> Result<PathBuf> {
+    debian(layercake, "debian-systemd")
+}
+
+/// As [`debian_systemd`], of another example that is made of Debian's packages.
+///
+/// # Errors
+/// As [`debian_systemd`].
+pub fn debian(layercake: &Path, name: &str) -> Result<PathBuf> {
     prerequisites::ensure(&DEBIAN)?;
-    let example = workspace_root().join("examples/debian-systemd");
-    let place = workspace_root().join("target/examples/debian-systemd");
+    let example = workspace_root().join("examples").join(name);
+    let place = workspace_root().join("target/examples").join(name);
     fs::create_dir_all(&place).with_context(|| place.display().to_string())?;
     let lock = File::create(place.join("lock")).context("cannot make the lock")?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive)
