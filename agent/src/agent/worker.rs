@@ -252,6 +252,12 @@ impl Worker {
             pulled.images.get(image).ok_or_else(|| format!("image {image} was not pulled"))?;
         let dir = mount_dir(&self.around.dirs, &self.name, container, &pulled.digest);
         mounts::unmount_overlay(&dir).map_err(|error| super::chain(&error))?;
+        let own_users = |it: &Container| it.name == *container && it.namespaces.user;
+        if pulled.set.containers.iter().any(own_users) {
+            let base = containers::view::id_base(&self.name, container);
+            containers::idmap::mount_overlay(&image.layers, &dir, base)?;
+            return Ok(dir);
+        }
         mounts::mount_overlay(&image.layers, &dir).map_err(|error| super::chain(&error))?;
         Ok(dir)
     }
