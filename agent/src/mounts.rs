@@ -103,12 +103,24 @@ pub enum ImageRoot {
 /// # Errors
 /// As [`mount_overlay`], or if the file system cannot be mounted.
 pub fn mount_image(image: &ImageRoot, dir: &Path) -> Result<PathBuf, MountError> {
+    mount_image_by(image, dir, |layers| mount_overlay(layers, dir))
+}
+
+/// As [`mount_image`], with an overlay of one's own: `overlay` gets the layers, lowest first.
+///
+/// # Errors
+/// As [`mount_image`].
+pub fn mount_image_by(
+    image: &ImageRoot,
+    dir: &Path,
+    overlay: impl FnOnce(&[PathBuf]) -> Result<PathBuf, MountError>,
+) -> Result<PathBuf, MountError> {
     let file_system = match image {
-        ImageRoot::Layers(layers) => return mount_overlay(layers, dir),
+        ImageRoot::Layers(layers) => return overlay(layers),
         ImageRoot::FileSystem(file_system) => file_system,
     };
     fs::create_dir_all(dir).map_err(directory("make", dir))?;
-    let mounted = file_system.attach(dir).and_then(|lower| mount_overlay(&[lower], dir));
+    let mounted = file_system.attach(dir).and_then(|lower| overlay(&[lower]));
     if mounted.is_err()
         && let Err(error) = unmount_overlay(dir)
     {

@@ -1,5 +1,9 @@
 //! Containers as the agent uses them, with the real program as monitor and container-init. Needs root and busybox-static.
 
+#[path = "containers/leaks.rs"]
+mod leaks;
+#[path = "containers/view.rs"]
+mod view;
 #[path = "containers/bench.rs"]
 mod bench;
 

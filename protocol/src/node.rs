@@ -11,6 +11,10 @@ use crate::ids::{Digest, Mac, Name, NodeId, Version};
 use crate::reference::Reference;
 use crate::registries::RegistryEntry;
 
+mod given;
+
+pub use given::{FileContent, GivenFile, Usage};
+
 /// An ImageSet that a node should run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredSet {
@@ -63,6 +67,9 @@ pub struct Desired {
     /// Channels that the server wants opened now. They do not change the version: nothing of them lasts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub channels: Vec<ChannelRequest>,
+    /// Files and secrets that containers of this node name by `from`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<GivenFile>,
 }
 
 impl Desired {
@@ -77,6 +84,7 @@ impl Desired {
             registries: Vec::new(),
             registries_tag: None,
             channels: Vec::new(),
+            files: Vec::new(),
         }
     }
 }
@@ -202,6 +210,12 @@ pub struct ObservedContainer {
     /// How its program last ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<ExitStatus>,
+    /// What could not be had on this node, one sentence each, `limits_unavailable: …`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// What it used of the node when it was last looked at: with other news, and every half minute at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
 }
 
 /// How far a pull has come.

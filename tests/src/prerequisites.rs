@@ -92,6 +92,12 @@ pub enum Need {
     Tgt,
     /// `cpio`.
     Cpio,
+    /// `newuidmap` and `newgidmap`, for mmdebstrap without root.
+    Uidmap,
+    /// `buildah`, which makes images.
+    Buildah,
+    /// `runc`, which podman runs containers by where crun cannot.
+    Runc,
     /// OVMF, UEFI firmware for QEMU.
     Ovmf,
     /// systemd's EFI stub.
@@ -115,6 +121,13 @@ pub const CASES: &[Need] = &[
     Need::DockerRegistry,
     Need::Busybox,
     Need::Dnsmasq,
+    Need::Mmdebstrap,
+    Need::Uidmap,
+    Need::Buildah,
+    Need::Umoci,
+    Need::Skopeo,
+    Need::Podman,
+    Need::Runc,
 ];
 
 /// What the cases with network storage need beside [`CASES`].
@@ -215,6 +228,9 @@ impl Need {
             Self::NfsGaneshaVfs => [Some("nfs-ganesha-vfs"), Some("nfs-ganesha-vfs"), None],
             Self::Tgt => [Some("tgt"), Some("scsi-target-utils"), None],
             Self::Cpio => [Some("cpio"); 3],
+            Self::Uidmap => [Some("uidmap"), Some("shadow-utils"), Some("shadow")],
+            Self::Buildah => [Some("buildah"); 3],
+            Self::Runc => [Some("runc"); 3],
             Self::Ovmf => [Some("ovmf"), None, None],
             Self::EfiStub => [Some("systemd-boot-efi"), None, None],
             Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
@@ -258,6 +274,9 @@ impl Need {
             Self::Igzip => &["igzip"],
             Self::OpenSsl => &["openssl"],
             Self::MkfsExt4 => &["mkfs.ext4"],
+            Self::Uidmap => &["newuidmap", "newgidmap"],
+            Self::Buildah => &["buildah"],
+            Self::Runc => &["runc"],
             Self::SbSign => &["sbsign", "sbverify"],
         }
     }
