@@ -154,9 +154,21 @@ pub struct ExitStatus {
     /// Signal number, when one killed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// Why it could not even start, when it did not.
+    /// Why it could not even start, when it did not; or why the node killed it (`watchdog: …`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// What a container's health check says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthState {
+    /// No probe has been good yet, and too few have failed to say more.
+    Starting,
+    /// The last word was good.
+    Healthy,
+    /// As many probes in a row as `retries` says have failed.
+    Unhealthy,
 }
 
 /// A container as the agent sees it.
@@ -174,6 +186,16 @@ pub struct ObservedContainer {
     /// How its program last ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<ExitStatus>,
+    /// Whether it is ready to serve: its program has said so (`notify`) and its health check was good once, as far as it has
+    /// either. Absent where it does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
+    /// What its health check says, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthState>,
+    /// Why it is unhealthy, or what its program says of itself (sd_notify(3), STATUS=).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// How far a pull has come.

@@ -15,7 +15,7 @@ use super::set::{ContainerRecord, Deployment};
 use super::worker::{Live, Member, deployment, mount_dir, on_end, record, uptime};
 use super::{Agent, chain};
 use crate::containers::policy::should_restart;
-use crate::containers::{self, Adopted, Handle, Spec};
+use crate::containers::{self, Adopted, Handle, HeldSockets, Spec};
 use crate::mounts;
 
 /// How long the record of a container that has just ended may take to arrive.
@@ -193,6 +193,10 @@ fn take_over(member: &mut Member, left: Option<Left>) -> ContainerRecord {
     match left {
         Some(Left::Live(handle)) => {
             member.restarts = handle.spec().restarts;
+            member.sockets = handle.sockets().unwrap_or_else(|error| {
+                log::warn!("{}; its connections are lost when it ends", chain(&error));
+                HeldSockets::default()
+            });
             let id = handle.spec().id.clone();
             // One that runs already says so; one that was held at its barrier goes on now.
             let released = handle.release();

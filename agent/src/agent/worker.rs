@@ -19,7 +19,8 @@ use self::cut::{all_at_once, blackout_us};
 use super::Sender;
 use super::event::Event;
 use super::set::{ContainerRecord, CutOverFailure, Deployment, exit_text};
-use crate::containers::{self, Handle, OnEnd, Place, Spec};
+use crate::containers::sockets::obtain;
+use crate::containers::{self, Handle, HeldSockets, OnEnd, Place, Spec};
 use crate::init::control::Control;
 use crate::mounts;
 use crate::paths::RunDirs;
@@ -63,13 +64,22 @@ pub(super) struct Member {
     pub leftover: Option<String>,
     /// How often it was started again.
     pub restarts: u32,
+    /// Its held sockets: kept here while it is started again, so that no connection is lost.
+    pub sockets: HeldSockets,
 }
 
 impl Member {
     /// A member that nothing runs of.
     #[must_use]
     pub(super) fn new(container: Container, mount: PathBuf) -> Self {
-        Self { container, mount, handle: None, leftover: None, restarts: 0 }
+        Self {
+            container,
+            mount,
+            handle: None,
+            leftover: None,
+            restarts: 0,
+            sockets: HeldSockets::default(),
+        }
     }
 }
 
@@ -226,7 +236,9 @@ impl Worker {
     fn stage_containers(&self, live: &mut Live) -> Result<(), String> {
         for container in live.pulled.set.containers.clone() {
             let mount = self.mount(&live.pulled, &container.name, &container.image)?;
-            live.members.push(Member::new(container, mount));
+            let mut member = Member::new(container, mount);
+            member.sockets = self.sockets_before();
+            live.members.push(member);
             let index = live.members.len().saturating_sub(1);
             let handle = self.create(live, index)?;
             if let Some(member) = live.members.get_mut(index) {
@@ -246,8 +258,18 @@ impl Worker {
         Ok(dir)
     }
 
-    /// Creates an instance of a member, held at its exec barrier.
-    fn create(&self, live: &Live, index: usize) -> Result<Handle, String> {
+    /// Every held socket of what runs: whichever container listens there next gets the very same.
+    fn sockets_before(&self) -> HeldSockets {
+        let members = self.running.iter().flat_map(|live| &live.members);
+        members.map(|member| &member.sockets).collect()
+    }
+
+    /// Creates an instance of a member, held at its exec barrier, with its held sockets.
+    fn create(&self, live: &mut Live, index: usize) -> Result<Handle, String> {
+        let member = live.members.get_mut(index).ok_or("no such member")?;
+        member.sockets = obtain(&member.container.sockets, &member.sockets).map_err(|error| {
+            format!("container {}: {}", member.container.name, super::chain(&error))
+        })?;
         let member = live.members.get(index).ok_or("no such member")?;
         let image = live.pulled.images.get(&member.container.image);
         let config = &image
@@ -270,7 +292,8 @@ impl Worker {
         };
         let spec =
             Spec::plan(place, &member.container, config).map_err(|error| super::chain(&error))?;
-        containers::create(&self.around.dirs, &spec, on_end(&self.around.events)).map_err(|error| {
+        let on_end = on_end(&self.around.events);
+        containers::create(&self.around.dirs, &spec, &member.sockets, on_end).map_err(|error| {
             format!("container {}: {}", member.container.name, super::chain(&error))
         })
     }

@@ -103,5 +103,8 @@ fn observed_container(container: &ContainerRecord) -> ObservedContainer {
         pid: container.pid,
         restarts: container.restarts,
         exit: container.exit.clone(),
+        ready: None,
+        health: None,
+        reason: None,
     }
 }
