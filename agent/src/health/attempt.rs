@@ -244,7 +244,7 @@ mod tests {
         let bad = outcome(&answering("HTTP/1.1 503 Service Unavailable\r\n\r\n"));
         assert_eq!(bad, Err("it answered 503".to_owned()));
         for text in
-            ["", "SSH-2.0-OpenSSH\r\n", "HTTP/1.1 \r\n", "HTTP/1.1 2000\r\n", "HTTP/1.1 200"]
+            ["", "SSH-2.0-OpenSSH\r\n", "HTTP/1.1 \r\n", "HTTP/1.1 70000\r\n", "HTTP/1.1 200"]
         {
             assert_eq!(
                 judge(text.as_bytes(), true),
