@@ -7,6 +7,8 @@ use super::*;
 fn set(version: &str) -> DesiredSet {
     let digest = Digest::of(version.as_bytes());
     DesiredSet {
+        roll: 0,
+        force: false,
         name: "hello".parse().expect("name"),
         version: version.parse().expect("version"),
         reference: format!("http://r:1/hello:{version}@{digest}").parse().expect("reference"),
@@ -246,6 +248,8 @@ fn the_same_content_under_another_name_is_renamed_and_not_touched() {
     assert_eq!(bench.machine.observed(None).expect("observed").version.as_str(), "release");
     // By tag: known after the pull.
     let latest = DesiredSet {
+        roll: 0,
+        force: false,
         name: "hello".parse().expect("name"),
         version: "latest".parse().expect("version"),
         reference: "http://r:1/hello:latest".parse().expect("reference"),

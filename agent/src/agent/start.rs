@@ -201,10 +201,12 @@ pub(super) fn desired_of_reference(node: &NodeId, reference: Reference) -> Desir
         .parse::<Version>()
         .or_else(|_| "latest".parse());
     let imagesets = match (name, version) {
-        (Ok(name), Ok(version)) => vec![DesiredSet { name, version, reference }],
+        (Ok(name), Ok(version)) => {
+            vec![DesiredSet { name, version, reference, roll: 0, force: false }]
+        }
         _ => Vec::new(),
     };
-    Desired { version: 0, node: node.clone(), imagesets, power: None }
+    Desired { version: 0, node: node.clone(), imagesets, power: None, busy: None }
 }
 
 /// Starts a thread of the agent. Where the system has no thread to give, the agent says so and ends: PID 1 starts it

@@ -325,6 +325,9 @@ impl Worker {
                     bytes: live.pulled.bytes,
                     staging_ms: millis(live.staged.saturating_sub(decided)),
                     blackout_us: blackout_us(&ends, &starts),
+                    ready_us: None,
+                    outcome: None,
+                    reason: None,
                 };
                 if let Some(old) = old {
                     self.take_down(old);

@@ -38,6 +38,7 @@ impl SetMachine {
                 pull,
                 containers: running.containers.iter().map(observed_container).collect(),
                 last_roll: running.last_roll.clone(),
+                previous: None,
             });
         }
         let wanted = self.wanted.as_ref()?;
@@ -56,6 +57,7 @@ impl SetMachine {
             pull,
             containers: Vec::new(),
             last_roll: None,
+            previous: None,
         })
     }
 

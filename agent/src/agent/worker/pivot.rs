@@ -49,6 +49,9 @@ impl Worker {
             bytes: live.pulled.bytes,
             staging_ms: millis(live.staged.saturating_sub(decided)),
             blackout_us: None,
+            ready_us: None,
+            outcome: None,
+            reason: None,
         };
         if let Some(old) = old {
             self.take_down(old);
