@@ -145,7 +145,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     }
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
     let init: Init = Control::from_env().map(Arc::new);
-    let around = Surroundings { dirs, events, init, hostname: hostname() };
+    let board = Arc::default();
+    let around = Surroundings { dirs, events, init, hostname: hostname(), board };
     let link = LinkPlan {
         servers: args.servers.clone(),
         node: node_id(args).or_else(|| options.standalone.then(host_node_id).flatten()),
@@ -160,6 +161,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         pulls: Pulls::new(Puller::new(store, transport).with_policy(policy)),
         outbox: Outbox::default(),
         sets: std::collections::BTreeMap::new(),
+        busy_program: options.busy.clone(),
+        looked: super::worker::uptime(),
         link: Some(link),
         network_waiting: None,
         server_waiting: None,
@@ -201,10 +204,12 @@ pub(super) fn desired_of_reference(node: &NodeId, reference: Reference) -> Desir
         .parse::<Version>()
         .or_else(|_| "latest".parse());
     let imagesets = match (name, version) {
-        (Ok(name), Ok(version)) => vec![DesiredSet { name, version, reference }],
+        (Ok(name), Ok(version)) => {
+            vec![DesiredSet { name, version, reference, roll: 0, force: false }]
+        }
         _ => Vec::new(),
     };
-    Desired { version: 0, node: node.clone(), imagesets, power: None }
+    Desired { version: 0, node: node.clone(), imagesets, power: None, busy: None }
 }
 
 /// Starts a thread of the agent. Where the system has no thread to give, the agent says so and ends: PID 1 starts it
