@@ -8,11 +8,13 @@
 //! |---|---|
 //! | 0 | /dev/null |
 //! | 1, 2 | the log pipe |
-//! | 3 | the barrier: a byte lets it pass; when it closes, the monitor is dead |
-//! | 4 | status: `ready`, or `error` and a sentence; closed by the exec |
+//! | from 3 | the held sockets, N of them, where the program looks for them (sd_listen_fds(3)) |
+//! | 3 + N | the barrier: a byte lets it pass; when it closes, the monitor is dead |
+//! | 4 + N | status: `ready`, or `error` and a sentence; closed by the exec |
 
 mod exec;
 mod mounts;
+mod notify;
 pub mod privileges;
 pub mod users;
 
@@ -28,10 +30,8 @@ use crate::containers::{SPEC_FILE, Spec, read_json};
 use crate::monitor::machine::{ERROR, READY};
 use crate::sys::process::{close_from, inherited_fd};
 
-/// Number of the barrier's descriptor.
-const BARRIER_FD: i32 = 3;
-/// Number of the status pipe's descriptor.
-const STATUS_FD: i32 = 4;
+/// Number of the first held socket's descriptor; behind the last come the barrier and the status pipe.
+const FIRST_FD: i32 = 3;
 /// Exit code after an error that was told over the status pipe.
 const FAILED: i32 = 127;
 /// Open files a program may ask for; it starts with the traditional limit.
@@ -78,12 +78,17 @@ fn step<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> InitEr
 
 /// Becomes the container in this directory. Returns only when it could not; the result is the process's exit code.
 ///
-/// `in_cgroup` says that the process was cloned into the container's own control group.
+/// `in_cgroup` says that the process was cloned into the container's own control group, `sockets` how many held sockets it
+/// has inherited.
 #[must_use]
-pub fn run(dir: &Path, in_cgroup: bool) -> i32 {
-    let (Ok(barrier), Ok(status)) = (inherited_fd(BARRIER_FD), inherited_fd(STATUS_FD)) else {
+pub fn run(dir: &Path, in_cgroup: bool, sockets: u8) -> i32 {
+    let first = FIRST_FD + i32::from(sockets);
+    let (Ok(barrier), Ok(status)) = (inherited_fd(first), inherited_fd(first + 1)) else {
         return FAILED;
     };
+    if close_from(first + 2).is_err() {
+        return FAILED;
+    }
     let Err(error) = become_container(dir, in_cgroup, barrier, &status);
     let text = error.to_string().replace('\n', " ");
     // When nobody reads this, the monitor is dead, and the next moment this process as well.
@@ -98,14 +103,13 @@ fn become_container(
     status: &OwnedFd,
 ) -> Result<std::convert::Infallible, InitError> {
     die_with_the_monitor()?;
-    close_from(STATUS_FD + 1).map_err(step::<io::Error>("close descriptors"))?;
     rustix::process::setsid().map_err(step("setsid"))?;
     rustix::thread::set_name(c"lc-container").map_err(step("set the process's name"))?;
     rustix::process::umask(Mode::empty());
     let spec: Spec = read_json(&dir.join(SPEC_FILE)).map_err(step::<io::Error>("read its spec"))?;
     set_limits();
 
-    mounts::enter(&spec, in_cgroup)?;
+    mounts::enter(&spec, dir, in_cgroup)?;
     rustix::system::sethostname(spec.hostname.as_bytes()).map_err(step("set the host name"))?;
 
     let user = users::find(spec.user.as_deref())?;

@@ -6,7 +6,7 @@
 //! | the agent's loop | [`agent`]: events, ImageSets, rolls, the link to the boot server, the report |
 //! | the machine | [`modules`], [`network`], [`identity`], [`logging`] |
 //! | images | [`transport`], [`registry`], [`store`], [`layer`], [`pull`], [`prefetch`], [`mounts`] |
-//! | containers | [`containers`], [`monitor`], [`container_init`] |
+//! | containers | [`containers`], [`health`], [`monitor`], [`container_init`] |
 //! | the kernel | [`sys`]: the only place with unsafe code |
 //!
 //! Everywhere the same rule: decide in pure code, act at the edge.
@@ -44,6 +44,7 @@ pub mod transport;
 
 pub mod container_init;
 pub mod containers;
+pub mod health;
 pub mod monitor;
 
 pub mod sys;

@@ -173,7 +173,7 @@ pub struct ExitStatus {
     /// Signal number, when one killed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// Why it could not even start, when it did not.
+    /// Why it could not even start, when it did not; or why the node killed it (`watchdog: …`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -205,9 +205,16 @@ pub struct ObservedContainer {
     /// How its program last ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<ExitStatus>,
+    /// Whether it is ready to serve: its program has said so (`notify`) and its health check was good once, as far as it has
+    /// either. Absent where it does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
     /// Its health; none when it has no health check and does not tell when it is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthState>,
+    /// Why it is unhealthy, or what its program says of itself (sd_notify(3), STATUS=).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// How far a pull has come.

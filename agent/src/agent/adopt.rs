@@ -16,7 +16,7 @@ use super::set::{Commitment, ContainerRecord, Deployment, Kept, SetMachine};
 use super::worker::{Live, Member, Surroundings, deployment, mount_dir, on_end, record, uptime};
 use super::{Agent, chain};
 use crate::containers::policy::should_restart;
-use crate::containers::{self, Adopted, Handle, Spec};
+use crate::containers::{self, Adopted, Handle, HeldSockets, Spec};
 use crate::mounts;
 
 /// How long the record of a container that has just ended may take to arrive.
@@ -247,6 +247,10 @@ fn take_over(
     match left {
         Some(Left::Live(handle)) => {
             member.restarts = handle.spec().restarts;
+            member.sockets = handle.sockets().unwrap_or_else(|error| {
+                log::warn!("{}; its connections are lost when it ends", chain(&error));
+                HeldSockets::default()
+            });
             let id = handle.spec().id.clone();
             // One that runs already says so; one that was held at its barrier goes on now.
             let released = handle.release();
@@ -371,7 +375,8 @@ mod tests {
             events: crate::agent::Sender(sender),
             init: None,
             hostname: String::new(),
-            board: Arc::default(),
+            board: std::sync::Arc::default(),
+            health: crate::health::Watcher::start(Box::new(|_, _| ())).expect("thread"),
         };
         let record = take_over(&mut member(Restart::Never), None, &around);
         assert!(record.restart_at.is_some() && record.instance.is_empty());

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use protocol::imageset::Container;
 use protocol::node::{ExitStatus, HealthState};
 
+use crate::health::Sign;
+
 /// What a program that tells when it is ready gets for that, where its health check says nothing longer: as systemd's
 /// DefaultTimeoutStartSec (systemd-system.conf(5)).
 const NOTIFY_PATIENCE: Duration = Duration::from_secs(90);
@@ -21,6 +23,19 @@ pub enum Word {
     Healthy,
     /// Its health check failed as often as it may; why.
     Unhealthy(String),
+    /// What its program says of itself.
+    Says(String),
+}
+
+impl From<Sign> for Word {
+    fn from(sign: Sign) -> Self {
+        match sign {
+            Sign::Ready => Self::Ready,
+            Sign::Healthy => Self::Healthy,
+            Sign::Unhealthy(why) => Self::Unhealthy(why),
+            Sign::Says(text) => Self::Says(text),
+        }
+    }
 }
 
 /// How ready and well one instance is.
@@ -34,6 +49,8 @@ pub struct Readiness {
     ready_at_ns: Option<u64>,
     /// What its health check last said.
     checked: Option<Result<(), String>>,
+    /// What its program last said of itself.
+    says: Option<String>,
 }
 
 impl Readiness {
@@ -50,7 +67,7 @@ impl Readiness {
             within = within.max(NOTIFY_PATIENCE);
         }
         let health = container.health.is_some();
-        Self { notify: container.notify, health, within, ready_at_ns: None, checked: None }
+        Self { notify: container.notify, health, within, ready_at_ns: None, checked: None, says: None }
     }
 
     /// Its program was executed. One that nobody asks is ready at that moment.
@@ -58,6 +75,7 @@ impl Readiness {
     pub fn begun(mut self, exec_at_ns: u64) -> Self {
         self.ready_at_ns = (!self.is_asked()).then_some(exec_at_ns);
         self.checked = None;
+        self.says = None;
         self
     }
 
@@ -71,6 +89,10 @@ impl Readiness {
             }
             Word::Unhealthy(why) => {
                 self.checked = Some(Err(why.clone()));
+                false
+            }
+            Word::Says(text) => {
+                self.says = Some(text.clone());
                 false
             }
         };
@@ -103,6 +125,12 @@ impl Readiness {
         self.checked.as_ref()?.as_ref().err().map(String::as_str)
     }
 
+    /// What its health check says against it, or its program of itself.
+    #[must_use]
+    pub fn words(&self) -> Option<&str> {
+        self.unhealthy().or(self.says.as_deref())
+    }
+
     /// How long it may take to be ready.
     #[must_use]
     pub fn within(&self) -> Duration {
@@ -129,14 +157,14 @@ struct Entry {
 
 /// Where those who start containers wait for them. Knows the instances that were begun and not forgotten.
 #[derive(Debug, Default)]
-pub struct Board {
+pub(super) struct Board {
     instances: Mutex<BTreeMap<String, Entry>>,
     changed: Condvar,
 }
 
 /// Why waiting for an instance was in vain.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NotReady {
+pub(super) enum NotReady {
     /// It ended, and not well.
     Ended(ExitStatus),
     /// Its health check says so.
@@ -151,13 +179,13 @@ impl Board {
     }
 
     /// An instance was begun.
-    pub fn begin(&self, instance: &str, readiness: Readiness) {
+    pub(super) fn begin(&self, instance: &str, readiness: Readiness) {
         self.lock().insert(instance.to_owned(), Entry { readiness, ended: None });
         self.changed.notify_all();
     }
 
     /// Something is said of an instance. True when the board knows it.
-    pub fn say(&self, instance: &str, word: &Word, at_ns: u64) -> bool {
+    pub(super) fn say(&self, instance: &str, word: &Word, at_ns: u64) -> bool {
         let mut instances = self.lock();
         let Some(entry) = instances.get_mut(instance) else { return false };
         entry.readiness.take(word, at_ns);
@@ -166,7 +194,7 @@ impl Board {
     }
 
     /// An instance ended.
-    pub fn ended(&self, instance: &str, exit: &ExitStatus) {
+    pub(super) fn ended(&self, instance: &str, exit: &ExitStatus) {
         if let Some(entry) = self.lock().get_mut(instance) {
             entry.ended = Some(exit.clone());
         }
@@ -175,12 +203,12 @@ impl Board {
 
     /// What is known of an instance.
     #[must_use]
-    pub fn readiness(&self, instance: &str) -> Option<Readiness> {
+    pub(super) fn readiness(&self, instance: &str) -> Option<Readiness> {
         self.lock().get(instance).map(|entry| entry.readiness.clone())
     }
 
     /// Nobody will ask for this instance any more.
-    pub fn forget(&self, instance: &str) {
+    pub(super) fn forget(&self, instance: &str) {
         self.lock().remove(instance);
     }
 
@@ -189,7 +217,7 @@ impl Board {
     ///
     /// # Errors
     /// Why it will not be ready.
-    pub fn wait(&self, instance: &str) -> Result<(), NotReady> {
+    pub(super) fn wait(&self, instance: &str) -> Result<(), NotReady> {
         let mut instances = self.lock();
         let Some(within) = instances.get(instance).map(|it| it.readiness.within()) else {
             return Ok(());

@@ -29,7 +29,7 @@ mod note;
 mod roll;
 mod view;
 
-pub(super) use note::{Commitment, Refused, Trial};
+pub(super) use note::{Commitment, Refused};
 pub(super) use view::exit_text;
 
 /// How often a node whose hook says that it is busy is asked again.
@@ -84,7 +84,7 @@ pub struct Deployment {
 
 /// A set that is kept staged: its mounts are held, its processes have ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
+pub(super) struct Kept {
     /// What it was asked for as.
     pub set: DesiredSet,
     /// Digest of its index.
@@ -93,7 +93,7 @@ pub struct Kept {
 
 /// What was pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Content {
+pub(super) struct Content {
     /// Digest of its index.
     pub digest: Digest,
     /// How it takes hold of the node.
@@ -342,7 +342,7 @@ impl SetMachine {
                 self.work = Work::Idle;
             }
             SetEvent::Pressure => self.pressure(&mut actions),
-            SetEvent::Tick => {}
+            SetEvent::Tick => self.ask_when_due(now, &mut actions),
         }
         self.watch(now, &mut actions);
         self.restart_due(now, &mut actions);
@@ -447,3 +447,7 @@ impl SetMachine {
 #[cfg(test)]
 #[path = "set_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "set_world.rs"]
+mod world;

@@ -27,7 +27,9 @@ use super::event::Event;
 use super::faults;
 use super::readiness::{Board, Readiness};
 use super::set::{ContainerRecord, Deployment, exit_text};
-use crate::containers::{self, Handle, OnEnd, Place, Spec};
+use crate::containers::sockets::obtain;
+use crate::containers::{self, Handle, HeldSockets, OnEnd, Place, Spec};
+use crate::health::Watcher;
 use crate::init::control::Control;
 use crate::mounts;
 use crate::paths::RunDirs;
@@ -74,13 +76,22 @@ pub(super) struct Member {
     pub leftover: Option<String>,
     /// How often it was started again.
     pub restarts: u32,
+    /// Its held sockets: kept here while it is started again, so that no connection is lost.
+    pub sockets: HeldSockets,
 }
 
 impl Member {
     /// A member that nothing runs of.
     #[must_use]
     pub(super) fn new(container: Container, mount: PathBuf) -> Self {
-        Self { container, mount, handle: None, leftover: None, restarts: 0 }
+        Self {
+            container,
+            mount,
+            handle: None,
+            leftover: None,
+            restarts: 0,
+            sockets: HeldSockets::default(),
+        }
     }
 }
 
@@ -113,6 +124,25 @@ impl Live {
         Self { set, pulled, members: Vec::new(), staged: uptime(), kept: false }
     }
 
+    /// Every socket that is held for it.
+    fn sockets(&self) -> HeldSockets {
+        self.members.iter().map(|member| &member.sockets).collect()
+    }
+
+    /// Has its members begin with these held sockets, of which each takes its own.
+    fn inherit(&mut self, sockets: &HeldSockets) {
+        for member in &mut self.members {
+            member.sockets = sockets.clone();
+        }
+    }
+
+    /// Lets go of its held sockets; the paths of those that its successor does not have are removed.
+    fn let_go(&mut self, successor: &HeldSockets) {
+        for member in &mut self.members {
+            std::mem::take(&mut member.sockets).retire(successor);
+        }
+    }
+
     /// The descriptions of its containers.
     fn containers(&self) -> Vec<Container> {
         self.members.iter().map(|member| member.container.clone()).collect()
@@ -140,6 +170,25 @@ pub(super) struct Surroundings {
     pub hostname: String,
     /// Where it stands which containers are ready.
     pub board: Arc<Board>,
+    /// Who asks containers how they are.
+    pub health: Watcher,
+}
+
+impl Surroundings {
+    /// A program was executed: it is on the board from now on, and whoever there is to ask is asked.
+    pub(super) fn attend(&self, handle: &Handle, container: &Container, readiness: Readiness) {
+        let asked = readiness.is_asked();
+        self.board.begin(&handle.spec().id, readiness);
+        if asked {
+            self.health.watch(handle, container.health.as_ref());
+        }
+    }
+
+    /// Nobody wants to know any more how this instance is.
+    pub(super) fn forget(&self, instance: &str) {
+        self.board.forget(instance);
+        self.health.forget(instance);
+    }
 }
 
 /// The worker.
@@ -278,6 +327,7 @@ impl Worker {
         live.kept = true;
         // Nothing was fetched for it this time.
         live.pulled.bytes = 0;
+        live.inherit(&self.sockets_before());
         let result = self.create_missing(&mut live);
         live.staged = uptime();
         self.incoming = Some(live);
@@ -317,7 +367,9 @@ impl Worker {
     fn stage_containers(&self, live: &mut Live) -> Result<(), String> {
         for container in live.pulled.set.containers.clone() {
             let mount = self.mount(&live.pulled, &container.name, &container.image)?;
-            live.members.push(Member::new(container, mount));
+            let mut member = Member::new(container, mount);
+            member.sockets = self.sockets_before();
+            live.members.push(member);
             let index = live.members.len().saturating_sub(1);
             let handle = self.create(live, index)?;
             if let Some(member) = live.members.get_mut(index) {
@@ -337,8 +389,18 @@ impl Worker {
         Ok(dir)
     }
 
-    /// Creates an instance of a member, held at its exec barrier. Its root is mounted again should it not be.
-    fn create(&self, live: &Live, index: usize) -> Result<Handle, String> {
+    /// Every held socket of what runs: whichever container listens there next gets the very same.
+    fn sockets_before(&self) -> HeldSockets {
+        self.running.as_ref().map(Live::sockets).unwrap_or_default()
+    }
+
+    /// Creates an instance of a member, held at its exec barrier, with its held sockets. Its root is mounted again should it
+    /// not be.
+    fn create(&self, live: &mut Live, index: usize) -> Result<Handle, String> {
+        let member = live.members.get_mut(index).ok_or("no such member")?;
+        member.sockets = obtain(&member.container.sockets, &member.sockets).map_err(|error| {
+            format!("container {}: {}", member.container.name, super::chain(&error))
+        })?;
         let member = live.members.get(index).ok_or("no such member")?;
         if !mounts::is_mounted(&member.mount) {
             self.mount(&live.pulled, &member.container.name, &member.container.image)?;
@@ -364,7 +426,8 @@ impl Worker {
         };
         let spec =
             Spec::plan(place, &member.container, config).map_err(|error| super::chain(&error))?;
-        containers::create(&self.around.dirs, &spec, on_end(&self.around.events)).map_err(|error| {
+        let on_end = on_end(&self.around);
+        containers::create(&self.around.dirs, &spec, &member.sockets, on_end).map_err(|error| {
             format!("container {}: {}", member.container.name, super::chain(&error))
         })
     }
@@ -399,7 +462,7 @@ impl Worker {
     /// Takes away what stopped instances leave.
     fn remove(&self, stopped: Vec<Stopped>) {
         for Stopped { name, handle, .. } in stopped {
-            self.around.board.forget(&handle.spec().id);
+            self.around.forget(&handle.spec().id);
             if let Err(error) = handle.remove() {
                 log::warn!("{}.{name}: {}", self.name, super::chain(&error));
             }

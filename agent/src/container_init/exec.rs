@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, eaccess};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
+use super::notify::tell;
 use super::{InitError, step};
 use crate::containers::Spec;
 use crate::sys::process::reset_signals;
@@ -45,6 +46,8 @@ impl Program {
         if !env.iter().any(|entry| entry.starts_with("HOME=")) {
             env.push(format!("HOME={home}"));
         }
+        // It is the first process of its process id namespace.
+        tell(&mut env, spec, std::process::id());
         let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
         let name = spec.argv.first().cloned().unwrap_or_default();
         let candidates = candidates(&name, path);

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use protocol::imageset::Profile;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, openat2};
@@ -15,8 +16,9 @@ use rustix::mount::{
     mount_change, move_mount, open_tree, unmount,
 };
 
+use super::notify::INBOX_NAME;
 use super::{InitError, step};
-use crate::containers::Spec;
+use crate::containers::{NOTIFY_FILE, Spec};
 use crate::sys::process::mount_setattr;
 
 /// A file system that is mounted anew.
@@ -123,11 +125,11 @@ const READ_ONLY: [&str; 5] = ["proc/bus", "proc/fs", "proc/irq", "proc/sys", "pr
 const NODE_FILES: [&str; 3] = ["resolv.conf", "hosts", "hostname"];
 const SYSTEM_FILES: [&str; 1] = ["machine-id"];
 
-/// Builds the view and makes it the process's root. The node's file systems are out of reach afterwards.
+/// Builds the view and makes it the process's root; `dir` is the container's directory on the node. The node's file systems are out of reach afterwards.
 ///
 /// # Errors
 /// The step that failed, or what in the image cannot be used.
-pub(super) fn enter(spec: &Spec, in_cgroup: bool) -> Result<(), InitError> {
+pub(super) fn enter(spec: &Spec, dir: &Path, in_cgroup: bool) -> Result<(), InitError> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(step("make the mounts private"))?;
     let tree = Tree { root: own_root(spec)? };
@@ -149,6 +151,9 @@ pub(super) fn enter(spec: &Spec, in_cgroup: bool) -> Result<(), InitError> {
     }
     if system {
         tree.bind_modules()?;
+    }
+    if spec.notify {
+        tree.bind_inbox(&dir.join(NOTIFY_FILE))?;
     }
     for path in READ_ONLY {
         tree.make_read_only(path)?;
@@ -273,6 +278,17 @@ impl Tree {
         let target =
             rustix::fs::openat(&etc, name, flags, Mode::empty()).map_err(step(failed()))?;
         attach(&mount, &target).map_err(step(failed()))
+    }
+
+    /// Lays the monitor's socket for sd_notify(3) into /dev, which is the container's own.
+    fn bind_inbox(&self, inbox: &Path) -> Result<(), InitError> {
+        let failed = || format!("bind {} at /dev/{INBOX_NAME}", inbox.display());
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let mount = open_tree(CWD, inbox, flags).map_err(step(failed()))?;
+        let dev = self.real_dir("dev")?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let target = rustix::fs::openat(&dev, INBOX_NAME, flags, Mode::from_raw_mode(0o600));
+        attach(&mount, &target.map_err(step(failed()))?).map_err(step(failed()))
     }
 
     /// The kernel's modules belong to the kernel, which is Layer0's: a whole system may load them.

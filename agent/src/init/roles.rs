@@ -103,6 +103,8 @@ pub enum Role {
         dir: PathBuf,
         /// Whether it was born in a cgroup of its own.
         in_cgroup: bool,
+        /// How many held sockets it inherits.
+        sockets: u8,
     },
     /// `--help`.
     Help,
@@ -138,9 +140,11 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
             _ => Err("monitor needs exactly one directory".to_owned()),
         },
         Some("container-init") => match rest {
-            [dir, mode] => {
-                Ok(Role::ContainerInit { dir: PathBuf::from(dir), in_cgroup: mode == "cgroup" })
-            }
+            [dir, mode, sockets] => Ok(Role::ContainerInit {
+                dir: PathBuf::from(dir),
+                in_cgroup: mode == "cgroup",
+                sockets: sockets.to_str().and_then(|text| text.parse().ok()).unwrap_or_default(),
+            }),
             _ => Err("container-init is started by a monitor only".to_owned()),
         },
         Some("--help" | "-h" | "help") => Ok(Role::Help),
@@ -284,8 +288,8 @@ mod tests {
 
     #[test]
     fn pid_1_of_a_namespace_keeps_its_role() {
-        let expect = Role::ContainerInit { dir: "/d".into(), in_cgroup: true };
-        assert_eq!(run("layercake-agent container-init /d cgroup", true), Ok(expect));
+        let expect = Role::ContainerInit { dir: "/d".into(), in_cgroup: true, sockets: 2 };
+        assert_eq!(run("layercake-agent container-init /d cgroup 2", true), Ok(expect));
         let expect = Role::Monitor { dir: "/d".into() };
         assert_eq!(run("@m monitor /d", false), Ok(expect));
     }

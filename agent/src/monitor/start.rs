@@ -37,7 +37,12 @@ pub(super) struct Started {
 ///
 /// # Errors
 /// One sentence that names the step.
-pub(super) fn start(dir: &Path, id: &str, notes: &mut Vec<String>) -> Result<Started, String> {
+pub(super) fn start(
+    dir: &Path,
+    id: &str,
+    sockets: &[OwnedFd],
+    notes: &mut Vec<String>,
+) -> Result<Started, String> {
     let step = |name: &'static str| move |e: io::Error| format!("{name}: {e}");
     let (cgroup, missing) = Cgroup::create(id);
     notes.extend(missing);
@@ -60,18 +65,17 @@ pub(super) fn start(dir: &Path, id: &str, notes: &mut Vec<String>) -> Result<Sta
     let path = CString::new(dir.as_os_str().as_bytes())
         .map_err(|_| "its directory has a NUL byte in its name".to_owned())?;
     let mode = if group_dir.is_some() { c"cgroup" } else { c"no-cgroup" };
+    let count = CString::new(sockets.len().to_string()).unwrap_or_default();
+    // The held sockets stand where the program will look for them.
+    let mut descriptors = vec![nowhere.as_fd(), log_out.as_fd(), log_out.as_fd()];
+    descriptors.extend(sockets.iter().map(AsFd::as_fd));
+    descriptors.extend([barrier_in.as_fd(), status_out.as_fd()]);
     let spawned = spawn(
         program.as_fd(),
-        &[c"layercake-agent", c"container-init", &path, mode],
+        &[c"layercake-agent", c"container-init", &path, mode, &count],
         CONTAINER_NAMESPACES,
         group_dir.as_ref().map(AsFd::as_fd),
-        &[
-            nowhere.as_fd(),
-            log_out.as_fd(),
-            log_out.as_fd(),
-            barrier_in.as_fd(),
-            status_out.as_fd(),
-        ],
+        &descriptors,
     )
     .map_err(step("clone3"))?;
     Ok(Started {

@@ -132,6 +132,14 @@ impl SetMachine {
         }
     }
 
+    pub(super) fn ask_when_due(&mut self, now: Duration, actions: &mut Vec<SetAction>) {
+        if let Work::Held { ask_at: Some(at), .. } = &self.work
+            && *at <= now
+        {
+            self.ask_again(actions);
+        }
+    }
+
     pub(super) fn ask_again(&mut self, actions: &mut Vec<SetAction>) {
         if let Work::Held { ask_at, .. } = &mut self.work
             && ask_at.take().is_some()

@@ -38,7 +38,7 @@ pub(super) fn cut_over(new: &[Container], old: &[Container]) -> Vec<Step> {
     let early = early(&levels, &lasting);
     let awaited = |name: &Name| lasting.contains(name) || new.iter().any(|it| it.after.contains(name));
     let mut steps = Vec::new();
-    let mut release = |steps: &mut Vec<Step>, wanted: &dyn Fn(&Name) -> bool| {
+    let release = |steps: &mut Vec<Step>, wanted: &dyn Fn(&Name) -> bool| {
         for level in &levels {
             let names = || level.iter().map(|it| &it.name).filter(|name| wanted(name));
             push(steps, Step::Release, names().cloned().collect());

@@ -29,7 +29,7 @@ impl Worker {
         self.forget_leftover(member);
         if let Some(old) = &member.handle {
             // It has ended, is unhealthy, or came up too late for its start to count.
-            self.around.board.forget(&old.spec().id);
+            self.around.forget(&old.spec().id);
             old.stop().map_err(|error| crate::agent::chain(&error))?;
             old.remove().map_err(|error| crate::agent::chain(&error))?;
         }

@@ -64,6 +64,9 @@ impl Worker {
             Ok(()) => {
                 let records = self.records(&live, &cut.ends);
                 let deployment = deployment(&live, records, Some(report));
+                if let Some(old) = &mut old {
+                    old.let_go(&live.sockets());
+                }
                 self.keep(old);
                 live.kept = false;
                 self.running = Some(live);
@@ -120,7 +123,7 @@ impl Worker {
         let members = live.members.iter().filter(|it| names.contains(&it.container.name));
         let handles =
             members.filter_map(|it| it.handle.clone().map(|handle| (it.container.name.clone(), handle)));
-        for (name, handle, released) in all_at_once(handles.collect(), Handle::release) {
+        for (name, _, released) in all_at_once(handles.collect(), Handle::release) {
             let released = released
                 .map_err(|error| format!("container {name}: {}", crate::agent::chain(&error)))?;
             starts.push((name.clone(), released.exec_at_ns));
@@ -158,16 +161,11 @@ impl Worker {
     /// Asks old instances to end; a thread of its own waits for that, so that nobody else does.
     fn drain(&mut self, old: &mut Live, names: &[Name]) {
         let members = old.members.iter_mut().filter(|it| names.contains(&it.container.name));
-        let handles: Vec<Handle> = members
-            .filter_map(|member| {
-                member.health = None;
-                member.handle.take()
-            })
-            .collect();
-        let board = std::sync::Arc::clone(&self.around.board);
+        let handles: Vec<Handle> = members.filter_map(|member| member.handle.take()).collect();
+        let around = self.around.clone();
         let work = move || {
             for handle in handles {
-                board.forget(&handle.spec().id);
+                around.forget(&handle.spec().id);
                 for result in [handle.stop().map(drop), handle.remove()] {
                     if let Err(error) = result {
                         log::warn!("{}: {}", handle.spec().id, crate::agent::chain(&error));
@@ -222,12 +220,16 @@ impl Worker {
             return None;
         };
         faults::reach("going-back");
+        let sockets = new.sockets();
+        old.members.iter_mut().filter(|it| it.handle.is_none()).for_each(|member| {
+            member.sockets = [&member.sockets, &sockets].into_iter().collect();
+        });
         let created: Vec<(Name, Result<(), String>)> = (0..old.members.len())
             .filter(|index| old.members.get(*index).is_some_and(|it| it.handle.is_none()))
             .collect::<Vec<_>>()
             .into_iter()
             .filter_map(|index| {
-                let handle = self.create(&old, index);
+                let handle = self.create(&mut old, index);
                 let member = old.members.get_mut(index)?;
                 let result = handle.map(|handle| member.handle = Some(handle));
                 Some((member.container.name.clone(), result))
@@ -237,6 +239,7 @@ impl Worker {
         faults::reach("new-stopped");
         let failed = self.start_again(&mut old, created);
         self.remove(stopped);
+        new.let_go(&old.sockets());
         self.take_down(new);
         let records = self.records(&old, &[]).into_iter().map(|record| {
             match failed.iter().find(|(name, _)| *name == record.name) {
