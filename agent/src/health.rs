@@ -26,8 +26,7 @@ const EAGER: Duration = Duration::from_millis(100);
 /// Something new about a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sign {
-    /// It is ready to serve: its program has said so where it is asked to, and its first probe was good where it has one. Said
-    /// once an instance.
+    /// Its program says that it is ready, READY=1 of sd_notify(3).
     Ready,
     /// Its probe is good, for the first time or again.
     Healthy,
@@ -38,11 +37,38 @@ pub enum Sign {
 }
 
 /// What is kept of an instance in its directory, so that a new agent begins where the old one ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Remembered {
     /// The last word about its health; none before the first.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthState>,
+    /// Why it was unhealthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Remembered {
+    /// What is worth remembering of a sign.
+    fn of(sign: &Sign) -> Option<Self> {
+        match sign {
+            Sign::Healthy => Some(Self { health: Some(HealthState::Healthy), reason: None }),
+            Sign::Unhealthy(why) => {
+                Some(Self { health: Some(HealthState::Unhealthy), reason: Some(why.clone()) })
+            }
+            Sign::Ready | Sign::Says(_) => None,
+        }
+    }
+
+    /// The sign again, for those who have not heard it.
+    fn sign(&self) -> Option<Sign> {
+        match self.health? {
+            HealthState::Starting => None,
+            HealthState::Healthy => Some(Sign::Healthy),
+            HealthState::Unhealthy => {
+                Some(Sign::Unhealthy(self.reason.clone().unwrap_or_default()))
+            }
+        }
+    }
 }
 
 /// The health of one instance.
@@ -60,7 +86,7 @@ pub struct Machine {
 impl Machine {
     /// An instance whose program was executed at `started`, with what is remembered of it. `now` is when it is probed first.
     #[must_use]
-    pub fn new(health: &Health, started: Duration, remembered: Remembered, now: Duration) -> Self {
+    pub fn new(health: &Health, started: Duration, remembered: &Remembered, now: Duration) -> Self {
         Self {
             start_period: Duration::from_millis(health.start_period_ms.into()),
             interval: Duration::from_millis(health.interval_ms.into()),
@@ -118,28 +144,6 @@ impl Machine {
     }
 }
 
-/// Whether an instance is ready: what it takes, and what of that there is.
-#[derive(Debug, Clone, Copy, Default)]
-struct Readiness {
-    wants_word: bool,
-    wants_probe: bool,
-    word: bool,
-    probe: bool,
-    told: bool,
-}
-
-impl Readiness {
-    /// Ready, for the first time.
-    fn look(&mut self) -> Option<Sign> {
-        let ready = (self.word || !self.wants_word) && (self.probe || !self.wants_probe);
-        if !ready || self.told {
-            return None;
-        }
-        self.told = true;
-        Some(Sign::Ready)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,7 +156,7 @@ mod tests {
         let health = serde_json::json!({"tcp": "127.0.0.1:80", "start_period_ms": 1000,
             "interval_ms": 200, "retries": 2});
         let health: Health = serde_json::from_value(health).expect("health");
-        Machine::new(&health, ms(5000), Remembered { health: remembered }, ms(5000))
+        Machine::new(&health, ms(5000), &Remembered { health: remembered, reason: None }, ms(5000))
     }
 
     /// `+` is a good probe, `-` a failed one, each at the time it is due; the signs that came of them.
@@ -192,17 +196,10 @@ mod tests {
         let mut well = machine(Some(HealthState::Healthy));
         assert_eq!(play(&mut well, "-+"), [], "one failure is no news");
         assert_eq!(play(&mut well, "--").len(), 1);
+        for sign in [Sign::Healthy, Sign::Unhealthy("refused".to_owned())] {
+            assert_eq!(Remembered::of(&sign).and_then(|it| it.sign()), Some(sign));
+        }
         let mut ill = machine(Some(HealthState::Unhealthy));
         assert_eq!(play(&mut ill, "---+"), [Sign::Healthy]);
-    }
-
-    #[test]
-    fn ready_is_said_once_when_all_that_is_asked_for_is_there() {
-        let mut both = Readiness { wants_word: true, wants_probe: true, ..Readiness::default() };
-        both.probe = true;
-        assert_eq!(both.look(), None);
-        both.word = true;
-        assert_eq!((both.look(), both.look()), (Some(Sign::Ready), None));
-        assert_eq!(Readiness::default().look(), Some(Sign::Ready), "nothing is asked for");
     }
 }

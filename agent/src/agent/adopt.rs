@@ -376,7 +376,7 @@ mod tests {
             init: None,
             hostname: String::new(),
             board: std::sync::Arc::default(),
-            health: crate::health::Watcher::start(Box::new(|_, _| ())).expect("thread"),
+            health: crate::health::Watcher::start(Box::new(|_, _, _| ())).expect("thread"),
         };
         let record = take_over(&mut member(Restart::Never), None, &around);
         assert!(record.restart_at.is_some() && record.instance.is_empty());

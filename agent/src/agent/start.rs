@@ -184,8 +184,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
 /// Who asks containers how they are; what comes of it goes to those who wait, and into the loop.
 fn health_watcher(events: &Sender, board: &Arc<Board>) -> Result<Watcher, String> {
     let (events, board) = (events.clone(), Arc::clone(board));
-    let sink = move |instance: &str, sign: Sign| {
-        let at_ns = crate::containers::boottime_ns();
+    let sink = move |instance: &str, sign: Sign, at_ns: u64| {
         let (instance, word) = (instance.to_owned(), Word::from(sign));
         board.say(&instance, &word, at_ns);
         events.send(Event::Word { instance, word, at_ns });

@@ -8,11 +8,10 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use protocol::imageset::Health;
-use protocol::node::HealthState;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::attempt::{Attempt, Place};
-use super::{Machine, Readiness, Remembered, Sign};
+use super::{Machine, Remembered, Sign};
 use crate::containers::{Handle, boottime_ns, read_json, write_json};
 
 /// Most probes under way at once; further ones wait until one has ended.
@@ -24,8 +23,9 @@ const STACK: usize = 256 << 10;
 /// Name of the file in an instance's directory with what is [`Remembered`].
 const FILE: &str = "health.json";
 
-/// Takes the signs, each with the instance it is about. Called from the one thread; it should only pass them on.
-pub type Sink = Box<dyn Fn(&str, Sign) + Send>;
+/// Takes the signs, each with the instance it is about and the time of it, nanoseconds of CLOCK_BOOTTIME. Called from the one
+/// thread; it should only pass them on.
+pub type Sink = Box<dyn Fn(&str, Sign, u64) + Send>;
 
 /// The way to the thread, which lives as long as the process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -40,7 +40,7 @@ enum Order {
     /// The program of this instance has spoken.
     Word {
         id: String,
-        ready: bool,
+        ready_at_ns: Option<u64>,
         text: Option<String>,
     },
     Forget(String),
@@ -51,7 +51,9 @@ enum Order {
 struct Watched {
     id: String,
     file: PathBuf,
-    readiness: Readiness,
+    /// What the last agent knew, and the new one has not heard.
+    remembered: Remembered,
+    ready: bool,
     text: Option<String>,
     probed: Option<Probed>,
 }
@@ -87,25 +89,20 @@ impl Watcher {
         let now = now();
         let started = status.exec_at_ns.map_or(now, Duration::from_nanos);
         let probed = health.map(|health| Probed {
-            machine: Machine::new(health, started, remembered, now),
+            machine: Machine::new(health, started, &remembered, now),
             place: Place::of(handle.pid()),
             health: health.clone(),
             attempt: None,
         });
-        let readiness = Readiness {
-            wants_word: spec.notify,
-            wants_probe: health.is_some(),
-            probe: remembered.health.is_some_and(|it| it != HealthState::Starting),
-            ..Readiness::default()
-        };
         let id = spec.id.clone();
-        self.order(Order::Watch(Box::new(Watched { id, file, readiness, text: None, probed })));
+        let watched = Watched { id, file, remembered, ready: false, text: None, probed };
+        self.order(Order::Watch(Box::new(watched)));
         if spec.notify {
             let this = self.clone();
             handle.on_status(Box::new(move |id, status| {
                 this.order(Order::Word {
                     id: id.to_owned(),
-                    ready: status.ready_at_ns.is_some(),
+                    ready_at_ns: status.ready_at_ns,
                     text: status.text.clone(),
                 });
             }));
@@ -152,27 +149,26 @@ impl Thread {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Watch(mut watched) => {
-                self.look(&mut watched);
+            Order::Watch(watched) => {
+                if let Some(sign) = watched.remembered.sign().filter(|_| watched.probed.is_some()) {
+                    (self.sink)(&watched.id, sign, boottime_ns());
+                }
                 self.watched.insert(watched.id.clone(), *watched);
             }
             Order::Forget(id) => drop(self.watched.remove(&id)),
-            Order::Word { id, ready, text } => {
-                let Some(mut watched) = self.watched.remove(&id) else { return };
-                if text.is_some() && watched.text != text {
-                    watched.text.clone_from(&text);
-                    (self.sink)(&id, Sign::Says(text.unwrap_or_default()));
+            Order::Word { id, ready_at_ns, text } => {
+                let Some(watched) = self.watched.get_mut(&id) else { return };
+                if let Some(at) = ready_at_ns.filter(|_| !watched.ready) {
+                    watched.ready = true;
+                    (self.sink)(&id, Sign::Ready, at);
                 }
-                watched.readiness.word |= ready;
-                self.look(&mut watched);
-                self.watched.insert(id, watched);
+                if let Some(text) = text
+                    && watched.text.as_ref() != Some(&text)
+                {
+                    watched.text = Some(text.clone());
+                    (self.sink)(&id, Sign::Says(text), boottime_ns());
+                }
             }
-        }
-    }
-
-    fn look(&self, watched: &mut Watched) {
-        if let Some(sign) = watched.readiness.look() {
-            (self.sink)(&watched.id, sign);
         }
     }
 
@@ -235,19 +231,14 @@ impl Thread {
                 None => continue,
             };
             probed.attempt = None;
-            let good = outcome.is_ok();
-            if let Some(sign) = probed.machine.take(outcome, now) {
-                let remembered = Remembered { health: Some(probed.machine.state()) };
-                // It is gone with the instance; without it a new agent only knows less.
-                if let Err(error) = write_json(&watched.file, &remembered) {
-                    log::debug!("{}: {error}", watched.file.display());
-                }
-                sink(&watched.id, sign);
+            let Some(sign) = probed.machine.take(outcome, now) else { continue };
+            // The directory goes with the instance; without the file a new agent only knows less.
+            if let Some(remembered) = Remembered::of(&sign)
+                && let Err(error) = write_json(&watched.file, &remembered)
+            {
+                log::debug!("{}: {error}", watched.file.display());
             }
-            watched.readiness.probe |= good;
-            if let Some(sign) = watched.readiness.look() {
-                sink(&watched.id, sign);
-            }
+            sink(&watched.id, sign, boottime_ns());
         }
     }
 }
