@@ -14,10 +14,12 @@ use protocol::signature::Policy;
 use super::event::Event;
 use super::notes::NotesFile;
 use super::pulls::Pulls;
+use super::readiness::{Board, Word};
 use super::report::Facts;
 use super::server_link::Outbox;
 use super::worker::Surroundings;
 use super::{Agent, Init, Sender, chain};
+use crate::health::{Sign, Watcher};
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
 use crate::paths::{CA_DIR, KEYS_DIR, RunDirs};
@@ -145,7 +147,9 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     }
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
     let init: Init = Control::from_env().map(Arc::new);
-    let around = Surroundings { dirs, events, init, hostname: hostname() };
+    let board = Arc::<Board>::default();
+    let health = health_watcher(&events, &board)?;
+    let around = Surroundings { dirs, events, init, hostname: hostname(), board, health };
     let link = LinkPlan {
         servers: args.servers.clone(),
         node: node_id(args).or_else(|| options.standalone.then(host_node_id).flatten()),
@@ -160,6 +164,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         pulls: Pulls::new(Puller::new(store, transport).with_policy(policy)),
         outbox: Outbox::default(),
         sets: std::collections::BTreeMap::new(),
+        busy_program: options.busy.clone(),
+        looked: super::worker::uptime(),
         link: Some(link),
         network_waiting: None,
         server_waiting: None,
@@ -173,6 +179,17 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     }
     agent.mark(protocol::node::Phase::Init);
     Ok(agent)
+}
+
+/// Who asks containers how they are; what comes of it goes to those who wait, and into the loop.
+fn health_watcher(events: &Sender, board: &Arc<Board>) -> Result<Watcher, String> {
+    let (events, board) = (events.clone(), Arc::clone(board));
+    let sink = move |instance: &str, sign: Sign, at_ns: u64| {
+        let (instance, word) = (instance.to_owned(), Word::from(sign));
+        board.say(&instance, &word, at_ns);
+        events.send(Event::Word { instance, word, at_ns });
+    };
+    Watcher::start(Box::new(sink)).map_err(|error| format!("watching health: {error}"))
 }
 
 /// Who the node is, as far as the command line says: its id, or the interface it booted from, whichever of several

@@ -9,20 +9,22 @@ use protocol::boot_args::LogLevel;
 use protocol::ids::NodeId;
 use protocol::reference::Reference;
 
-use crate::paths::RUN_DIR;
+use crate::paths::{BUSY_PROGRAM, RUN_DIR};
 
 /// What `--help` prints, and wrong usage after its complaint.
 pub const USAGE: &str = "\
 Usage: layercake-agent ROLE
 
 Roles:
-  agent [--standalone] [--run-dir DIR] [--imageset REF] [--server URL] [--node ID] [--log LEVEL]
+  agent [--standalone] [--run-dir DIR] [--imageset REF] [--server URL] [--node ID] [--busy FILE] [--log LEVEL]
       What a node does: fetch, mount and run ImageSets.
       --standalone    as a root service on any Linux host; needs --imageset, or --server and --node
       --run-dir DIR   keep everything below DIR (default /run/layercake)
       --imageset REF  run this ImageSet, without a server
       --server URL    a boot server; may be given several times
       --node ID       this node's name at the server
+      --busy FILE     a program that ends with 0 when the node may be disturbed by a roll, and else writes why not
+                      (default /etc/layercake/busy, where there is one)
       --log LEVEL     error, warn, info (default) or debug
   pull [--run-dir DIR] [--log LEVEL] REF
       Fetch the ImageSet REF into DIR, check every digest, and end: what is there already is not fetched again.
@@ -47,6 +49,8 @@ pub struct AgentOptions {
     pub servers: Vec<String>,
     /// The node's id; goes before the kernel command line.
     pub node: Option<NodeId>,
+    /// The program that says whether the node is busy.
+    pub busy: PathBuf,
     /// How much is logged; goes before the kernel command line.
     pub log: Option<LogLevel>,
 }
@@ -59,6 +63,7 @@ impl Default for AgentOptions {
             imageset: None,
             servers: Vec::new(),
             node: None,
+            busy: PathBuf::from(BUSY_PROGRAM),
             log: None,
         }
     }
@@ -202,7 +207,7 @@ fn parse_agent(args: &[OsString]) -> Result<Role, String> {
         match key {
             "--standalone" if inline.is_none() => options.standalone = true,
             "--help" | "-h" => return Ok(Role::Help),
-            "--run-dir" | "--imageset" | "--server" | "--node" | "--log" => {
+            "--run-dir" | "--imageset" | "--server" | "--node" | "--busy" | "--log" => {
                 set(&mut options, key, &value(key, inline, &mut args)?)?;
             }
             _ => return Err(format!("unknown argument `{text}` of role agent")),
@@ -220,6 +225,7 @@ fn set(options: &mut AgentOptions, key: &str, value: &OsStr) -> Result<(), Strin
     let bad = |problem: &dyn std::fmt::Display| format!("{key} {text}: {problem}");
     match key {
         "--imageset" => options.imageset = Some(text.parse().map_err(|e| bad(&e))?),
+        "--busy" => options.busy = PathBuf::from(text),
         "--node" => options.node = Some(text.parse().map_err(|e| bad(&e))?),
         "--log" => {
             options.log = Some(match text {
