@@ -179,10 +179,9 @@ impl Agent {
                 self.step(&name, SetEvent::Stopped);
                 self.collect_garbage();
             }
-            Event::Ended { instance, exit } => self.tell_all(|| SetEvent::Ended {
-                instance: instance.clone(),
-                exit: exit.clone(),
-            }),
+            Event::Ended { instance, exit } => {
+                self.tell_all(|| SetEvent::Ended { instance: instance.clone(), exit: exit.clone() })
+            }
             Event::Word { instance, word, at_ns } => self.tell_all(|| SetEvent::Word {
                 instance: instance.clone(),
                 word: word.clone(),

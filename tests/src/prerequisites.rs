@@ -67,6 +67,10 @@ pub enum Need {
     Time,
     /// `containerd` and `ctr`.
     Containerd,
+    /// `runc`, which starts a container from a bundle.
+    Runc,
+    /// `crun`, which does as well.
+    Crun,
     /// `igzip`, the fastest gzip there is.
     Igzip,
     /// `openssl`, the second judge of signatures.
@@ -124,6 +128,10 @@ pub const BENCH_PULL: [Need; 11] = [
     Need::Igzip,
 ];
 
+/// What `cargo xtask bench roll` needs.
+pub const BENCH_ROLL: [Need; 6] =
+    [Need::Ip, Need::UtilLinux, Need::Podman, Need::Runc, Need::Crun, Need::Busybox];
+
 /// A package manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manager {
@@ -153,6 +161,8 @@ impl Need {
             Self::TftpHpa => [Some("tftp-hpa"), Some("tftp"), Some("tftp-hpa")],
             Self::Time => [Some("time"); 3],
             Self::Containerd => [Some("containerd"); 3],
+            Self::Runc => [Some("runc"); 3],
+            Self::Crun => [Some("crun"); 3],
             Self::Igzip => [Some("isal"), Some("isa-l-tools"), Some("isa-l")],
             Self::Kill => [Some("procps"), Some("util-linux"), Some("util-linux")],
             Self::Atftp => [Some("atftp"), Some("atftp"), None],
@@ -194,6 +204,8 @@ impl Need {
             Self::Kill => &["kill"],
             Self::Time => &["time"],
             Self::Containerd => &["containerd", "ctr"],
+            Self::Runc => &["runc"],
+            Self::Crun => &["crun"],
             Self::Igzip => &["igzip"],
             Self::OpenSsl => &["openssl"],
         }
@@ -345,7 +357,7 @@ mod tests {
 
     #[test]
     fn everything_that_is_needed_has_a_debian_package() {
-        for need in CASES.into_iter().chain(UNIT).chain(DEMO).chain(BENCH_PULL) {
+        for need in CASES.into_iter().chain(UNIT).chain(DEMO).chain(BENCH_PULL).chain(BENCH_ROLL) {
             assert!(need.package(Manager::Apt).is_some(), "{need}");
         }
     }

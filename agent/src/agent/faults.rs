@@ -27,10 +27,8 @@ pub(super) fn reach(step: &str) {
     debug_assert!(STEPS.contains(&step), "{step} is not a step");
     if std::env::var(VARIABLE).is_ok_and(|wanted| wanted == step) {
         // SIGKILL: nobody has time to put anything in order.
-        let _ = rustix::process::kill_process(
-            rustix::process::getpid(),
-            rustix::process::Signal::KILL,
-        );
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         std::thread::park();
     }
 }
