@@ -239,8 +239,6 @@ fn starts(
 ) -> Result<()> {
     let bundle = lab.dir().join("bundle");
     std::fs::create_dir_all(&bundle).context("the bundle")?;
-    let place = bundle.to_str().context("a path that is not UTF-8")?;
-    lab.namespace().run("mount", &["-t", "tmpfs", "-o", "mode=755", "bench", place])?;
     let rootfs = peers::make_bundle(lab, &bundle)?;
     let runtimes: &[Runtime] = if args.without_peers { &[] } else { &RUNTIMES };
     for runtime in runtimes {
