@@ -37,6 +37,7 @@ pub(super) fn deployment(version: &str, restart: Restart) -> Deployment {
         failures: 0,
         readiness: readiness("{}").begun(1),
         replaced_at_ns: None,
+        notes: Vec::new(),
     };
     let digest = set.reference.digest.expect("digest");
     let last_roll = Some(report(version));

@@ -160,6 +160,7 @@ impl Site {
         let mut state = self.shared.lock();
         state.desired = Some(Desired {
             busy: None,
+            files: Vec::new(),
             version: state.desired.as_ref().map_or(1, |desired| desired.version + 1),
             node: "n1".parse().expect("node"),
             imagesets: imagesets.iter().map(|published| published.set.clone()).collect(),

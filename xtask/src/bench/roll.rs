@@ -114,6 +114,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let lab = Lab::new()?;
     // The lab's own view of /sys has no control groups in it; the host's, which lies below, has those that runc wants.
     lab.namespace().run("umount", &["/sys"])?;
+    allow_crun(&lab)?;
     let mut measured = Measured::default();
     rolls(args, &lab, &artifacts, &agent, &mut measured)?;
     starts(args, &lab, &agent, &starter, &mut measured)?;
@@ -128,6 +129,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         print!("{text}");
     }
     Ok(())
+}
+
+/// crun refuses a hybrid hierarchy with a controller in its second version: the one that the build machines have there is
+/// taken into the first for as long as the lab lives. Elsewhere there is nothing to do.
+fn allow_crun(lab: &Lab) -> Result<()> {
+    let script = "[ -e /sys/fs/cgroup/cgroup.controllers ] || { mkdir -p /sys/fs/cgroup/hugetlb && \
+                  mount -t cgroup -o hugetlb none /sys/fs/cgroup/hugetlb; }";
+    lab.namespace().run("sh", &["-c", script]).map(drop)
 }
 
 /// Everything that needs the agent: replaced, handed over, killed, adopted.

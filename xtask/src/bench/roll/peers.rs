@@ -143,10 +143,10 @@ pub(super) struct Runtime {
     options: &'static [&'static str],
 }
 
-/// The runtimes. crun makes no control group: where cgroups are of the hybrid kind it cannot, and it is the faster for it.
+/// The runtimes, in the forms that work on the build machines too.
 pub(super) const RUNTIMES: [Runtime; 2] = [
     Runtime { name: "runc", options: &[] },
-    Runtime { name: "crun", options: &["--cgroup-manager=disabled"] },
+    Runtime { name: "crun", options: &["--cgroup-manager=cgroupfs"] },
 ];
 
 impl Runtime {
