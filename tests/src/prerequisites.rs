@@ -83,8 +83,6 @@ pub enum Need {
     Uidmap,
     /// `buildah`, which makes images.
     Buildah,
-    /// `runc`, which podman runs containers by where crun cannot.
-    Runc,
     /// OVMF, UEFI firmware for QEMU.
     Ovmf,
     /// systemd's EFI stub.
@@ -203,7 +201,6 @@ impl Need {
             Self::OpenSsl => [Some("openssl"); 3],
             Self::Uidmap => [Some("uidmap"), Some("shadow-utils"), Some("shadow")],
             Self::Buildah => [Some("buildah"); 3],
-            Self::Runc => [Some("runc"); 3],
             Self::Ovmf => [Some("ovmf"), None, None],
             Self::EfiStub => [Some("systemd-boot-efi"), None, None],
             Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
@@ -243,7 +240,6 @@ impl Need {
             Self::OpenSsl => &["openssl"],
             Self::Uidmap => &["newuidmap", "newgidmap"],
             Self::Buildah => &["buildah"],
-            Self::Runc => &["runc"],
             Self::SbSign => &["sbsign", "sbverify"],
         }
     }
