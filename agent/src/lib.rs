@@ -6,7 +6,7 @@
 //! | the agent's loop | [`agent`]: events, ImageSets, rolls, the link to the boot server, the report |
 //! | the machine | [`modules`], [`network`], [`identity`], [`logging`] |
 //! | images | [`transport`], [`registry`], [`store`], [`cache`], [`layer`], [`pull`], [`prefetch`], [`mounts`] |
-//! | containers | [`containers`], [`monitor`], [`container_init`], [`container_exec`] |
+//! | containers | [`containers`], [`health`], [`monitor`], [`container_init`], [`container_exec`] |
 //! | an operator's look inside | [`channel`]: logs and commands |
 //! | the kernel | [`sys`]: the only place with unsafe code |
 //!
@@ -50,6 +50,7 @@ pub mod channel;
 pub mod container_exec;
 pub mod container_init;
 pub mod containers;
+pub mod health;
 pub mod monitor;
 
 pub mod sys;

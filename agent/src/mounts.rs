@@ -51,6 +51,17 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// The overlay of layers whose owners are mapped could not be mounted.
+    #[error("cannot mount a root of {layers} layers with owners mapped to {base}")]
+    Mapped {
+        /// How many layers it has.
+        layers: usize,
+        /// The user id of the node that 0 of the image becomes.
+        base: u32,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The overlay could not be mounted.
     #[error("cannot mount an overlay of {layers} layers at {}", path.display())]
     Overlay {

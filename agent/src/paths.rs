@@ -18,6 +18,9 @@ pub const KEYS_DIR: &str = "/etc/layercake/keys";
 pub const IMAGEAPI_DIR: &str = "/etc/layercake/imageapi";
 /// Modules that are loaded at start whatever the hardware says, one name a line.
 pub const MODULES_LOAD: &str = "/etc/layercake/modules";
+/// A program that says whether the node is busy: it ends with 0 when the node is free, otherwise the first line that it writes
+/// is the reason. Put there by an overlay; absent: the node is free.
+pub const BUSY_PROGRAM: &str = "/etc/layercake/busy";
 
 /// The site's configuration: [`CONFIG_DIR`] in Layer0; any directory with `--config-dir`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,7 +19,9 @@ pub use runtime::{
     Bind, Device, File, Limits, Namespaces, NetMode, Network, Persistent, Propagation, Seccomp,
     Storage, Tmpfs,
 };
-pub use service::{Health, Listen, ParseListenError, Probe, Socket, Strategy, http_address};
+pub use service::{
+    Health, Listen, MAX_SOCKETS, ParseListenError, Probe, Socket, Strategy, http_address,
+};
 pub use signal::signal_number;
 pub use values::{Bound, ByteSize, Cpus, FileMode, ParseSizeError, Ulimit};
 

@@ -78,6 +78,10 @@ pub enum Need {
     Time,
     /// `containerd` and `ctr`.
     Containerd,
+    /// `runc`, which starts a container from a bundle.
+    Runc,
+    /// `crun`, which does as well.
+    Crun,
     /// `igzip`, the fastest gzip there is.
     Igzip,
     /// `openssl`, the second judge of signatures.
@@ -96,8 +100,6 @@ pub enum Need {
     Uidmap,
     /// `buildah`, which makes images.
     Buildah,
-    /// `runc`, which podman runs containers by where crun cannot.
-    Runc,
     /// OVMF, UEFI firmware for QEMU.
     Ovmf,
     /// systemd's EFI stub.
@@ -181,6 +183,10 @@ pub const BENCH_PULL: &[Need] = &[
     Need::Igzip,
 ];
 
+/// What `cargo xtask bench roll` needs.
+pub const BENCH_ROLL: &[Need] =
+    &[Need::Ip, Need::UtilLinux, Need::Podman, Need::Runc, Need::Crun, Need::Busybox];
+
 /// A package manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manager {
@@ -210,6 +216,8 @@ impl Need {
             Self::TftpHpa => [Some("tftp-hpa"), Some("tftp"), Some("tftp-hpa")],
             Self::Time => [Some("time"); 3],
             Self::Containerd => [Some("containerd"); 3],
+            Self::Runc => [Some("runc"); 3],
+            Self::Crun => [Some("crun"); 3],
             Self::Igzip => [Some("isal"), Some("isa-l-tools"), Some("isa-l")],
             Self::Kill => [Some("procps"), Some("util-linux"), Some("util-linux")],
             Self::Atftp => [Some("atftp"), Some("atftp"), None],
@@ -230,7 +238,6 @@ impl Need {
             Self::Cpio => [Some("cpio"); 3],
             Self::Uidmap => [Some("uidmap"), Some("shadow-utils"), Some("shadow")],
             Self::Buildah => [Some("buildah"); 3],
-            Self::Runc => [Some("runc"); 3],
             Self::Ovmf => [Some("ovmf"), None, None],
             Self::EfiStub => [Some("systemd-boot-efi"), None, None],
             Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
@@ -271,12 +278,13 @@ impl Need {
             Self::Kill => &["kill"],
             Self::Time => &["time"],
             Self::Containerd => &["containerd", "ctr"],
+            Self::Runc => &["runc"],
+            Self::Crun => &["crun"],
             Self::Igzip => &["igzip"],
             Self::OpenSsl => &["openssl"],
             Self::MkfsExt4 => &["mkfs.ext4"],
             Self::Uidmap => &["newuidmap", "newgidmap"],
             Self::Buildah => &["buildah"],
-            Self::Runc => &["runc"],
             Self::SbSign => &["sbsign", "sbverify"],
         }
     }
@@ -435,7 +443,7 @@ mod tests {
 
     #[test]
     fn everything_that_is_needed_has_a_debian_package() {
-        for need in CASES.iter().chain(UNIT).chain(DEMO).chain(BENCH_PULL) {
+        for need in CASES.iter().chain(UNIT).chain(DEMO).chain(BENCH_PULL).chain(BENCH_ROLL) {
             assert!(need.package(Manager::Apt).is_some(), "{need}");
         }
     }

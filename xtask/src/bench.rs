@@ -7,6 +7,7 @@ mod measure;
 mod mount;
 mod peers;
 mod pull;
+mod roll;
 
 use clap::Subcommand;
 
@@ -17,6 +18,8 @@ pub(crate) enum Bench {
     Pull(pull::Args),
     /// Registry to mounted root: the image as squashfs and EROFS beside its layers and podman pull
     Mount(mount::Args),
+    /// How long a service is away: replaced beside podman's stop and run, handed over, killed; and how long starts take
+    Roll(roll::Args),
 }
 
 /// Runs a bench.
@@ -27,5 +30,6 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Pull(args) => pull::run(args),
         Bench::Mount(args) => mount::run(args),
+        Bench::Roll(args) => roll::run(args),
     }
 }

@@ -14,6 +14,7 @@ use protocol::signature::Policy;
 use super::event::Event;
 use super::notes::NotesFile;
 use super::pulls::Pulls;
+use super::readiness::{Board, Word};
 use super::report::Facts;
 use super::server_link::Outbox;
 use super::usage::Usages;
@@ -21,6 +22,7 @@ use super::worker::Surroundings;
 use super::{Agent, Init, Sender, chain};
 use crate::cache::Cache;
 use crate::containers::NodeFacts;
+use crate::health::{Sign, Watcher};
 use crate::imageapi::service::ImageApi;
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
@@ -169,7 +171,9 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     let hostname = hostname();
     let facts = NodeFacts { name: hostname.clone(), ..NodeFacts::default() };
     let facts = Arc::new(Mutex::new(facts));
-    let around = Surroundings { dirs, events, init, hostname, facts };
+    let board = Arc::<Board>::default();
+    let health = health_watcher(&events, &board)?;
+    let around = Surroundings { dirs, events, init, hostname, facts, board, health };
     let link = LinkPlan {
         servers: args.servers.clone(),
         node: node_id(args).or_else(|| options.standalone.then(host_node_id).flatten()),
@@ -184,6 +188,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         pulls: Pulls::new(puller),
         outbox: Outbox::default(),
         sets: std::collections::BTreeMap::new(),
+        busy_program: options.busy.clone(),
+        looked: super::worker::uptime(),
         link: Some(link),
         network_waiting: None,
         server_waiting: None,
@@ -213,6 +219,17 @@ fn cache(options: &AgentOptions, args: &BootArgs, dirs: &RunDirs) -> Cache {
     cache
 }
 
+/// Who asks containers how they are; what comes of it goes to those who wait, and into the loop.
+fn health_watcher(events: &Sender, board: &Arc<Board>) -> Result<Watcher, String> {
+    let (events, board) = (events.clone(), Arc::clone(board));
+    let sink = move |instance: &str, sign: Sign, at_ns: u64| {
+        let (instance, word) = (instance.to_owned(), Word::from(sign));
+        board.say(&instance, &word, at_ns);
+        events.send(Event::Word { instance, word, at_ns });
+    };
+    Watcher::start(Box::new(sink)).map_err(|error| format!("watching health: {error}"))
+}
+
 /// Who the node is, as far as the command line says: its id, or the interface it booted from, whichever of several
 /// interfaces is the first to have an address.
 fn node_id(args: &BootArgs) -> Option<NodeId> {
@@ -239,7 +256,9 @@ pub(super) fn desired_of_reference(node: &NodeId, reference: Reference) -> Desir
         .parse::<Version>()
         .or_else(|_| "latest".parse());
     let imagesets = match (name, version) {
-        (Ok(name), Ok(version)) => vec![DesiredSet { name, version, reference }],
+        (Ok(name), Ok(version)) => {
+            vec![DesiredSet { name, version, reference, roll: 0, force: false }]
+        }
         _ => Vec::new(),
     };
     Desired { imagesets, ..Desired::empty(node.clone()) }

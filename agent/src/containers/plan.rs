@@ -141,6 +141,9 @@ impl Spec {
             }),
             restart: container.restart,
             restarts: place.restarts,
+            sockets: container.sockets.clone(),
+            notify: container.notify,
+            watchdog_ms: container.watchdog_ms,
         };
         let texts = spec.argv.iter().chain(&spec.env).chain(&spec.user).chain([&spec.workdir]);
         if texts.into_iter().any(|text| text.contains('\0')) {

@@ -13,7 +13,7 @@ use protocol::reference::Reference;
 
 use crate::imageapi::client::ApiOptions;
 use crate::imageapi::server::SOCKET;
-use crate::paths::{ConfigDir, RUN_DIR};
+use crate::paths::{BUSY_PROGRAM, ConfigDir, RUN_DIR};
 
 /// What `--help` prints, and wrong usage after its complaint.
 pub const USAGE: &str = "\
@@ -21,7 +21,7 @@ Usage: layercake-agent ROLE
 
 Roles:
   agent [--standalone] [--run-dir DIR] [--config-dir DIR] [--cache-dir DIR] [--imageset REF] [--server URL]
-        [--node ID] [--log LEVEL] [--mount-forms LIST]
+        [--node ID] [--busy FILE] [--log LEVEL] [--mount-forms LIST]
       What a node does: fetch, mount and run ImageSets.
       --standalone    as a root service on any Linux host; needs --imageset, --imageapi, or --server and --node
       --run-dir DIR   keep everything below DIR (default /run/layercake)
@@ -31,6 +31,8 @@ Roles:
       --imageset REF  run this ImageSet, without a server
       --server URL    a boot server; may be given several times
       --node ID       this node's name at the server
+      --busy FILE     a program that ends with 0 when the node may be disturbed by a roll, and else writes why not
+                      (default /etc/layercake/busy, where there is one)
       --log LEVEL     error, warn, info (default) or debug
       --mount-forms LIST
                       mount forms of images that are taken in the place of layers, the best first, parted by commas
@@ -70,6 +72,8 @@ pub struct AgentOptions {
     pub servers: Vec<String>,
     /// The node's id; goes before the kernel command line.
     pub node: Option<NodeId>,
+    /// The program that says whether the node is busy.
+    pub busy: PathBuf,
     /// How much is logged; goes before the kernel command line.
     pub log: Option<LogLevel>,
     /// Serves the ImageAPI although this is not Layer0.
@@ -92,6 +96,7 @@ impl Default for AgentOptions {
             imageset: None,
             servers: Vec::new(),
             node: None,
+            busy: PathBuf::from(BUSY_PROGRAM),
             log: None,
             imageapi: false,
             imageapi_listen: None,
@@ -141,6 +146,8 @@ pub enum Role {
     ContainerInit {
         /// Whether it was born in a cgroup of its own.
         in_cgroup: bool,
+        /// How many held sockets it inherits.
+        sockets: u8,
     },
     /// The helper beside an operator's command in a container.
     ContainerExec,
@@ -179,7 +186,10 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
             _ => Err("monitor needs exactly one directory".to_owned()),
         },
         Some("container-init") => match rest {
-            [mode] => Ok(Role::ContainerInit { in_cgroup: mode == "cgroup" }),
+            [mode, sockets] => Ok(Role::ContainerInit {
+                in_cgroup: mode == "cgroup",
+                sockets: sockets.to_str().and_then(|text| text.parse().ok()).unwrap_or_default(),
+            }),
             _ => Err("container-init is started by a monitor only".to_owned()),
         },
         Some("container-exec") => Ok(Role::ContainerExec),
@@ -274,7 +284,7 @@ fn parse_agent(args: &[OsString]) -> Result<Role, String> {
             "--imageapi" if inline.is_none() => options.imageapi = true,
             "--help" | "-h" => return Ok(Role::Help),
             "--run-dir" | "--config-dir" | "--cache-dir" | "--imageset" | "--server" | "--node"
-            | "--log" | "--mount-forms" | "--imageapi-listen" | "--imageapi-tls" => {
+            | "--busy" | "--log" | "--mount-forms" | "--imageapi-listen" | "--imageapi-tls" => {
                 set(&mut options, key, &value(key, inline, &mut args)?)?;
             }
             _ => return Err(format!("unknown argument `{text}` of role agent")),
@@ -298,6 +308,7 @@ fn set_text(options: &mut AgentOptions, key: &str, value: &OsStr) -> Result<(), 
     let bad = |problem: &dyn std::fmt::Display| format!("{key} {text}: {problem}");
     match key {
         "--imageset" => options.imageset = Some(text.parse().map_err(|e| bad(&e))?),
+        "--busy" => options.busy = PathBuf::from(text),
         "--imageapi-tls" => options.imageapi_tls = Some(PathBuf::from(text)),
         "--imageapi-listen" => {
             options.imageapi_listen =
@@ -370,8 +381,8 @@ mod tests {
 
     #[test]
     fn pid_1_of_a_namespace_keeps_its_role() {
-        let expect = Role::ContainerInit { in_cgroup: true };
-        assert_eq!(run("layercake-agent container-init cgroup", true), Ok(expect));
+        let expect = Role::ContainerInit { in_cgroup: true, sockets: 2 };
+        assert_eq!(run("layercake-agent container-init cgroup 2", true), Ok(expect));
         let expect = Role::Monitor { dir: "/d".into() };
         assert_eq!(run("@m monitor /d", false), Ok(expect));
     }

@@ -30,7 +30,7 @@ struct CloneArgs {
 /// `CLONE_INTO_CGROUP` (linux/sched.h); libc has it only for some targets.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// The first descriptor number that [`spawn`] uses for its copies: above every target number.
-const HIGH_FD: RawFd = 64;
+const HIGH_FD: RawFd = 128;
 /// Exit code of a child that could not exec.
 const EXEC_FAILED: i32 = 127;
 

@@ -107,7 +107,8 @@ fn files_lie_over_the_images_in_memory_and_secrets_are_written_nowhere() {
                 if path.is_dir() {
                     dirs.push(path);
                 } else if path.is_file()
-                    && fs::read(&path).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(text))
+                    && fs::read(&path)
+                        .is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(text))
                 {
                     found.push(path);
                 }
@@ -183,9 +184,8 @@ fn a_private_network_reaches_the_node_and_goes_with_its_container() {
         "namespaces": {"net": "private"},
         "network": {"address": "10.88.0.2/24", "host_address": "10.88.0.1/24", "mtu": 1400},
     });
-    let busybox = |id: &str, script: &str| {
-        with_view(bench.spec(id, &["sh", "-c", script]), view.clone())
-    };
+    let busybox =
+        |id: &str, script: &str| with_view(bench.spec(id, &["sh", "-c", script]), view.clone());
     let spec = busybox(
         "net",
         "/bin/busybox ip addr; /bin/busybox ip route; /bin/busybox ping -c 1 -w 5 10.88.0.1",
@@ -277,7 +277,8 @@ fn the_filter_refuses_what_it_should_to_every_thread() {
     let program = std::env::current_exe().expect("own program");
     let here = program.parent().expect("directory");
     let name = program.file_name().expect("name").to_string_lossy().into_owned();
-    let libraries = ["/lib", "/lib64", "/usr/lib"].into_iter().filter(|dir| Path::new(dir).exists());
+    let libraries =
+        ["/lib", "/lib64", "/usr/lib"].into_iter().filter(|dir| Path::new(dir).exists());
     let mut mounts: Vec<_> = libraries
         .map(|dir| serde_json::json!({"source": dir, "read_only": true, "recursive": true}))
         .collect();

@@ -189,6 +189,8 @@ impl Site {
         let digest = self.add("manifests", MEDIA_INDEX, bytes).digest;
         let reference = format!("{}/hello:{version}@{digest}", self.url());
         let set = DesiredSet {
+            roll: 0,
+            force: false,
             name: "hello".parse().expect("name"),
             version: version.parse().expect("version"),
             reference: reference.parse().expect("reference"),
@@ -211,6 +213,8 @@ impl Site {
     pub(crate) fn want(&self, imagesets: &[&Published]) {
         let mut state = self.shared.lock();
         state.desired = Some(Desired {
+            busy: None,
+            files: Vec::new(),
             version: state.desired.as_ref().map_or(1, |desired| desired.version + 1),
             imagesets: imagesets.iter().map(|published| published.set.clone()).collect(),
             registries: state.registries.clone(),

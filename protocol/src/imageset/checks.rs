@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::runtime::{is_cidr, is_owner, is_target};
-use super::{ByteSize, Container, LOG_SIZES, Listen, NetMode, Profile, Strategy, signal_number};
+use super::{
+    ByteSize, Container, LOG_SIZES, Listen, MAX_SOCKETS, NetMode, Profile, Strategy, signal_number,
+};
 use crate::ids::Name;
 
 /// Names of resource limits (setrlimit(2), without RLIMIT_).
@@ -162,6 +164,12 @@ impl Container {
             if !names.insert(&socket.name) {
                 say(format!("socket `{}` is described twice", socket.name));
             }
+            if socket.mode.is_some() && !matches!(socket.listen, Listen::Unix(_)) {
+                say(format!("socket `{}`: mode is only for unix: sockets", socket.name));
+            }
+        }
+        if self.sockets.len() > MAX_SOCKETS {
+            say(format!("{} sockets are more than {MAX_SOCKETS}", self.sockets.len()));
         }
         if let Some(health) = &self.health {
             health.problems(say);
