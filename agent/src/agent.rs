@@ -179,10 +179,9 @@ impl Agent {
                 self.step(&name, SetEvent::Stopped);
                 self.collect_garbage();
             }
-            Event::Ended { instance, exit } => self.tell_all(|| SetEvent::Ended {
-                instance: instance.clone(),
-                exit: exit.clone(),
-            }),
+            Event::Ended { instance, exit } => {
+                self.tell_all(|| SetEvent::Ended { instance: instance.clone(), exit: exit.clone() })
+            }
             Event::Word { instance, word, at_ns } => self.tell_all(|| SetEvent::Word {
                 instance: instance.clone(),
                 word: word.clone(),
@@ -324,7 +323,7 @@ impl Agent {
         if self.notes.commitments.get(name) == note.as_ref() {
             return;
         }
-        let step = note.as_ref().map_or("committed", Commitment::step);
+        let step = note.as_ref().map_or("kept-dropped", Commitment::step);
         match note {
             Some(note) => drop(self.notes.commitments.insert(name.clone(), note)),
             None => drop(self.notes.commitments.remove(name)),

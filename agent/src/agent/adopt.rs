@@ -174,8 +174,7 @@ impl Agent {
         }
         let kept = commitment.kept.as_ref().and_then(|kept| self.reopen_kept(name, kept));
         let note = commitment.kept.clone().filter(|_| kept.is_some());
-        let deployment: Deployment =
-            deployment(&running, records, commitment.last_roll.clone());
+        let deployment: Deployment = deployment(&running, records, commitment.last_roll.clone());
         let machine = SetMachine::adopted(deployment, note, commitment, uptime());
         Some(AdoptedSet { machine, running, kept })
     }
@@ -239,11 +238,7 @@ fn instance(left: &Left) -> Instance {
 }
 
 /// Makes the instance the member's own, and says how it stands. What does not run, but should, is due to be started at once.
-fn take_over(
-    member: &mut Member,
-    left: Option<Left>,
-    around: &Surroundings,
-) -> ContainerRecord {
+fn take_over(member: &mut Member, left: Option<Left>, around: &Surroundings) -> ContainerRecord {
     match left {
         Some(Left::Live(handle)) => {
             member.restarts = handle.spec().restarts;

@@ -86,6 +86,9 @@ mod tests {
         assert_eq!(ask(&dir.path().join("none")), None);
         std::fs::write(dir.path().join("plain"), "x").expect("write");
         assert!(ask(&dir.path().join("plain")).expect("busy").contains("cannot be run"));
-        check("exit 3", Some(&format!("{} says so (exit status: 3)", dir.path().join("busy").display())));
+        check(
+            "exit 3",
+            Some(&format!("{} says so (exit status: 3)", dir.path().join("busy").display())),
+        );
     }
 }

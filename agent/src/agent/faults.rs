@@ -6,8 +6,10 @@
 const VARIABLE: &str = "LAYERCAKE_DIE_AT";
 
 /// The steps of a roll at which an agent may be told to die, in the order in which a roll and its way back come by them.
-pub const STEPS: [&str; 12] = [
+#[cfg(debug_assertions)]
+const STEPS: [&str; 13] = [
     "pulled",
+    "kept-dropped",
     "staging",
     "staged",
     "noted",
@@ -27,10 +29,8 @@ pub(super) fn reach(step: &str) {
     debug_assert!(STEPS.contains(&step), "{step} is not a step");
     if std::env::var(VARIABLE).is_ok_and(|wanted| wanted == step) {
         // SIGKILL: nobody has time to put anything in order.
-        let _ = rustix::process::kill_process(
-            rustix::process::getpid(),
-            rustix::process::Signal::KILL,
-        );
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         std::thread::park();
     }
 }

@@ -67,7 +67,14 @@ impl Readiness {
             within = within.max(NOTIFY_PATIENCE);
         }
         let health = container.health.is_some();
-        Self { notify: container.notify, health, within, ready_at_ns: None, checked: None, says: None }
+        Self {
+            notify: container.notify,
+            health,
+            within,
+            ready_at_ns: None,
+            checked: None,
+            says: None,
+        }
     }
 
     /// Its program was executed. One that nobody asks is ready at that moment.

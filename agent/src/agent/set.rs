@@ -304,9 +304,7 @@ impl SetMachine {
             Work::Waiting { until } => Some(*until),
             Work::Held { ask_at, .. } => *ask_at,
             // Without a set to go back to nothing happens when it is late.
-            Work::Watching(watch) => {
-                watch.until.or(self.kept.is_some().then_some(watch.ready_by))
-            }
+            Work::Watching(watch) => watch.until.or(self.kept.is_some().then_some(watch.ready_by)),
             _ => None,
         };
         // While all of them are being replaced nothing is restarted: a time that has passed would wake the loop for ever.

@@ -86,10 +86,7 @@ struct Bench {
 
 impl Bench {
     fn new(running: Option<Deployment>) -> Self {
-        Self {
-            machine: machine(running),
-            now: Duration::ZERO,
-        }
+        Self { machine: machine(running), now: Duration::ZERO }
     }
 
     #[track_caller]
@@ -340,7 +337,11 @@ fn a_set_on_trial_that_fails_is_gone_back_from_and_not_tried_again() {
         }
         assert_eq!(actions, [SetAction::GoBack(why.to_owned())], "{container}");
         let note = bench.note();
-        assert_eq!((note.digest, note.kept), (Digest::of(b"1"), None), "before the new one is stopped");
+        assert_eq!(
+            (note.digest, note.kept),
+            (Digest::of(b"1"), None),
+            "before the new one is stopped"
+        );
         assert_eq!(note.refused.expect("refused").set, set("2"));
         let running = Some(deployment("1", Restart::Always));
         let failure = CutOverFailure { reason: why.to_owned(), running, report: None };

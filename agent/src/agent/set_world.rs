@@ -151,11 +151,8 @@ impl World {
             }
             SetAction::Restart { container, .. } => {
                 self.instances += 1;
-                let started = Started {
-                    instance: format!("i{}", self.instances),
-                    pid: 1,
-                    exec_at_ns: 1,
-                };
+                let started =
+                    Started { instance: format!("i{}", self.instances), pid: 1, exec_at_ns: 1 };
                 let result = if well { Ok(started) } else { Err(fail()) };
                 self.give(SetEvent::Restarted { container, result });
             }

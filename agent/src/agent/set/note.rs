@@ -50,6 +50,7 @@ impl Commitment {
             (_, _, Some(_)) => "going-back-noted",
             (Some(_), Some(_), _) => "watching",
             (_, None, _) => "noted",
+            (None, Some(_), _) if self.kept.is_none() => "kept-dropped",
             (None, Some(_), _) => "committed",
         }
     }

@@ -143,7 +143,10 @@ fn observed_container(container: &ContainerRecord) -> ObservedContainer {
         pid: container.pid,
         restarts: container.restarts,
         exit: container.exit.clone(),
-        ready: container.readiness.is_asked().then_some(container.readiness.ready_at_ns().is_some()),
+        ready: container
+            .readiness
+            .is_asked()
+            .then_some(container.readiness.ready_at_ns().is_some()),
         health: container.readiness.state(),
         reason: container.readiness.words().map(str::to_owned),
     }

@@ -36,7 +36,8 @@ pub(super) fn cut_over(new: &[Container], old: &[Container]) -> Vec<Step> {
         .collect();
     let levels = levels(new);
     let early = early(&levels, &lasting);
-    let awaited = |name: &Name| lasting.contains(name) || new.iter().any(|it| it.after.contains(name));
+    let awaited =
+        |name: &Name| lasting.contains(name) || new.iter().any(|it| it.after.contains(name));
     let mut steps = Vec::new();
     let release = |steps: &mut Vec<Step>, wanted: &dyn Fn(&Name) -> bool| {
         for level in &levels {
@@ -76,7 +77,8 @@ fn levels(containers: &[Container]) -> Vec<Vec<&Container>> {
     let Ok(order) = start_order(containers) else { return vec![containers.iter().collect()] };
     let mut levels: Vec<Vec<&Container>> = Vec::new();
     for container in order.into_iter().filter_map(|at| containers.get(at)) {
-        let waits = |level: &Vec<&Container>| level.iter().any(|it| container.after.contains(&it.name));
+        let waits =
+            |level: &Vec<&Container>| level.iter().any(|it| container.after.contains(&it.name));
         let at = levels.iter().rposition(waits).map_or(0, |at| at + 1);
         match levels.get_mut(at) {
             Some(level) => level.push(container),
@@ -90,7 +92,8 @@ fn levels(containers: &[Container]) -> Vec<Vec<&Container>> {
 fn early<'a>(levels: &[Vec<&'a Container>], lasting: &BTreeSet<&'a Name>) -> BTreeSet<&'a Name> {
     let mut early = BTreeSet::new();
     for container in levels.iter().flatten() {
-        if lasting.contains(&container.name) && container.after.iter().all(|it| early.contains(it)) {
+        if lasting.contains(&container.name) && container.after.iter().all(|it| early.contains(it))
+        {
             early.insert(&container.name);
         }
     }

@@ -121,8 +121,8 @@ impl Worker {
         starts: &mut Vec<(Name, u64)>,
     ) -> Result<(), String> {
         let members = live.members.iter().filter(|it| names.contains(&it.container.name));
-        let handles =
-            members.filter_map(|it| it.handle.clone().map(|handle| (it.container.name.clone(), handle)));
+        let handles = members
+            .filter_map(|it| it.handle.clone().map(|handle| (it.container.name.clone(), handle)));
         for (name, _, released) in all_at_once(handles.collect(), Handle::release) {
             let released = released
                 .map_err(|error| format!("container {name}: {}", crate::agent::chain(&error)))?;

@@ -35,7 +35,8 @@ pub(super) fn check(old: &Live, new: &Live, dirs: &RunDirs) -> Result<(), String
         refuse(&versions, "memory", needed, available)?;
     }
     // A version of its own starts with nothing written; what the old one wrote stays as long as it is kept.
-    let free = rustix::fs::statvfs(dirs.root()).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    let free =
+        rustix::fs::statvfs(dirs.root()).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
     free.map_or(Ok(()), |free| refuse(&versions, "room for what containers write", 0, free))
 }
 
