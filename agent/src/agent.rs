@@ -511,7 +511,7 @@ impl Agent {
 }
 
 fn content(pulled: &crate::pull::PulledSet) -> Content {
-    Content { digest: pulled.digest, mode: pulled.set.mode }
+    Content { digest: pulled.digest, mode: pulled.set.mode, bytes: pulled.bytes }
 }
 
 fn send(worker: &mpsc::Sender<Job>, name: &Name, job: Job) {

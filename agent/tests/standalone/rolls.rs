@@ -68,12 +68,13 @@ fn a_version_that_fails_while_it_is_watched_is_gone_back_from_and_says_why() {
     // Nobody listens there.
     sick[0]["health"] = json!({"tcp": "127.0.0.1:9", "start_period_ms": 0, "interval_ms": 50,
         "timeout_ms": 1000, "retries": 2});
-    let mut missing = server();
-    missing[0]["command"] = json!(["/bin/nothing"]);
+    let mut strange = server();
+    // Executable, and nothing that the kernel could execute.
+    strange[0]["command"] = json!(["/www/version"]);
     let table = [
         ("2", crashing(), "container web ended: exit code 3"),
         ("3", sick, "container web is unhealthy: "),
-        ("4", missing, "container web: "),
+        ("4", strange, "container web: "),
     ];
     bench.site.want(&[&good]);
     bench.start_with_server();
@@ -81,13 +82,15 @@ fn a_version_that_fails_while_it_is_watched_is_gone_back_from_and_says_why() {
     for (version, containers, why) in table {
         let bad = publish(&bench, version, &containers, 30);
         bench.site.want(&[&bad]);
-        let set = outcome(&bench, &good, RollOutcome::RolledBack);
-        let report = bench.site.wait("the roll is reported", |observed| {
-            super::set(observed)
-                .and_then(|set| set.last_roll.as_ref())
-                .is_some_and(|report| report.to == bad.digest)
+        let observed = bench.site.wait("it went back", |observed| {
+            let report = set(observed).and_then(|set| set.last_roll.as_ref());
+            report.is_some_and(|report| {
+                report.to == bad.digest && report.outcome == Some(RollOutcome::RolledBack)
+            })
         });
-        let report = super::set(&report).and_then(|set| set.last_roll.clone()).expect("report");
+        let set = set(&observed).expect("set").clone();
+        assert_eq!(set.digest, good.digest);
+        let report = set.last_roll.clone().expect("report");
         let reason = report.reason.expect("reason");
         assert!(reason.starts_with(why), "{reason}");
         assert_eq!((set.state, report.from), (SetState::Degraded, Some(good.digest)));
@@ -180,12 +183,19 @@ fn a_busy_node_is_rolled_when_it_is_free_or_when_it_is_forced() {
 #[test]
 fn a_handover_runs_both_until_the_new_one_is_healthy() {
     let mut bench = Bench::new();
-    let containers = json!([{"name": "web", "image": "web", "strategy": "handover",
-        "sockets": [{"name": "http", "listen": "tcp://127.0.0.1:8081"}],
-        "health": {"exec": ["/bin/sh", "-c", "test -e /ready"], "start_period_ms": 60000,
-            "interval_ms": 20, "timeout_ms": 5000, "retries": 1},
-        "command": ["/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait; done"]}]);
-    let [one, two] = ["1", "2"].map(|version| publish(&bench, version, &containers, WATCH_S));
+    // Healthy as soon as there is a file: then it listens at a port of its own.
+    let containers = |port: u16| {
+        let script = format!(
+            "trap 'kill $!; exit 0' TERM; while ! test -e /ready; do sleep 0.05; done; httpd -f -p 127.0.0.1:{port} & wait"
+        );
+        json!([{"name": "web", "image": "web", "strategy": "handover",
+            "sockets": [{"name": "http", "listen": "tcp://127.0.0.1:8081"}],
+            "health": {"tcp": format!("127.0.0.1:{port}"), "start_period_ms": 60000,
+                "interval_ms": 20, "timeout_ms": 5000, "retries": 1},
+            "command": ["/bin/sh", "-c", script]}])
+    };
+    let [one, two] = [("1", 8091), ("2", 8092)]
+        .map(|(version, port)| publish(&bench, version, &containers(port), WATCH_S));
     let root = |version: &Published| {
         let digest: String = version.digest.hex().chars().take(12).collect();
         bench.run_dir().join(format!("mounts/hello.web.{digest}/root"))
