@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use self::state::{State, record, unknown};
 use crate::config::NodeSection;
 use crate::desired;
-use crate::rolls::{Member, RollRecord, undo_target};
+use crate::rolls::{Member, RollRecord};
 use crate::storage::{NewRoll, Storage, StorageError};
 
 /// Most nodes that register themselves: strangers on the boot network must not fill the memory.
@@ -354,25 +354,7 @@ impl Inventory {
         name: &Name,
         force: bool,
     ) -> Result<Vec<Roll>, InventoryError> {
-        let mut targets: Vec<(DesiredSet, Vec<NodeId>)> = Vec::new();
-        for row in self.state().rows(nodes)? {
-            let mut sets = row.desired.imagesets.iter();
-            let wanted = sets.find(|set| set.name == *name).ok_or_else(|| {
-                InventoryError::NoSuchSet { node: row.id.clone(), name: name.clone() }
-            })?;
-            let rolls = &self.state().rolls;
-            let target = undo_target(&row.id, wanted, row.observed.as_ref(), rolls);
-            let target = target.ok_or_else(|| InventoryError::NothingBefore {
-                node: row.id.clone(),
-                name: name.clone(),
-                version: wanted.version.clone(),
-            })?;
-            let target = DesiredSet { roll: 0, force, ..target };
-            match targets.iter_mut().find(|(set, _)| *set == target) {
-                Some((_, of_set)) => of_set.push(row.id),
-                None => targets.push((target, vec![row.id])),
-            }
-        }
+        let targets = self.state().undo_targets(nodes, name, force)?;
         let mut rolls = Vec::new();
         for (set, of_set) in targets {
             rolls.push(self.start_roll(&of_set, set).await?);

@@ -106,9 +106,15 @@ fn a_version_that_fails_while_it_is_watched_is_gone_back_from_and_says_why() {
         observed.agent_starts == 2
             && observed.waiting.as_ref().is_some_and(|it| it.contains("stays on version 1"))
     });
+    let pid = |set: &ObservedSet| set.containers.first().and_then(|container| container.pid);
+    let before = bench.instances();
     bench.site.tell(|desired| desired.imagesets[0].roll = 1);
-    bench.site.wait("it is tried again", |observed| {
-        observed.desired_version == 6 && set(observed).is_some_and(|set| set.reason.is_some())
+    bench.site.wait("it was tried again", |observed| {
+        let back = set(observed).filter(|set| set.state == SetState::Degraded);
+        observed.desired_version == 5
+            && back.and_then(pid).is_some()
+            && bench.instances().len() == 1
+            && bench.instances() != before
     });
     assert_eq!(ask(), "1");
 }
