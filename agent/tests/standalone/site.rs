@@ -138,7 +138,7 @@ impl Site {
         layers: &[Vec<u8>],
         containers: &Value,
     ) -> Published {
-        self.publish_forms(version, layers, &[], containers)
+        self.publish_all(version, layers, &[], containers, None)
     }
 
     /// Publishes it with these mount forms of the image beside the layers.
@@ -149,8 +149,33 @@ impl Site {
         forms: &[(MountForm, Vec<u8>)],
         containers: &Value,
     ) -> Published {
-        let set = json!({"name": "hello", "version": version, "image": [{"name": "web"}],
+        self.publish_all(version, layers, forms, containers, None)
+    }
+
+    /// As [`Self::publish`], watched for this many seconds after a cut-over.
+    pub(crate) fn publish_watched(
+        &self,
+        version: &str,
+        layers: &[Vec<u8>],
+        containers: &Value,
+        watch_s: Option<u32>,
+    ) -> Published {
+        self.publish_all(version, layers, &[], containers, watch_s)
+    }
+
+    fn publish_all(
+        &self,
+        version: &str,
+        layers: &[Vec<u8>],
+        forms: &[(MountForm, Vec<u8>)],
+        containers: &Value,
+        watch_s: Option<u32>,
+    ) -> Published {
+        let mut set = json!({"name": "hello", "version": version, "image": [{"name": "web"}],
             "container": containers});
+        if let Some(seconds) = watch_s {
+            set["watch_s"] = seconds.into();
+        }
         let config = self.add_json("blobs", MEDIA_IMAGESET_CONFIG, &set);
         let description = self.manifest(config, vec![Descriptor::empty()], Some(ARTIFACT_IMAGESET));
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
@@ -204,23 +229,28 @@ impl Site {
     }
 
     /// Tells the node what to know of registries, with what it is to run.
-    pub(crate) fn tell(&self, registries: &[RegistryEntry], imagesets: &[&Published]) {
+    pub(crate) fn tell_registries(&self, registries: &[RegistryEntry], imagesets: &[&Published]) {
         self.shared.lock().registries = registries.to_vec();
         self.want(imagesets);
     }
 
     /// Tells the node what to run.
     pub(crate) fn want(&self, imagesets: &[&Published]) {
-        let mut state = self.shared.lock();
-        state.desired = Some(Desired {
-            busy: None,
-            files: Vec::new(),
-            version: state.desired.as_ref().map_or(1, |desired| desired.version + 1),
-            imagesets: imagesets.iter().map(|published| published.set.clone()).collect(),
-            registries: state.registries.clone(),
-            registries_tag: Some(format!("t{}", state.registries.len())),
-            ..Desired::empty("n1".parse().expect("node"))
+        self.tell(|desired| {
+            desired.imagesets = imagesets.iter().map(|published| published.set.clone()).collect();
         });
+    }
+
+    /// Changes what the node is told.
+    pub(crate) fn tell(&self, change: impl FnOnce(&mut Desired)) {
+        let mut state = self.shared.lock();
+        let empty = || Desired::empty("n1".parse().expect("node"));
+        let mut desired = state.desired.clone().unwrap_or_else(empty);
+        desired.registries = state.registries.clone();
+        desired.registries_tag = Some(format!("t{}", state.registries.len()));
+        change(&mut desired);
+        desired.version += 1;
+        state.desired = Some(desired);
         self.shared.changed.notify_all();
     }
 
@@ -237,6 +267,11 @@ impl Site {
         state.fresh = true;
         self.shared.changed.notify_all();
         ends
+    }
+
+    /// How often anything was asked of the registry.
+    pub(crate) fn requests(&self) -> usize {
+        self.shared.lock().fetched.len()
     }
 
     /// Waits for a report that is as wanted, and returns it.
