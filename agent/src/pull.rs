@@ -8,6 +8,7 @@
 //! Nothing is written twice and nothing is in the store before its digest was right. A broken connection is resumed
 //! where it broke, in the middle of the pipeline. Does not mount and does not decide which set a node wants.
 
+pub mod gzip;
 mod handover;
 mod plan;
 pub mod signed;

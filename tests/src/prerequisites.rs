@@ -75,6 +75,8 @@ pub enum Need {
     Uidmap,
     /// `buildah`, which makes images.
     Buildah,
+    /// `nginx`, which serves files.
+    Nginx,
     /// `runc`, which podman runs containers by where crun cannot.
     Runc,
 }
@@ -179,6 +181,7 @@ impl Need {
             Self::OpenSsl => [Some("openssl"); 3],
             Self::Uidmap => [Some("uidmap"), Some("shadow-utils"), Some("shadow")],
             Self::Buildah => [Some("buildah"); 3],
+            Self::Nginx => [Some("nginx-light"), Some("nginx"), Some("nginx")],
             Self::Runc => [Some("runc"); 3],
         };
         match manager {
@@ -214,6 +217,7 @@ impl Need {
             Self::OpenSsl => &["openssl"],
             Self::Uidmap => &["newuidmap", "newgidmap"],
             Self::Buildah => &["buildah"],
+            Self::Nginx => &["nginx"],
             Self::Runc => &["runc"],
         }
     }

@@ -3,17 +3,27 @@
 
 mod figures;
 mod image;
+mod load;
 mod measure;
+mod next;
 mod peers;
 mod pull;
+mod push;
+mod registry;
 
 use clap::Subcommand;
+
+use figures::Figure;
 
 /// The benches.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
     /// Registry to unpacked image: the agent beside podman, skopeo and umoci, containerd, and curl | igzip | tar
     Pull(pull::Args),
+    /// OCI layout to registry: layercake imageset copy beside skopeo copy --all
+    Push(push::Args),
+    /// The embedded registry: serving blobs beside nginx, taking pushes beside docker-registry
+    Registry(registry::Args),
 }
 
 /// Runs a bench.
@@ -23,5 +33,19 @@ pub(crate) enum Bench {
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Pull(args) => pull::run(args),
+        Bench::Push(args) => push::run(args),
+        Bench::Registry(args) => registry::run(args),
+    }
+}
+
+/// The table on stdout; or the figures as JSON, one a line, and the table on stderr.
+fn print(text: &str, figures: &[Figure], json: bool) {
+    if !json {
+        print!("{text}");
+        return;
+    }
+    eprint!("{text}");
+    for figure in figures {
+        println!("{}", figure.json());
     }
 }
