@@ -13,6 +13,7 @@
 pub mod budget;
 mod error;
 mod forms;
+pub mod gzip;
 mod handover;
 pub mod image;
 mod plan;

@@ -8,6 +8,7 @@ mod imagesets;
 pub mod listen;
 mod nodes;
 mod rolls;
+pub(crate) mod sendfile;
 
 use std::path::PathBuf;
 use std::sync::Arc;

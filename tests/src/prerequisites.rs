@@ -100,6 +100,8 @@ pub enum Need {
     Uidmap,
     /// `buildah`, which makes images.
     Buildah,
+    /// `nginx`, which serves files.
+    Nginx,
     /// OVMF, UEFI firmware for QEMU.
     Ovmf,
     /// systemd's EFI stub.
@@ -238,6 +240,7 @@ impl Need {
             Self::Cpio => [Some("cpio"); 3],
             Self::Uidmap => [Some("uidmap"), Some("shadow-utils"), Some("shadow")],
             Self::Buildah => [Some("buildah"); 3],
+            Self::Nginx => [Some("nginx-light"), Some("nginx"), Some("nginx")],
             Self::Ovmf => [Some("ovmf"), None, None],
             Self::EfiStub => [Some("systemd-boot-efi"), None, None],
             Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
@@ -285,6 +288,7 @@ impl Need {
             Self::MkfsExt4 => &["mkfs.ext4"],
             Self::Uidmap => &["newuidmap", "newgidmap"],
             Self::Buildah => &["buildah"],
+            Self::Nginx => &["nginx"],
             Self::SbSign => &["sbsign", "sbverify"],
         }
     }

@@ -6,11 +6,11 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::rc::Rc;
 
-use flate2::bufread::MultiGzDecoder;
 use protocol::ids::Digest;
 use sha2::{Digest as _, Sha256};
 
 use super::budget::Draw;
+use super::gzip::Gunzip;
 use super::handover;
 use super::source::Source;
 use crate::layer::{self, LayerError, Limits, Summary};
@@ -72,7 +72,7 @@ pub(super) fn unpack(
     let input = BufReader::with_capacity(BUFFER_BYTES, source);
     let mut decoder: Box<dyn Read + '_> = match compression {
         Compression::Plain => Box::new(input),
-        Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
+        Compression::Gzip => Box::new(Gunzip::new(input)),
         Compression::Zstd => {
             let decoder = zstd::stream::read::Decoder::with_buffer(input);
             let decoder = decoder.and_then(|mut decoder| {
