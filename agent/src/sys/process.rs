@@ -376,28 +376,6 @@ pub fn unshare_time() -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// What [`fork`] returned in.
-#[derive(Debug)]
-pub enum Forked {
-    /// The parent, with the child's process id.
-    Parent(i32),
-    /// The child.
-    Child,
-}
-
-/// fork(2) of a process that has only one thread.
-///
-/// # Errors
-/// The kernel's error.
-pub fn fork() -> io::Result<Forked> {
-    // SAFETY: the caller has one thread, so that no lock is held by somebody who does not exist in the child.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Forked::Child),
-        pid => Ok(Forked::Parent(pid)),
-    }
-}
-
 /// Filters the calling thread's system calls from here on, and those of all it starts (seccomp(2), SECCOMP_SET_MODE_FILTER).
 ///
 /// # Errors

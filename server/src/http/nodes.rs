@@ -57,8 +57,8 @@ pub(super) async fn desired(
     loop {
         let mut desired = app.inventory.desired(&id)?;
         desired.channels = channels.requests(std::time::Instant::now());
-        let news = is_news(&desired, poll.after) || !desired.channels.is_empty();
-        if news || app.registries.is_news(poll.registries.as_deref()) {
+        let is_new = is_news(&desired, poll.after) || !desired.channels.is_empty();
+        if is_new || app.registries.is_news(poll.registries.as_deref()) {
             return Ok(Json(app.registries.tell(desired)).into_response());
         }
         tokio::select! {
