@@ -282,7 +282,7 @@ fn ten_megabytes_come_back_as_they_went() {
 #[test]
 fn a_terminal_has_a_size_a_name_and_passes_ctrl_c() {
     let bench = Bench::new();
-    let script = "tty; stty size; trap 'stty size; exit 5' WINCH; while :; do sleep 1; done";
+    let script = "tty; trap 'stty size; exit 5' WINCH; stty size; while :; do sleep 1; done";
     let mut operator = bench.open(exec(script, None, Some(SIZE)));
     operator.until("its size", |output, _| output.contains("30 100\r\n"));
     assert!(operator.output().starts_with("/dev/pts/0\r\n"), "{}", operator.output());
