@@ -92,6 +92,12 @@ pub enum Need {
     E2fsprogs,
     /// `cpio`.
     Cpio,
+    /// `newuidmap` and `newgidmap`, for mmdebstrap without root.
+    Uidmap,
+    /// `buildah`, which makes images.
+    Buildah,
+    /// `runc`, which podman runs containers by where crun cannot.
+    Runc,
     /// OVMF, UEFI firmware for QEMU.
     Ovmf,
     /// systemd's EFI stub.
@@ -104,7 +110,7 @@ pub enum Need {
 pub const DEMO: [Need; 5] = [Need::Qemu, Need::IpxeRom, Need::IpxeFiles, Need::Ip, Need::UtilLinux];
 
 /// What the whole-system cases need.
-pub const CASES: [Need; 8] = [
+pub const CASES: [Need; 15] = [
     Need::Qemu,
     Need::IpxeRom,
     Need::IpxeFiles,
@@ -113,6 +119,13 @@ pub const CASES: [Need; 8] = [
     Need::DockerRegistry,
     Need::Busybox,
     Need::Dnsmasq,
+    Need::Mmdebstrap,
+    Need::Uidmap,
+    Need::Buildah,
+    Need::Umoci,
+    Need::Skopeo,
+    Need::Podman,
+    Need::Runc,
 ];
 
 /// What the cases with network storage need beside [`CASES`].
@@ -211,6 +224,9 @@ impl Need {
             Self::ErofsUtils => [Some("erofs-utils"); 3],
             Self::E2fsprogs => [Some("e2fsprogs"); 3],
             Self::Cpio => [Some("cpio"); 3],
+            Self::Uidmap => [Some("uidmap"), Some("shadow-utils"), Some("shadow")],
+            Self::Buildah => [Some("buildah"); 3],
+            Self::Runc => [Some("runc"); 3],
             Self::Ovmf => [Some("ovmf"), None, None],
             Self::EfiStub => [Some("systemd-boot-efi"), None, None],
             Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
@@ -254,6 +270,9 @@ impl Need {
             Self::Containerd => &["containerd", "ctr"],
             Self::Igzip => &["igzip"],
             Self::OpenSsl => &["openssl"],
+            Self::Uidmap => &["newuidmap", "newgidmap"],
+            Self::Buildah => &["buildah"],
+            Self::Runc => &["runc"],
             Self::SbSign => &["sbsign", "sbverify"],
         }
     }

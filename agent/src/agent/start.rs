@@ -1,7 +1,7 @@
 //! How the agent comes up: options and kernel command line, store, network, what an earlier agent left, then the loop.
 
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::{fs, io};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -16,8 +16,10 @@ use super::notes::NotesFile;
 use super::pulls::Pulls;
 use super::report::Facts;
 use super::server_link::Outbox;
+use super::usage::Usages;
 use super::worker::Surroundings;
 use super::{Agent, Init, Sender, chain};
+use crate::containers::NodeFacts;
 use crate::imageapi::service::ImageApi;
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
@@ -157,7 +159,10 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     let puller = Puller::new(store, transport.clone()).with_policy(policy);
     let puller = puller.with_mount_forms(&options.mount_forms);
     let init: Init = Control::from_env().map(Arc::new);
-    let around = Surroundings { dirs, events, init, hostname: hostname() };
+    let hostname = hostname();
+    let facts = NodeFacts { name: hostname.clone(), ..NodeFacts::default() };
+    let facts = Arc::new(Mutex::new(facts));
+    let around = Surroundings { dirs, events, init, hostname, facts };
     let link = LinkPlan {
         servers: args.servers.clone(),
         node: node_id(args).or_else(|| options.standalone.then(host_node_id).flatten()),
@@ -178,7 +183,9 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         power_done: false,
         standalone: options.standalone,
         status: String::new(),
+        usage: Usages::default(),
     };
+    agent.remember_files(None);
     if args.servers.is_empty() && args.imageset.is_none() {
         let nowhere = "neither layercake.server= nor layercake.imageset= is given: nothing to do";
         agent.server_waiting = Some(nowhere.to_owned());
@@ -216,7 +223,7 @@ pub(super) fn desired_of_reference(node: &NodeId, reference: Reference) -> Desir
         (Ok(name), Ok(version)) => vec![DesiredSet { name, version, reference }],
         _ => Vec::new(),
     };
-    Desired { version: 0, node: node.clone(), imagesets, power: None }
+    Desired { version: 0, node: node.clone(), imagesets, power: None, files: Vec::new() }
 }
 
 /// Starts a thread of the agent. Where the system has no thread to give, the agent says so and ends: PID 1 starts it

@@ -24,7 +24,8 @@ use super::route::Which;
 use super::table::{Item, Object, Refusal, Running, Sort};
 use super::types::{Container, State};
 use crate::agent::chain;
-use crate::containers::{self, Adopted, ExitRecord, Handle, OnEnd, Place, Spec};
+use crate::containers::view::Keeping;
+use crate::containers::{self, Adopted, ExitRecord, Handle, NodeFacts, OnEnd, Place, Spec};
 
 /// What systemd takes for `halt`, whatever its image says (systemd(1)).
 const SYSTEMD_STOP: &str = "SIGRTMIN+3";
@@ -69,6 +70,12 @@ impl Engine {
             return Err(ApiError::internal("the number of a new container is not for you to say"));
         }
         words(&spec.command).map_err(ApiError::invalid)?;
+        if spec.namespaces.iter().flatten().any(|namespace| namespace == "user") {
+            // An overlay cannot be mounted id-mapped, only its layers can: a mount that is there already is too late.
+            let what =
+                "a container on a mount cannot have users of its own; one of an ImageSet can";
+            return Err(ApiError::invalid(what));
+        }
         let mount =
             spec.mount.take().ok_or_else(|| ApiError::invalid("a container on no mount"))?;
         self.check_name(&spec.name)?;
@@ -149,6 +156,10 @@ impl Engine {
             hostname: self.hostname.clone(),
             log_dir: self.dirs.log(),
             restarts: 0,
+            version: None,
+            // The API has neither persistent directories nor files of the server.
+            keeping: Keeping { memory: self.dirs.persistent(), disk: None },
+            facts: NodeFacts { name: self.hostname.clone(), ..NodeFacts::default() },
         };
         let mut container = described(spec, name)?;
         if container.command.is_empty() {
@@ -412,7 +423,6 @@ fn described(spec: &Container, name: Name) -> Result<imageset::Container, String
     for namespace in spec.namespaces.iter().flatten() {
         match namespace.as_str() {
             "net" => container.namespaces.net = NetMode::None,
-            "user" => container.namespaces.user = true,
             "time" => container.namespaces.time = true,
             // mnt, pid, ipc, uts and cgroup every container has.
             _ => {}
@@ -479,13 +489,13 @@ mod tests {
 
     #[test]
     fn systemd_and_namespaces_become_those_of_an_imagesets_container() {
-        let asked = ["net", "user", "time", "mnt", "pid"].map(str::to_owned);
+        let asked = ["net", "time", "mnt", "pid"].map(str::to_owned);
         let namespaces = Some(asked.to_vec());
         let spec = Container { systemd: true, namespaces, ..Container::default() };
         let container = described(&spec, "c1".parse().expect("name")).expect("container");
         assert_eq!(container.stop_signal.as_deref(), Some("SIGRTMIN+3"));
         assert_eq!((container.systemd, container.profile), (true, Profile::System));
         let namespaces = container.namespaces;
-        assert!(namespaces.net == NetMode::None && namespaces.user && namespaces.time);
+        assert!(namespaces.net == NetMode::None && namespaces.time);
     }
 }
