@@ -1,5 +1,7 @@
 //! Containers as the agent uses them, with the real program as monitor and container-init. Needs root and busybox-static.
 
+#[path = "containers/bench.rs"]
+mod bench;
 #[path = "containers/leaks.rs"]
 mod leaks;
 #[path = "containers/bench.rs"]

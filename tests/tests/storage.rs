@@ -20,6 +20,8 @@ use tests::wait;
 
 /// Where the partition begins in the disk image, in sectors of 512 bytes.
 const PARTITION_START: u32 = 2048;
+/// The iSCSI target's name.
+const TARGET: &str = "iqn.2026-11.lab:disk";
 /// Size of the file system, in bytes.
 const FILE_SYSTEM: u64 = 8 << 20;
 
@@ -47,6 +49,27 @@ fn ganesha(lab: &Lab, export: &Path) -> Result<Process> {
     let mut server =
         Process::start(lab.namespace(), &program, args, &lab.dir().join("ganesha.out"))?;
     listening(lab, &mut server, 2049)?;
+    Ok(server)
+}
+
+/// An iSCSI target with this file as LUN 1.
+fn tgt(lab: &Lab, disk: &Path) -> Result<Process> {
+    let ipc = format!("TGT_IPC_SOCKET={}", lab.dir().join("tgt").display());
+    let program = find_program("tgtd").context("tgt is missing")?.display().to_string();
+    let portal = format!("portal={ADDRESS}:3260");
+    let args = [&*ipc, &program, "-f", "--iscsi", &portal];
+    let env = find_program("env").context("env is missing")?;
+    let mut server = Process::start(lab.namespace(), &env, args, &lab.dir().join("tgtd.log"))?;
+    listening(lab, &mut server, 3260)?;
+    let disk = disk.display().to_string();
+    for order in [
+        &["--op", "new", "--mode", "target", "--tid", "1", "-T", TARGET][..],
+        &["--op", "new", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "-b", &disk],
+        &["--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL"],
+    ] {
+        let order = [&[&*ipc, "tgtadm", "--lld", "iscsi"], order].concat();
+        lab.namespace().run("env", &order)?;
+    }
     Ok(server)
 }
 
@@ -115,23 +138,35 @@ fn a_node_mounts_nfs_a_partition_of_a_disk_image_on_it_and_a_disk_of_an_iscsi_ta
         let export = lab.dir().join("export");
         make_export(&export)?;
         let _nfs = ganesha(lab, &export)?;
+        let mut target = tgt(lab, &export.with_extension("ext4"))?;
         let mut story = Story::begin(lab, &spec)?;
         story.switch_on(1)?;
         story.wait(1, "to report", BOOT, |_| Some(()))?;
 
         nfs_and_a_partition(&mut story)?;
+        iscsi(&mut story)?;
         let left = story.machine(1)?.shell("grep -c imageapi /proc/mounts; ls /sys/block")?;
         ensure!(left.lines().any(|line| line.trim() == "0"), "{left}");
-        Ok(())
+        ensure!(!left.contains("sda"), "{left}");
+        // It ends by SIGKILL alone while it has targets.
+        target.kill()
     })
 }
 
 /// A container on NFS, and a file system on a partition of a disk image that lies there.
 fn nfs_and_a_partition(story: &mut Story<'_>) -> Result<()> {
-    let nfs =
-        json!({"kind": "nfs", "nfs": {"host": ADDRESS.to_string(), "path": "/export", "ro": true}});
-    let nfs = ask(story, "POST", "/mount", &nfs)?;
-    let nfs = id(&nfs)?;
+    let export = |version: &str| {
+        let host = ADDRESS.to_string();
+        json!({"kind": "nfs", "nfs": {"host": host, "path": "/export", "ro": true, "version": version}})
+    };
+    let newest = ask(story, "POST", "/mount", &export(""))?;
+    let point = newest["mountpoint"].as_str().with_context(|| format!("{newest}"))?;
+    let said =
+        story.machine(1)?.shell(&format!("cat {point}/etc/release; grep vers= /proc/mounts"))?;
+    ensure!(said.contains("exported") && said.contains("vers=4.2"), "{said}");
+    ask(story, "DELETE", &format!("/mount?id={}", id(&newest)?), &Value::Null)?;
+    // nfs-ganesha 4.3 answers Linux' READ_PLUS of NFS 4.2 so that files of more than a few bytes cannot be read.
+    let nfs = id(&ask(story, "POST", "/mount", &export("4.1"))?)?;
     let container = json!({"name": "web", "state": "running", "command": "cat /etc/release",
         "mount": {"kind": "overlay", "overlay": {"lower": [{"id": nfs}]}}});
     let made = ask(story, "POST", "/container", &container)?;
@@ -167,5 +202,43 @@ fn nfs_and_a_partition(story: &mut Story<'_>) -> Result<()> {
         json!({"kind": "nfs", "nfs": {"host": ADDRESS.to_string(), "path": "/elsewhere"}});
     let refused = ask(story, "POST", "/mount", &missing)?;
     ensure!(refused["code"] == 500, "{refused}");
+    Ok(())
+}
+
+/// A file system on a LUN, which the agent's death does not disturb, and what is said when there is none.
+fn iscsi(story: &mut Story<'_>) -> Result<()> {
+    let lun = |target: &str, lun: u32| {
+        let (host, initiator) = (ADDRESS.to_string(), "iqn.2026-11.lab:node1");
+        json!({"kind": "iscsi", "iscsi": {"host": host, "initiator": initiator, "target": target, "lun": lun}})
+    };
+    let mount = json!({"kind": "attach", "attach": {"fs_type": "ext4", "attach": lun(TARGET, 1)}});
+    let mount = ask(story, "POST", "/mount", &mount)?;
+    let point = mount["mountpoint"].as_str().with_context(|| format!("{mount}"))?;
+    let device = mount["attach"]["attach"]["device_file"].as_str().unwrap_or_default();
+    ensure!(device.starts_with("/dev/sd"), "{mount}");
+    let read = format!("cat {point}/etc/release; echo written > {point}/new; cat {point}/new");
+    let said = story.machine(1)?.shell(&read)?;
+    ensure!(said.contains("exported") && said.contains("written"), "{said}");
+    // Another agent finds it again and ends it.
+    story.machine(1)?.shell(
+        "for d in /proc/[0-9]*; do set -- $(tr '\\000' ' ' < $d/cmdline 2>/dev/null); \
+         [ \"$2\" = agent ] && kill -9 ${d#/proc/}; done; true",
+    )?;
+    let target = format!("/mount?id={}", id(&mount)?);
+    wait::until("another agent to answer", ACT, || {
+        Ok(ask(story, "GET", &target, &Value::Null).ok())
+    })?;
+    let gone = ask(story, "DELETE", &target, &Value::Null)?;
+    ensure!(gone.get("code").is_none(), "{gone}");
+    let left = ask(story, "GET", "/attach", &Value::Null)?;
+    ensure!(left == json!([]), "{left}");
+    for (definition, expected) in [
+        (lun("iqn.2026-11.lab:nothing", 1), "there is no such target"),
+        (lun(TARGET, 7), "it has no disk at LUN 7"),
+    ] {
+        let refused = ask(story, "POST", "/attach", &definition)?;
+        let message = refused["message"].as_str().unwrap_or_default();
+        ensure!(refused["code"] == 500 && message.contains(expected), "{refused}");
+    }
     Ok(())
 }

@@ -71,6 +71,12 @@ impl Engine {
             return Err(ApiError::internal("the number of a new container is not for you to say"));
         }
         words(&spec.command).map_err(ApiError::invalid)?;
+        if spec.namespaces.iter().flatten().any(|namespace| namespace == "user") {
+            // An overlay cannot be mounted id-mapped, only its layers can: a mount that is there already is too late.
+            let what =
+                "a container on a mount cannot have users of its own; one of an ImageSet can";
+            return Err(ApiError::invalid(what));
+        }
         let mount =
             spec.mount.take().ok_or_else(|| ApiError::invalid("a container on no mount"))?;
         self.check_name(&spec.name)?;
@@ -417,7 +423,6 @@ fn described(spec: &Container, name: Name) -> Result<imageset::Container, String
     for namespace in spec.namespaces.iter().flatten() {
         match namespace.as_str() {
             "net" => container.namespaces.net = NetMode::None,
-            "user" => container.namespaces.user = true,
             "time" => container.namespaces.time = true,
             // mnt, pid, ipc, uts and cgroup every container has.
             _ => {}
@@ -484,13 +489,13 @@ mod tests {
 
     #[test]
     fn systemd_and_namespaces_become_those_of_an_imagesets_container() {
-        let asked = ["net", "user", "time", "mnt", "pid"].map(str::to_owned);
+        let asked = ["net", "time", "mnt", "pid"].map(str::to_owned);
         let namespaces = Some(asked.to_vec());
         let spec = Container { systemd: true, namespaces, ..Container::default() };
         let container = described(&spec, "c1".parse().expect("name")).expect("container");
         assert_eq!(container.stop_signal.as_deref(), Some("SIGRTMIN+3"));
         assert_eq!((container.systemd, container.profile), (true, Profile::System));
         let namespaces = container.namespaces;
-        assert!(namespaces.net == NetMode::None && namespaces.user && namespaces.time);
+        assert!(namespaces.net == NetMode::None && namespaces.time);
     }
 }

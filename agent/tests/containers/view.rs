@@ -376,7 +376,8 @@ fn a_container_with_users_of_its_own_is_root_inside_and_nobody_outside() {
         }),
     );
     let instance = over.join("instance");
-    spec.root = agent::containers::idmap::mount_overlay(&[layer.clone()], &instance, first).expect("mount");
+    spec.root =
+        agent::containers::idmap::mount_overlay(&[layer.clone()], &instance, first).expect("mount");
     keep::prepare(&spec).expect("prepare");
     let log = run(&bench, &spec);
     let lines: Vec<&str> = log.lines().collect();
