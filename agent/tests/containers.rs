@@ -4,8 +4,6 @@
 mod bench;
 #[path = "containers/leaks.rs"]
 mod leaks;
-#[path = "containers/bench.rs"]
-mod bench;
 #[path = "containers/view.rs"]
 mod view;
 
