@@ -331,7 +331,7 @@ impl Agent {
         if self.notes.commitments.get(name) == note.as_ref() {
             return;
         }
-        let step = note.as_ref().map_or("committed", Commitment::step);
+        let step = note.as_ref().map_or("kept-dropped", Commitment::step);
         match note {
             Some(note) => drop(self.notes.commitments.insert(name.clone(), note)),
             None => drop(self.notes.commitments.remove(name)),
@@ -522,7 +522,7 @@ impl Agent {
 }
 
 fn content(pulled: &crate::pull::PulledSet) -> Content {
-    Content { digest: pulled.digest, mode: pulled.set.mode }
+    Content { digest: pulled.digest, mode: pulled.set.mode, bytes: pulled.bytes }
 }
 
 fn send(worker: &mpsc::Sender<Job>, name: &Name, job: Job) {

@@ -1,6 +1,8 @@
 //! The whole agent at native speed: the real program as `agent --standalone` on this machine, against a registry and boot
 //! server in this process. Needs root and busybox-static.
 
+#[path = "standalone/rolls.rs"]
+mod rolls;
 #[path = "standalone/site.rs"]
 mod site;
 
@@ -69,6 +71,18 @@ impl Bench {
     fn start_with_server(&mut self) {
         let url = self.site.url();
         self.start(&["--server", &url, "--node", "n1"]);
+    }
+
+    /// As [`Self::start_with_server`]; the agent kills itself at this step.
+    fn start_to_die(&mut self, step: &str) {
+        let child = Command::new(PROGRAM)
+            .args(["agent", "--standalone", "--log", "warn", "--run-dir"])
+            .arg(self.run_dir())
+            .args(["--server", &self.site.url(), "--node", "n1"])
+            .env("LAYERCAKE_DIE_AT", step)
+            .spawn()
+            .expect("the agent");
+        self.agent = Some(child);
     }
 
     fn pid(&self) -> u32 {

@@ -74,9 +74,11 @@ pub fn router(app: Arc<App>, registry: Router) -> Router {
         .route("/v1/nodes/{id}/desired", get(nodes::desired))
         .route("/v1/nodes/{id}/observed", put(nodes::observed))
         .route("/v1/nodes/{id}/power", post(nodes::power))
+        .route("/v1/nodes/{id}/busy", post(nodes::busy))
         .route("/v1/imagesets", get(imagesets::list))
         .route("/v1/imagesets/gc", post(imagesets::gc))
         .route("/v1/rolls", get(rolls::list).post(rolls::start))
+        .route("/v1/rolls/undo", post(rolls::undo))
         .route("/v1/rolls/{id}", get(rolls::show))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn(same_origin));

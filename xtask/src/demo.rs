@@ -109,7 +109,10 @@ fn play(args: &Args, lab: &Lab, artifacts: Artifacts) -> Result<()> {
         server.push(lab, &example(EXAMPLE, version))?;
     }
     screen.say(&format!("ImageSets {SET}:1 and {SET}:2 are built and pushed to the registry"));
-    server.layercake(lab, &["roll", "start", "all", "--imageset", &format!("{SET}:1")])?;
+    server.layercake(
+        lab,
+        &["roll", "start", "all", "--no-wait", "--imageset", &format!("{SET}:1")],
+    )?;
     let power_on = Instant::now();
     let mut nodes = switch_on(lab, args.nodes)?;
     let machines = if args.nodes == 1 { "machine is" } else { "machines are" };

@@ -6,8 +6,10 @@
 const VARIABLE: &str = "LAYERCAKE_DIE_AT";
 
 /// The steps of a roll at which an agent may be told to die, in the order in which a roll and its way back come by them.
-pub const STEPS: [&str; 12] = [
+#[cfg(debug_assertions)]
+const STEPS: [&str; 13] = [
     "pulled",
+    "kept-dropped",
     "staging",
     "staged",
     "noted",

@@ -100,6 +100,8 @@ pub(super) struct Content {
     pub digest: Digest,
     /// How it takes hold of the node.
     pub mode: Mode,
+    /// Compressed bytes that were fetched for it.
+    pub bytes: u64,
 }
 
 /// What the machine is on its way to.
@@ -108,6 +110,8 @@ struct Target {
     set: DesiredSet,
     digest: Digest,
     mode: Mode,
+    bytes: u64,
+    staging_ms: u64,
     /// Whether it is the set that is kept staged: it ran here before, and the operator wants it back.
     kept: bool,
 }
@@ -254,6 +258,8 @@ pub(super) struct SetMachine {
     running: Option<Deployment>,
     kept: Option<Kept>,
     work: Work,
+    /// When the work on what is wanted began.
+    begun: Duration,
     /// Why the last attempt failed, and how many did in a row; 0: it is not tried again.
     failure: Option<(String, u32)>,
     /// What was gone back from.
@@ -280,6 +286,7 @@ impl SetMachine {
             running: None,
             kept: None,
             work: Work::Idle,
+            begun: Duration::ZERO,
             failure: None,
             refused: None,
             progress: None,
@@ -424,17 +431,24 @@ impl SetMachine {
             // Gone back from: it stays on what runs.
             (Some(wanted), Some(_)) if self.refused.as_ref().is_some_and(|it| it.set == wanted) => {
             }
-            (Some(wanted), _) => self.begin(wanted, actions),
+            (Some(wanted), _) => self.begin(wanted, now, actions),
         }
     }
 
     /// Sets out for what is wanted: the kept set is there already, anything else is pulled.
-    fn begin(&mut self, wanted: DesiredSet, actions: &mut Vec<SetAction>) {
+    fn begin(&mut self, wanted: DesiredSet, now: Duration, actions: &mut Vec<SetAction>) {
+        self.begun = now;
         match (&self.kept, wanted.reference.digest) {
             (Some(kept), Some(digest)) if kept.digest == digest && self.running.is_some() => {
                 actions.push(SetAction::StageKept(wanted.clone()));
-                let mode = Mode::Contain;
-                self.work = Work::Staging(Target { set: wanted, digest, mode, kept: true });
+                self.work = Work::Staging(Target {
+                    set: wanted,
+                    digest,
+                    mode: Mode::Contain,
+                    bytes: 0,
+                    staging_ms: 0,
+                    kept: true,
+                });
             }
             _ => {
                 self.work = Work::Pulling { target: wanted.clone(), cancelled: false };

@@ -8,7 +8,7 @@ use super::*;
 const WINDOW: Duration = Duration::from_secs(10);
 
 fn content(version: &str) -> Content {
-    Content { digest: Digest::of(version.as_bytes()), mode: Mode::Contain }
+    Content { digest: Digest::of(version.as_bytes()), mode: Mode::Contain, bytes: 1 }
 }
 
 pub(super) fn set(version: &str) -> DesiredSet {
@@ -76,6 +76,7 @@ fn machine(running: Option<Deployment>) -> SetMachine {
         kept: None,
         trial: None,
         refused: None,
+        cutting_over: false,
     };
     SetMachine::adopted(running, None, &commitment, Duration::ZERO)
 }

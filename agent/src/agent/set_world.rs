@@ -114,7 +114,7 @@ impl World {
         match job {
             SetAction::Pull(set) => {
                 self.pulling = None;
-                let content = Content { digest: digest(&set), mode: Mode::Contain };
+                let content = Content { digest: digest(&set), mode: Mode::Contain, bytes: 1 };
                 self.give(SetEvent::Pulled(if well { Ok(content) } else { Err(fail()) }));
             }
             SetAction::Stage(set) => {

@@ -116,8 +116,22 @@ impl Site {
         layers: &[Vec<u8>],
         containers: &Value,
     ) -> Published {
-        let set = json!({"name": "hello", "version": version, "image": [{"name": "web"}],
+        self.publish_watched(version, layers, containers, None)
+    }
+
+    /// As [`Self::publish`], watched for this many seconds after a cut-over.
+    pub(crate) fn publish_watched(
+        &self,
+        version: &str,
+        layers: &[Vec<u8>],
+        containers: &Value,
+        watch_s: Option<u32>,
+    ) -> Published {
+        let mut set = json!({"name": "hello", "version": version, "image": [{"name": "web"}],
             "container": containers});
+        if let Some(seconds) = watch_s {
+            set["watch_s"] = seconds.into();
+        }
         let config = self.add_json("blobs", MEDIA_IMAGESET_CONFIG, &set);
         let description = self.manifest(config, vec![Descriptor::empty()], Some(ARTIFACT_IMAGESET));
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
@@ -157,16 +171,31 @@ impl Site {
 
     /// Tells the node what to run.
     pub(crate) fn want(&self, imagesets: &[&Published]) {
+        self.tell(|desired| {
+            desired.imagesets = imagesets.iter().map(|published| published.set.clone()).collect();
+        });
+    }
+
+    /// Changes what the node is told.
+    pub(crate) fn tell(&self, change: impl FnOnce(&mut Desired)) {
         let mut state = self.shared.lock();
-        state.desired = Some(Desired {
+        let mut desired = state.desired.clone().unwrap_or_else(|| Desired {
+            version: 0,
+            node: "n1".parse().expect("node"),
+            imagesets: Vec::new(),
+            power: None,
             busy: None,
             files: Vec::new(),
-            version: state.desired.as_ref().map_or(1, |desired| desired.version + 1),
-            node: "n1".parse().expect("node"),
-            imagesets: imagesets.iter().map(|published| published.set.clone()).collect(),
-            power: None,
         });
+        change(&mut desired);
+        desired.version += 1;
+        state.desired = Some(desired);
         self.shared.changed.notify_all();
+    }
+
+    /// How often anything was asked of the registry.
+    pub(crate) fn requests(&self) -> usize {
+        self.shared.lock().fetched.len()
     }
 
     /// Waits for a report that is as wanted, and returns it.

@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use protocol::ids::Digest;
 use protocol::imageset::Mode;
-use protocol::node::{DesiredSet, RollReport};
+use protocol::node::{DesiredSet, RollOutcome, RollReport};
 use serde::{Deserialize, Serialize};
 
-use super::{Deployment, Kept, SetMachine, Watch, Work};
+use super::{Deployment, Kept, SetMachine, Target, Watch, Work};
 
 /// What a set runs, or is about to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,17 +40,21 @@ pub(in crate::agent) struct Commitment {
     /// What was gone back from.
     #[serde(default)]
     pub refused: Option<Refused>,
+    /// Whether the cut-over to it was still under way.
+    #[serde(default)]
+    pub cutting_over: bool,
 }
 
 impl Commitment {
     /// The step that writing this down is.
     #[must_use]
     pub(in crate::agent) fn step(&self) -> &'static str {
-        match (&self.trial, &self.last_roll, &self.refused) {
-            (_, _, Some(_)) => "going-back-noted",
-            (Some(_), Some(_), _) => "watching",
-            (_, None, _) => "noted",
-            (None, Some(_), _) => "committed",
+        match (&self.trial, &self.refused) {
+            _ if self.cutting_over => "noted",
+            (_, Some(_)) => "going-back-noted",
+            (Some(_), None) => "watching",
+            (None, None) if self.kept.is_none() => "kept-dropped",
+            (None, None) => "committed",
         }
     }
 }
@@ -94,6 +98,23 @@ impl SetMachine {
         Self { running: Some(running), kept, work, refused, failure, ..machine }
     }
 
+    /// What a new agent can say of a cut-over in which this one died.
+    fn report_so_far(&self, target: &Target) -> RollReport {
+        RollReport {
+            from: self.running.as_ref().map(|running| running.digest),
+            to: target.digest,
+            bytes: target.bytes,
+            staging_ms: target.staging_ms,
+            blackout_us: None,
+            ready_us: None,
+            outcome: Some(match target.kept {
+                true => RollOutcome::Undone,
+                false => RollOutcome::Watching,
+            }),
+            reason: None,
+        }
+    }
+
     /// What is to be on disk now; none when nothing runs nor is about to.
     #[must_use]
     pub(in crate::agent) fn note(&self) -> Option<Commitment> {
@@ -102,10 +123,11 @@ impl SetMachine {
                 set: target.set.clone(),
                 digest: target.digest,
                 mode: target.mode,
-                last_roll: None,
+                last_roll: Some(self.report_so_far(target)),
                 kept: self.running.as_ref().filter(|it| it.mode == Mode::Contain).map(Kept::from),
                 trial: (!target.kept).then(Trial::default),
                 refused: None,
+                cutting_over: true,
             }),
             Work::GoingBack { kept, refused, report } => Some(Commitment {
                 set: kept.set.clone(),
@@ -115,6 +137,7 @@ impl SetMachine {
                 kept: None,
                 trial: None,
                 refused: Some(refused.clone()),
+                cutting_over: false,
             }),
             work => self.running.as_ref().map(|running| Commitment {
                 set: running.set.clone(),
@@ -131,6 +154,7 @@ impl SetMachine {
                     _ => None,
                 },
                 refused: self.refused.clone(),
+                cutting_over: false,
             }),
         }
     }

@@ -47,7 +47,7 @@ impl SetMachine {
             Ok(it) if self.running.as_ref().is_some_and(|running| running.digest == it.digest) => {
                 self.rename(&target, actions);
             }
-            Ok(Content { digest, mode }) => {
+            Ok(Content { digest, mode, bytes }) => {
                 let kept = self.kept.as_ref().is_some_and(|kept| kept.digest == digest);
                 if kept {
                     actions.push(SetAction::StageKept(target.clone()));
@@ -55,7 +55,8 @@ impl SetMachine {
                     self.drop_kept(actions);
                     actions.push(SetAction::Stage(target.clone()));
                 }
-                self.work = Work::Staging(Target { set: target, digest, mode, kept });
+                let set = target;
+                self.work = Work::Staging(Target { set, digest, mode, bytes, staging_ms: 0, kept });
             }
             Err(reason) => {
                 // It may have been for want of room: the next attempt has what the kept set takes.
@@ -85,9 +86,11 @@ impl SetMachine {
         jitter: f64,
         actions: &mut Vec<SetAction>,
     ) {
-        let Work::Staging(target) = std::mem::replace(&mut self.work, Work::Idle) else {
+        let Work::Staging(mut target) = std::mem::replace(&mut self.work, Work::Idle) else {
             return;
         };
+        let took = now.saturating_sub(self.begun).as_millis();
+        target.staging_ms = u64::try_from(took).unwrap_or(u64::MAX);
         let wanted = self.wanted.as_ref() == Some(&target.set);
         match result {
             // Nothing that runs is disturbed by a first start.
