@@ -15,6 +15,7 @@ mod backoff;
 mod busy;
 mod event;
 mod faults;
+mod given;
 mod notes;
 mod pulls;
 mod readiness;
@@ -22,6 +23,7 @@ mod report;
 mod server_link;
 mod set;
 mod start;
+mod usage;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -38,6 +40,7 @@ use self::pulls::Pulls;
 use self::report::Facts;
 use self::server_link::{Outbox, ServerLink};
 use self::set::{Commitment, Content, SetAction, SetEvent, SetMachine};
+use self::usage::Usages;
 use self::worker::{Job, Surroundings, Worker, uptime};
 use crate::init::control::{Control, Request};
 use crate::network::NetworkEvent;
@@ -115,6 +118,7 @@ struct Agent {
     power_done: bool,
     standalone: bool,
     status: String,
+    usage: Usages,
 }
 
 impl Agent {
@@ -198,6 +202,7 @@ impl Agent {
                 let text: Vec<String> = addresses.iter().map(ToString::to_string).collect();
                 log::info!("{link}: {}", text.join(", "));
                 self.facts.link(&link, mac, addresses);
+                self.tell_facts();
                 self.connect(mac);
             }
             NetworkEvent::Waiting(why) => {
@@ -223,6 +228,7 @@ impl Agent {
         let node = plan.node.unwrap_or_else(|| NodeId::from_mac(mac));
         self.facts.node = Some(node.clone());
         self.around.hostname = node.to_string();
+        self.tell_facts();
         if let Some(reference) = plan.imageset {
             self.desired(start::desired_of_reference(&node, reference));
         }
@@ -247,7 +253,9 @@ impl Agent {
         let names: Vec<Name> = self.sets.keys().cloned().collect();
         let busy = self.notes.desired.as_ref().and_then(|before| before.busy.clone());
         let busy_changed = busy != desired.busy;
-        self.notes.desired = Some(desired.clone());
+        self.remember_files(Some(&desired));
+        // They may be secrets: the notes are a file.
+        self.notes.desired = Some(Desired { files: Vec::new(), ..desired.clone() });
         self.notes_file.save(&self.notes);
         for name in names {
             self.step(&name, SetEvent::Want(wanted.get(&name).cloned()));
@@ -483,7 +491,10 @@ impl Agent {
             self.status = status;
         }
         if let Some(observed) = self.facts.observed(&self.notes, sets, waiting) {
-            self.outbox.put(observed);
+            let machines = self.sets.iter().map(|(name, slot)| (name, &slot.machine));
+            if let Some(observed) = self.usage.complete(observed, machines) {
+                self.outbox.put(observed);
+            }
         }
     }
 

@@ -15,10 +15,14 @@ mod adopt;
 pub mod cgroup;
 pub mod control;
 mod create;
+pub mod files;
 mod handle;
+pub mod idmap;
+pub mod keep;
 mod plan;
 pub mod policy;
 pub mod sockets;
+pub mod view;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,9 +34,11 @@ use serde::{Deserialize, Serialize};
 
 pub use adopt::{Adopted, adopt, remove};
 pub use create::{create, create_with};
+pub use files::NodeFacts;
 pub use handle::{Handle, OnEnd, OnStatus, Released};
 pub use plan::{Place, PlanError};
 pub use sockets::HeldSockets;
+pub use view::{Keeping, View};
 
 /// Longest container id.
 pub const MAX_ID: usize = 64;
@@ -93,6 +99,12 @@ pub struct Spec {
     /// Milliseconds between two WATCHDOG=1 that it is asked for.
     #[serde(default)]
     pub watchdog_ms: Option<u32>,
+    /// What is built around it. Specs of older agents have none; their containers are adopted all the same.
+    #[serde(default)]
+    pub view: view::View,
+    /// Files over the image's. In memory until the container is made, never in `spec.json`: they may be secrets.
+    #[serde(skip)]
+    pub files: Vec<files::PlacedFile>,
 }
 
 /// How a container ended: `exit.json`.

@@ -39,8 +39,8 @@ fn main() -> ExitCode {
             }
         },
         Role::Monitor { dir } => status(agent::monitor::run(&dir)),
-        Role::ContainerInit { dir, in_cgroup, sockets } => {
-            status(agent::container_init::run(&dir, in_cgroup, sockets))
+        Role::ContainerInit { in_cgroup, sockets } => {
+            status(agent::container_init::run(in_cgroup, sockets))
         }
         Role::Help => {
             say(&mut std::io::stdout(), roles::USAGE);

@@ -2,6 +2,8 @@
 
 #[path = "containers/bench.rs"]
 mod bench;
+#[path = "containers/view.rs"]
+mod view;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

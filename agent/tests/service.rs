@@ -153,6 +153,22 @@ fn a_program_finds_its_sockets_where_it_looks_for_them() {
 }
 
 #[test]
+fn a_program_behind_a_reaper_has_its_sockets_as_its_own() {
+    let service = Service::new();
+    let mut spec = service.spec("reaper");
+    spec.view.init = true;
+    spec.notify = true;
+    spec.watchdog_ms = Some(3_600_000);
+    let handle = service.run(&spec);
+    // The program checks LISTEN_PID itself.
+    assert_eq!(service.ask("watchdog"), "3600000000 2");
+    service.ask("READY=1");
+    wait_until("it is ready", || handle.last_status().ready_at_ns.is_some());
+    handle.stop_with(bench::SIGKILL, Duration::ZERO).expect("stop");
+    handle.remove().expect("remove");
+}
+
+#[test]
 fn connections_wait_while_a_program_crashes_and_is_started_again() {
     let service = Service::new();
     let first = service.run(&service.spec("crash1"));

@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Digest, Mac, Name, NodeId, Version};
 use crate::reference::Reference;
 
+mod given;
+
+pub use given::{FileContent, GivenFile, Usage};
+
 /// An ImageSet that a node should run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredSet {
@@ -70,6 +74,9 @@ pub struct Desired {
     /// free again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub busy: Option<String>,
+    /// Files and secrets that containers of this node name by `from`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<GivenFile>,
 }
 
 /// A step of a node's boot, in the order in which they happen.
@@ -215,6 +222,12 @@ pub struct ObservedContainer {
     /// Why it is unhealthy, or what its program says of itself (sd_notify(3), STATUS=).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What could not be had on this node, one sentence each, `limits_unavailable: …`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// What it used of the node when it was last looked at: with other news, and every half minute at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
 }
 
 /// How far a pull has come.

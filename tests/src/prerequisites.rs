@@ -71,10 +71,18 @@ pub enum Need {
     Time,
     /// `containerd` and `ctr`.
     Containerd,
+    /// `runc`, which starts a container from a bundle.
+    Runc,
+    /// `crun`, which does as well.
+    Crun,
     /// `igzip`, the fastest gzip there is.
     Igzip,
     /// `openssl`, the second judge of signatures.
     OpenSsl,
+    /// `newuidmap` and `newgidmap`, for mmdebstrap without root.
+    Uidmap,
+    /// `buildah`, which makes images.
+    Buildah,
     /// OVMF, UEFI firmware for QEMU.
     Ovmf,
     /// systemd's EFI stub.
@@ -87,7 +95,7 @@ pub enum Need {
 pub const DEMO: [Need; 5] = [Need::Qemu, Need::IpxeRom, Need::IpxeFiles, Need::Ip, Need::UtilLinux];
 
 /// What the whole-system cases need.
-pub const CASES: [Need; 8] = [
+pub const CASES: [Need; 15] = [
     Need::Qemu,
     Need::IpxeRom,
     Need::IpxeFiles,
@@ -96,6 +104,13 @@ pub const CASES: [Need; 8] = [
     Need::DockerRegistry,
     Need::Busybox,
     Need::Dnsmasq,
+    Need::Mmdebstrap,
+    Need::Uidmap,
+    Need::Buildah,
+    Need::Umoci,
+    Need::Skopeo,
+    Need::Podman,
+    Need::Runc,
 ];
 
 /// What the cases with UEFI firmware need.
@@ -138,6 +153,10 @@ pub const BENCH_PULL: [Need; 11] = [
     Need::Igzip,
 ];
 
+/// What `cargo xtask bench roll` needs.
+pub const BENCH_ROLL: [Need; 6] =
+    [Need::Ip, Need::UtilLinux, Need::Podman, Need::Runc, Need::Crun, Need::Busybox];
+
 /// A package manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manager {
@@ -167,6 +186,8 @@ impl Need {
             Self::TftpHpa => [Some("tftp-hpa"), Some("tftp"), Some("tftp-hpa")],
             Self::Time => [Some("time"); 3],
             Self::Containerd => [Some("containerd"); 3],
+            Self::Runc => [Some("runc"); 3],
+            Self::Crun => [Some("crun"); 3],
             Self::Igzip => [Some("isal"), Some("isa-l-tools"), Some("isa-l")],
             Self::Kill => [Some("procps"), Some("util-linux"), Some("util-linux")],
             Self::Atftp => [Some("atftp"), Some("atftp"), None],
@@ -178,6 +199,8 @@ impl Need {
             Self::Htpasswd => [Some("apache2-utils"), Some("httpd-tools"), Some("apache")],
             Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
             Self::OpenSsl => [Some("openssl"); 3],
+            Self::Uidmap => [Some("uidmap"), Some("shadow-utils"), Some("shadow")],
+            Self::Buildah => [Some("buildah"); 3],
             Self::Ovmf => [Some("ovmf"), None, None],
             Self::EfiStub => [Some("systemd-boot-efi"), None, None],
             Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
@@ -211,8 +234,12 @@ impl Need {
             Self::Kill => &["kill"],
             Self::Time => &["time"],
             Self::Containerd => &["containerd", "ctr"],
+            Self::Runc => &["runc"],
+            Self::Crun => &["crun"],
             Self::Igzip => &["igzip"],
             Self::OpenSsl => &["openssl"],
+            Self::Uidmap => &["newuidmap", "newgidmap"],
+            Self::Buildah => &["buildah"],
             Self::SbSign => &["sbsign", "sbverify"],
         }
     }
@@ -367,7 +394,7 @@ mod tests {
 
     #[test]
     fn everything_that_is_needed_has_a_debian_package() {
-        for need in CASES.into_iter().chain(UNIT).chain(DEMO).chain(BENCH_PULL) {
+        for need in CASES.into_iter().chain(UNIT).chain(DEMO).chain(BENCH_PULL).chain(BENCH_ROLL) {
             assert!(need.package(Manager::Apt).is_some(), "{need}");
         }
     }

@@ -6,6 +6,7 @@ mod image;
 mod measure;
 mod peers;
 mod pull;
+mod roll;
 
 use clap::Subcommand;
 
@@ -14,6 +15,8 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     /// Registry to unpacked image: the agent beside podman, skopeo and umoci, containerd, and curl | igzip | tar
     Pull(pull::Args),
+    /// How long a service is away: replaced beside podman's stop and run, handed over, killed; and how long starts take
+    Roll(roll::Args),
 }
 
 /// Runs a bench.
@@ -23,5 +26,6 @@ pub(crate) enum Bench {
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Pull(args) => pull::run(args),
+        Bench::Roll(args) => roll::run(args),
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use protocol::ids::{Digest, Name};
 use protocol::imageset::Mode;
-use protocol::node::{ContainerState, ExitStatus};
+use protocol::node::{ContainerState, Desired, ExitStatus};
 
 use super::readiness::Readiness;
 use super::set::{Commitment, ContainerRecord, Deployment, Kept, SetMachine};
@@ -95,7 +95,8 @@ impl Agent {
             self.sweep_mounts(&mounted);
         }
         if let Some(desired) = self.notes.desired.clone() {
-            self.desired(desired);
+            // The notes have no files: they may be secrets.
+            self.desired(Desired { files: self.given_files(), ..desired });
         }
         self.tick();
     }
@@ -366,6 +367,7 @@ mod tests {
     fn a_container_that_nothing_is_left_of_is_started_at_once() {
         let (sender, _inbox) = std::sync::mpsc::channel();
         let around = Surroundings {
+            facts: std::sync::Arc::default(),
             dirs: crate::paths::RunDirs::new("/nowhere"),
             events: crate::agent::Sender(sender),
             init: None,

@@ -63,6 +63,8 @@ pub struct ContainerRecord {
     /// When the container that it replaced ended, nanoseconds of CLOCK_BOOTTIME; none where there was none, or where it ran
     /// until this one was ready.
     pub replaced_at_ns: Option<u64>,
+    /// What could not be had on this node.
+    pub notes: Vec<String>,
 }
 
 /// What runs.

@@ -37,6 +37,7 @@ pub(super) fn deployment(version: &str, restart: Restart) -> Deployment {
         failures: 0,
         readiness: readiness("{}").begun(1),
         replaced_at_ns: None,
+        notes: Vec::new(),
     };
     let digest = set.reference.digest.expect("digest");
     let last_roll = Some(report(version));
@@ -222,8 +223,8 @@ fn a_dead_container_is_started_again_with_a_growing_pause() {
     bench.expect(SetEvent::Want(Some(set("1"))), &[]);
     bench.expect(ended("1", 3), &[]);
     assert_eq!(bench.state(), SetState::Degraded);
-    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(100)));
-    bench.now = Duration::from_millis(100);
+    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(10)));
+    bench.now = Duration::from_millis(10);
     let web: Name = "web".parse().expect("name");
     bench.expect(SetEvent::Tick, &[SetAction::Restart { container: web.clone(), restarts: 1 }]);
     let result = started("hello.web.again", 9);
@@ -231,7 +232,7 @@ fn a_dead_container_is_started_again_with_a_growing_pause() {
     assert_eq!(bench.state(), SetState::Current);
     let exit = ExitStatus { code: None, signal: Some(9), error: None };
     bench.expect(SetEvent::Ended { instance: "hello.web.again".to_owned(), exit }, &[]);
-    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(300)));
+    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(30)));
     assert_eq!(bench.machine.observed(None).expect("observed").containers[0].restarts, 1);
 }
 
@@ -496,7 +497,7 @@ fn a_container_that_ends_before_its_restart_is_heard_of_is_started_again_and_its
     let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
     bench.expect(SetEvent::Want(Some(set("1"))), &[]);
     bench.expect(ended("1", 3), &[]);
-    bench.now = Duration::from_millis(100);
+    bench.now = Duration::from_millis(10);
     let web: Name = "web".parse().expect("name");
     bench.expect(SetEvent::Tick, &[SetAction::Restart { container: web.clone(), restarts: 1 }]);
     // The old instance's end once more, from an earlier agent's watch: known.
@@ -504,8 +505,8 @@ fn a_container_that_ends_before_its_restart_is_heard_of_is_started_again_and_its
     bench.expect(ended("again", 4), &[]);
     let result = started("hello.web.again", 9);
     bench.expect(SetEvent::Restarted { container: web.clone(), result }, &[]);
-    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(300)));
-    bench.now = Duration::from_millis(300);
+    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(30)));
+    bench.now = Duration::from_millis(30);
     bench.expect(SetEvent::Tick, &[SetAction::Restart { container: web.clone(), restarts: 2 }]);
     let result = started("hello.web.third", 10);
     bench.expect(SetEvent::Restarted { container: web, result }, &[]);

@@ -1,7 +1,7 @@
 //! How the agent comes up: options and kernel command line, store, network, what an earlier agent left, then the loop.
 
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::{fs, io};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -17,8 +17,10 @@ use super::pulls::Pulls;
 use super::readiness::{Board, Word};
 use super::report::Facts;
 use super::server_link::Outbox;
+use super::usage::Usages;
 use super::worker::Surroundings;
 use super::{Agent, Init, Sender, chain};
+use crate::containers::NodeFacts;
 use crate::health::{Sign, Watcher};
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
@@ -147,9 +149,12 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     }
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
     let init: Init = Control::from_env().map(Arc::new);
+    let hostname = hostname();
+    let facts = NodeFacts { name: hostname.clone(), ..NodeFacts::default() };
+    let facts = Arc::new(Mutex::new(facts));
     let board = Arc::<Board>::default();
     let health = health_watcher(&events, &board)?;
-    let around = Surroundings { dirs, events, init, hostname: hostname(), board, health };
+    let around = Surroundings { dirs, events, init, hostname, facts, board, health };
     let link = LinkPlan {
         servers: args.servers.clone(),
         node: node_id(args).or_else(|| options.standalone.then(host_node_id).flatten()),
@@ -172,7 +177,9 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         power_done: false,
         standalone: options.standalone,
         status: String::new(),
+        usage: Usages::default(),
     };
+    agent.remember_files(None);
     if args.servers.is_empty() && args.imageset.is_none() {
         let nowhere = "neither layercake.server= nor layercake.imageset= is given: nothing to do";
         agent.server_waiting = Some(nowhere.to_owned());
@@ -223,7 +230,14 @@ pub(super) fn desired_of_reference(node: &NodeId, reference: Reference) -> Desir
         }
         _ => Vec::new(),
     };
-    Desired { version: 0, node: node.clone(), imagesets, power: None, busy: None }
+    Desired {
+        version: 0,
+        node: node.clone(),
+        imagesets,
+        power: None,
+        busy: None,
+        files: Vec::new(),
+    }
 }
 
 /// Starts a thread of the agent. Where the system has no thread to give, the agent says so and ends: PID 1 starts it

@@ -10,14 +10,14 @@ mod restart;
 mod roll;
 mod room;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use protocol::ids::{Digest, Name};
-use protocol::imageset::{Container, DEFAULT_WATCH_S, Mode};
+use protocol::imageset::{Container, DEFAULT_WATCH_S, Mode, Profile};
 use protocol::node::{ContainerState, DesiredSet, RollReport};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -28,7 +28,7 @@ use super::faults;
 use super::readiness::{Board, Readiness};
 use super::set::{ContainerRecord, Deployment, exit_text};
 use crate::containers::sockets::obtain;
-use crate::containers::{self, Handle, HeldSockets, OnEnd, Place, Spec};
+use crate::containers::{self, Handle, HeldSockets, Keeping, NodeFacts, OnEnd, Place, Spec, keep};
 use crate::health::Watcher;
 use crate::init::control::Control;
 use crate::mounts;
@@ -168,6 +168,8 @@ pub(super) struct Surroundings {
     pub init: Option<Arc<Control>>,
     /// The node's host name.
     pub hostname: String,
+    /// What templates may say of the node, and the files the server gave it.
+    pub facts: Arc<Mutex<NodeFacts>>,
     /// Where it stands which containers are ready.
     pub board: Arc<Board>,
     /// Who asks containers how they are.
@@ -189,6 +191,14 @@ impl Surroundings {
         self.board.forget(instance);
         self.health.forget(instance);
     }
+}
+
+/// Where the disk labelled LAYERCAKE is mounted, when it is.
+fn disk(dirs: &RunDirs) -> Option<PathBuf> {
+    let device = |path: &std::path::Path| std::fs::metadata(path).map(|meta| meta.dev()).ok();
+    let disk = dirs.disk();
+    let mounted = device(&disk).is_some_and(|disk| device(dirs.root()) != Some(disk));
+    mounted.then(|| disk.join("persistent"))
 }
 
 /// The worker.
@@ -423,13 +433,36 @@ impl Worker {
             hostname: self.around.hostname.clone(),
             log_dir: self.around.dirs.log().join(self.name.as_str()),
             restarts: member.restarts,
+            version: Some(live.set.version.clone()),
+            keeping: Keeping {
+                memory: self.around.dirs.persistent(),
+                disk: disk(&self.around.dirs),
+            },
+            facts: self.around.facts.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         };
         let spec =
             Spec::plan(place, &member.container, config).map_err(|error| super::chain(&error))?;
-        let on_end = on_end(&self.around);
-        containers::create(&self.around.dirs, &spec, &member.sockets, on_end).map_err(|error| {
+        keep::prepare(&spec)?;
+        self.hand_identity_on(&spec);
+        let (dirs, sockets) = (&self.around.dirs, &member.sockets);
+        containers::create(dirs, &spec, sockets, on_end(&self.around)).map_err(|error| {
             format!("container {}: {}", member.container.name, super::chain(&error))
         })
+    }
+
+    /// A whole system is known by its SSH host keys and its machine-id: the next version has those of the one that serves.
+    /// A container that is started again in the root it had has them already.
+    fn hand_identity_on(&self, spec: &Spec) {
+        if spec.profile != Profile::System || spec.restarts > 0 {
+            return;
+        }
+        let base = disk(&self.around.dirs).unwrap_or_else(|| self.around.dirs.persistent());
+        let kept = keep::identity_dir(&base, &spec.set, &spec.name);
+        let serving = self.running.iter().flat_map(|running| &running.members);
+        for member in serving.filter(|it| it.container.name == spec.name) {
+            keep::remember_identity(&kept, &member.mount.join("root"));
+        }
+        keep::restore_identity(&kept, &spec.root);
     }
 
     /// Stops every instance of a set, the last of its start order first, and returns as soon as all are dead: what is still
@@ -484,6 +517,11 @@ impl Worker {
         let stopped = self.stop_members(&mut live);
         self.remove(stopped);
         for member in &live.members {
+            if member.container.profile == Profile::System {
+                let base = disk(&self.around.dirs).unwrap_or_else(|| self.around.dirs.persistent());
+                let kept = keep::identity_dir(&base, &self.name, &member.container.name);
+                keep::remember_identity(&kept, &member.mount.join("root"));
+            }
             if let Err(error) = mounts::unmount_overlay(&member.mount) {
                 log::warn!("{}: {}", self.name, super::chain(&error));
             }
@@ -520,6 +558,7 @@ pub(super) fn record(member: &Member, instance: &str, pid: Option<u32>) -> Conta
         failures: 0,
         readiness: Readiness::of(&member.container),
         replaced_at_ns: None,
+        notes: member.handle.as_ref().map(|handle| handle.notes().to_vec()).unwrap_or_default(),
     }
 }
 

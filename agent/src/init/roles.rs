@@ -99,8 +99,6 @@ pub enum Role {
     },
     /// The first process of a container.
     ContainerInit {
-        /// The container's directory.
-        dir: PathBuf,
         /// Whether it was born in a cgroup of its own.
         in_cgroup: bool,
         /// How many held sockets it inherits.
@@ -140,8 +138,7 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
             _ => Err("monitor needs exactly one directory".to_owned()),
         },
         Some("container-init") => match rest {
-            [dir, mode, sockets] => Ok(Role::ContainerInit {
-                dir: PathBuf::from(dir),
+            [mode, sockets] => Ok(Role::ContainerInit {
                 in_cgroup: mode == "cgroup",
                 sockets: sockets.to_str().and_then(|text| text.parse().ok()).unwrap_or_default(),
             }),
@@ -288,8 +285,8 @@ mod tests {
 
     #[test]
     fn pid_1_of_a_namespace_keeps_its_role() {
-        let expect = Role::ContainerInit { dir: "/d".into(), in_cgroup: true, sockets: 2 };
-        assert_eq!(run("layercake-agent container-init /d cgroup 2", true), Ok(expect));
+        let expect = Role::ContainerInit { in_cgroup: true, sockets: 2 };
+        assert_eq!(run("layercake-agent container-init cgroup 2", true), Ok(expect));
         let expect = Role::Monitor { dir: "/d".into() };
         assert_eq!(run("@m monitor /d", false), Ok(expect));
     }

@@ -185,6 +185,7 @@ impl Site {
             imagesets: Vec::new(),
             power: None,
             busy: None,
+            files: Vec::new(),
         });
         change(&mut desired);
         desired.version += 1;

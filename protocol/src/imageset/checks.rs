@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::runtime::{is_cidr, is_owner, is_target};
-use super::{ByteSize, Container, Listen, MAX_SOCKETS, NetMode, Strategy, signal_number};
+use super::{ByteSize, Container, Listen, MAX_SOCKETS, NetMode, Profile, Strategy, signal_number};
 use crate::ids::Name;
 
 /// Names of resource limits (setrlimit(2), without RLIMIT_).
@@ -97,6 +97,12 @@ impl Container {
         }
         self.network_problems(say);
         self.limit_problems(say);
+        if self.systemd && self.profile != Profile::System {
+            say("systemd = true wants profile = \"system\"".to_owned());
+        }
+        if self.systemd && self.init {
+            say("init = true is for programs that cannot be PID 1, and systemd can".to_owned());
+        }
     }
 
     fn network_problems(&self, say: &mut dyn FnMut(String)) {
@@ -299,6 +305,8 @@ mod tests {
         problem(r#"{"watchdog_ms":100}"#, "notify = true");
         problem(r#"{"health":{"http":"https://x/"}}"#, "health.http");
         problem(r#"{"hostname":"-a"}"#, "host name");
+        problem(r#"{"systemd":true}"#, "wants profile");
+        problem(r#"{"systemd":true,"profile":"system","init":true}"#, "and systemd can");
         problem(
             r#"{"strategy":"handover","sockets":[{"name":"a","listen":"tcp://0.0.0.0:80"}],"notify":true,"watchdog_ms":5,
                 "mounts":[{"source":"/"  ,"target":"/host"}],"ulimits":{"memlock":"unlimited"},"hugepages":{"2MiB":"64MiB"}}"#,

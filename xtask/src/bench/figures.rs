@@ -122,6 +122,12 @@ pub(crate) fn ways_table(ways: &[&Way]) -> String {
     table(std::iter::once(head).chain(rows).collect())
 }
 
+/// The table of samples of other things, each with what it is.
+pub(crate) fn samples_table(rows: &[(&str, &Samples)]) -> String {
+    let rows = rows.iter().filter(|(_, samples)| !samples.0.is_empty());
+    table(rows.map(|(what, samples)| vec![(*what).to_owned(), samples.cell(1)]).collect())
+}
+
 /// The table of the figures.
 pub(crate) fn figures_table(figures: &[Figure]) -> String {
     let head = ["figure", "ours", "peer", "ratio", "goal", ""].map(str::to_owned).to_vec();

@@ -1,6 +1,6 @@
 //! How an ImageSet's state machine looks from outside: the report to the server and the words for a person. Decides nothing.
 
-use protocol::ids::Digest;
+use protocol::ids::{Digest, Name};
 use protocol::node::{
     ContainerState, DesiredSet, ExitStatus, ObservedContainer, ObservedSet, PullProgress, SetState,
 };
@@ -56,6 +56,12 @@ impl SetMachine {
             last_roll: None,
             previous: None,
         })
+    }
+
+    /// The instances of what runs, by container.
+    pub(in crate::agent) fn instances(&self) -> impl Iterator<Item = (&Name, &str)> {
+        let running = self.running.iter().flat_map(|running| &running.containers);
+        running.map(|container| (&container.name, container.instance.as_str()))
     }
 
     fn activity(&self) -> Option<String> {
@@ -150,5 +156,7 @@ fn observed_container(container: &ContainerRecord) -> ObservedContainer {
             .then_some(container.readiness.ready_at_ns().is_some()),
         health: container.readiness.state(),
         reason: container.readiness.words().map(str::to_owned),
+        notes: container.notes.clone(),
+        usage: None,
     }
 }
