@@ -341,6 +341,9 @@ mod tests {
             hostname: "n1".to_owned(),
             log_dir: "/log".into(),
             restarts: 0,
+            version: None,
+            keeping: crate::containers::Keeping { memory: "/keep".into(), disk: None },
+            facts: crate::containers::NodeFacts::default(),
         };
         let container = serde_json::json!({"name": "web", "image": "web", "command": ["httpd"],
             "env": {"A": "1"}, "user": "www", "workdir": "/srv"});
