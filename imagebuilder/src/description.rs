@@ -92,6 +92,7 @@ struct File {
     mode: Mode,
     #[serde(default)]
     init: Vec<String>,
+    watch_s: Option<u32>,
     #[serde(rename = "image")]
     images: Vec<ImageSource>,
     #[serde(rename = "container", default)]
@@ -178,6 +179,7 @@ pub fn parse(text: &str, path: &Path, epoch: u64) -> Result<SetSource, Descripti
         version: file.version,
         mode: file.mode,
         init: file.init,
+        watch_s: file.watch_s,
         images: file.images.iter().map(|image| Image { name: image.name.clone() }).collect(),
         containers: file.containers,
     };

@@ -3,8 +3,10 @@
 //! The tree is put together by [`assemble`], which is pure; [`build`] reads and writes around it. The same inputs give the
 //! same bytes.
 
+pub mod forms;
 mod output;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,6 +26,7 @@ use crate::modules::wanted::{Lists, WantedError};
 use crate::modules::{ModulesError, Selection, index};
 use crate::overlay::{self, OverlayError};
 use crate::tree::{Tree, TreeError};
+use forms::{EfiOptions, Form, FormError};
 
 /// Directories every image has, with their modes.
 const DIRECTORIES: &[(&str, u32)] = &[
@@ -73,7 +76,11 @@ pub struct Config {
     pub mtime: u32,
     /// Where downloads and compressed archives are kept. Two builds with one cache wait for each other.
     pub cache: PathBuf,
-    /// Where the three files go.
+    /// Forms beside kernel and initramfs, which are always there.
+    pub forms: BTreeSet<Form>,
+    /// What the EFI forms are made with.
+    pub efi: EfiOptions,
+    /// Where the files go.
     pub out: PathBuf,
 }
 
@@ -155,18 +162,22 @@ pub enum BuildError {
     /// Something does not fit into the tree.
     #[error(transparent)]
     Tree(#[from] TreeError),
+    /// A form could not be made.
+    #[error(transparent)]
+    Form(#[from] FormError),
     /// The archive could not be written.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
 }
 
-/// Builds an image. The three files are replaced one by one, each by a rename, the manifest last.
+/// Builds an image. Its files are replaced one by one, each by a rename, the manifest last.
 ///
 /// # Errors
 /// Anything that would make an image that does not boot, or that cannot be read or written; nothing is replaced then.
 pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> {
     let start = Instant::now();
-    let _lock = output::lock(&config.cache)?;
+    let _lock = kernel::lock(&config.cache)
+        .map_err(|source| BuildError::Io { path: config.cache.clone(), source })?;
     let agent = read_agent(&config.agent)?;
     let agent_digest = Digest::of(&agent);
     let kernel = kernel::get(&config.kernel, &config.cache, notice)?;
@@ -206,7 +217,12 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     let archive_size = size(&plain);
     let initramfs = output::compress(plain, config.compression, &config.cache, notice)?;
     let (kernel_size, initramfs_size) = (size(&kernel.image), size(&initramfs));
-    let unchanged = output::write(&config.out, &kernel.image, &initramfs, &mut manifest)?;
+    let mut files = vec![(output::KERNEL, kernel.image.clone()), (output::INITRAMFS, initramfs)];
+    if config.forms.contains(&Form::Uki) {
+        let initramfs = &files[1].1;
+        files.push((output::EFI, forms::efi(&kernel, initramfs, &config.version, &config.efi)?));
+    }
+    let unchanged = output::write(&config.out, &files, &mut manifest)?;
     Ok(Report {
         manifest,
         agent_size,

@@ -1,9 +1,11 @@
-//! The kernel of an image: out of a Debian package, kept unpacked in a cache, or out of files that were given.
+//! The kernel of an image: out of a Debian package, kept unpacked in a cache, built from source, or out of files that were given.
 
 pub mod apt;
 pub mod bzimage;
 pub mod deb;
+pub mod fragments;
 pub mod kconfig;
+pub mod source;
 
 use std::fs;
 use std::io;
@@ -36,6 +38,13 @@ pub enum Source {
         /// Look for a newer one although one is in the cache.
         update: bool,
     },
+    /// A kernel of our own that [`source::build`] has put into the cache.
+    Built {
+        /// `virt` or `hw`.
+        flavour: String,
+        /// Where it is.
+        dir: PathBuf,
+    },
     /// Files.
     Files {
         /// A bzImage.
@@ -52,7 +61,7 @@ pub enum Source {
 pub struct Kernel {
     /// `uname -r`.
     pub release: String,
-    /// `cloud`, `generic` or `custom`.
+    /// `cloud`, `generic`, `virt`, `hw` or `custom`.
     pub flavour: String,
     /// What the manifest says of where it came from.
     pub source: String,
@@ -127,6 +136,7 @@ pub fn get(source: &Source, cache: &Path, notice: Notice<'_>) -> Result<Kernel, 
             }
             cached(flavour, &dir)
         }
+        Source::Built { flavour, dir } => cached(flavour, dir),
         Source::Files { image, modules, config } => {
             notice(&format!("reading the modules in {}", modules.display()));
             given(image, modules, config.as_deref())
@@ -169,6 +179,14 @@ fn fetch(
         fs::remove_dir_all(dir).map_err(io_error(dir))?;
     }
     fs::rename(&unpacked, dir).map_err(io_error(dir))
+}
+
+/// Keeps any other build from using this cache until the file is dropped.
+pub(crate) fn lock(cache: &Path) -> io::Result<fs::File> {
+    fs::create_dir_all(cache)?;
+    let lock = fs::File::create(cache.join("lock"))?;
+    lock.lock()?;
+    Ok(lock)
 }
 
 /// Removes what builds that were killed have left. The caller holds the cache's lock.

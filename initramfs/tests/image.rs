@@ -1,15 +1,17 @@
 //! A whole build out of small fake files: what is in the archive, that two builds are the same, and what is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use initramfs::archive::{self, Compression, Entry};
 use initramfs::elf::fake;
+use initramfs::image::forms::{EfiOptions, Form};
 use initramfs::image::{self, BuildError, Config, Report};
 use initramfs::kernel::{Source, bzimage, kconfig};
 use initramfs::modules::wanted;
+use initramfs::pe;
 use protocol::ids::Digest;
 
 const RELEASE: &str = "6.12.1-test";
@@ -53,6 +55,8 @@ impl Fixture {
             overlays: Vec::new(),
             compression: Compression::Zstd,
             mtime: 7,
+            forms: BTreeSet::new(),
+            efi: EfiOptions::default(),
             cache: at("cache"),
             out: at("out"),
         };
@@ -215,4 +219,38 @@ fn overlays_and_certificates_are_in_the_image() {
     let find = |path: &str| entries.iter().find(|entry| entry.path == path).unwrap();
     assert_eq!(find("motd").contents, b"motd");
     assert!(find("etc/layercake/ca/site.pem").contents.starts_with(b"-----BEGIN"));
+}
+
+#[test]
+fn one_efi_program_holds_this_kernel_and_this_initramfs_and_goes_when_it_is_not_asked_for() {
+    let mut fixture = Fixture::new();
+    fs::write(fixture.dir.path().join("stub"), pe::fake()).unwrap();
+    fixture.config.forms = BTreeSet::from([Form::Uki]);
+    fixture.config.efi.stub = Some(fixture.dir.path().join("stub"));
+    fixture.config.efi.command_line = "console=ttyS0".to_owned();
+    let report = fixture.build().unwrap();
+    let image = fixture.out("layer0.efi");
+    let artifact = report.manifest.artifacts.iter().find(|it| it.name == "layer0.efi").unwrap();
+    assert_eq!(artifact.digest, Digest::of(&image));
+    let sections = pe::sections(&image).unwrap();
+    for (name, file) in [(".linux", "vmlinuz"), (".initrd", "initramfs.img")] {
+        let section = sections.iter().find(|it| it.name == name).unwrap();
+        assert_eq!(section.contents(&image).unwrap(), fixture.out(file), "{name}");
+    }
+    assert!(fixture.build().unwrap().unchanged);
+    fixture.config.forms.clear();
+    assert_eq!(fixture.build().unwrap().manifest.artifacts.len(), 2);
+    assert!(!fixture.config.out.join("layer0.efi").exists());
+}
+
+#[test]
+fn a_missing_stub_names_the_package_that_has_it() {
+    let mut fixture = Fixture::new();
+    fixture.config.forms = BTreeSet::from([Form::Uki]);
+    fixture.config.efi.stub = Some(fixture.dir.path().join("nowhere"));
+    let error = fixture.error();
+    assert!(
+        error.contains("nowhere: apt-get install") && error.contains("systemd-boot-efi"),
+        "{error}"
+    );
 }

@@ -8,8 +8,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Name, Version};
 
+mod checks;
+mod runtime;
+mod service;
+mod signal;
+mod values;
+
+pub use checks::start_order;
+pub use runtime::{
+    Bind, Device, File, Limits, Namespaces, NetMode, Network, Persistent, Propagation, Seccomp,
+    Storage, Tmpfs,
+};
+pub use service::{Health, Listen, ParseListenError, Probe, Socket, Strategy, http_address};
+pub use signal::signal_number;
+pub use values::{Bound, ByteSize, Cpus, FileMode, ParseSizeError, Ulimit};
+
 /// Seconds between the stop signal and SIGKILL where a container does not say otherwise.
 pub const DEFAULT_STOP_TIMEOUT_S: u32 = 10;
+
+/// Seconds that a set is watched after a cut-over where it does not say otherwise.
+pub const DEFAULT_WATCH_S: u32 = 10;
 
 /// Most containers in one ImageSet.
 pub const MAX_CONTAINERS: usize = 64;
@@ -92,6 +110,138 @@ pub struct Container {
     /// Capabilities beyond those of the profile, `CAP_NET_ADMIN`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,
+    /// Capabilities of the profile that it does not get.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drop_capabilities: Vec<String>,
+    /// Every capability and device of the node, no filter, nothing masked: for what manages the node itself.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub privileged: bool,
+    /// Whether the program is systemd: /run and /tmp in memory, the control group delegated, SIGRTMIN+3 to stop.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub systemd: bool,
+    /// Whether a tiny reaper runs as PID 1 in front of the program, which then need not be able to.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub init: bool,
+    /// Its host name; the node's when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Namespaces beyond the usual.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub namespaces: Namespaces,
+    /// Addresses, for `namespaces.net = "private"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+    /// Directories and files of the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Bind>,
+    /// Directories in memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tmpfs: Vec<Tmpfs>,
+    /// Directories that outlive the instance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub persistent: Vec<Persistent>,
+    /// Files and secrets over the image's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<File>,
+    /// Devices of the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+    /// Whether its system calls are filtered.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub seccomp: Seccomp,
+    /// What it may use of the node.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub limits: Limits,
+    /// Resource limits by their names without RLIMIT_, `memlock` (setrlimit(2)).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ulimits: BTreeMap<String, Ulimit>,
+    /// Kernel settings of its namespaces by name, `net.core.somaxconn` (sysctl(8)).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctls: BTreeMap<String, String>,
+    /// Size of /dev/shm; 64 MiB when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm_size: Option<ByteSize>,
+    /// How much it may use of huge pages, by page size, `"2MiB" = "64MiB"`; mounted at /dev/hugepages (largest page size first).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hugepages: BTreeMap<String, ByteSize>,
+    /// Bytes of its log that the node keeps; 2 MiB when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_size: Option<ByteSize>,
+    /// Containers of the set that are ready before this one starts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Name>,
+    /// How its next version takes its place.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub strategy: Strategy,
+    /// Listening sockets that the node holds for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sockets: Vec<Socket>,
+    /// Ports of the node that it listens on by itself, so that two containers that want one are refused: `8080` (TCP).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
+    /// When it is healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// Whether the program tells when it is ready, and feeds its watchdog, as sd_notify(3) has it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub notify: bool,
+    /// Milliseconds between two `WATCHDOG=1`, for `notify`; none are asked for when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog_ms: Option<u32>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl Container {
+    /// A container with its defaults.
+    #[must_use]
+    pub fn new(name: Name, image: Name) -> Self {
+        Self {
+            name,
+            image,
+            command: Vec::new(),
+            env: BTreeMap::new(),
+            user: None,
+            workdir: None,
+            restart: Restart::default(),
+            stop_signal: None,
+            stop_timeout_s: None,
+            profile: Profile::default(),
+            capabilities: Vec::new(),
+            drop_capabilities: Vec::new(),
+            privileged: false,
+            systemd: false,
+            init: false,
+            hostname: None,
+            namespaces: Namespaces::default(),
+            network: None,
+            mounts: Vec::new(),
+            tmpfs: Vec::new(),
+            persistent: Vec::new(),
+            files: Vec::new(),
+            devices: Vec::new(),
+            seccomp: Seccomp::default(),
+            limits: Limits::default(),
+            ulimits: BTreeMap::new(),
+            sysctls: BTreeMap::new(),
+            shm_size: None,
+            hugepages: BTreeMap::new(),
+            log_size: None,
+            after: Vec::new(),
+            strategy: Strategy::default(),
+            sockets: Vec::new(),
+            ports: Vec::new(),
+            health: None,
+            notify: false,
+            watchdog_ms: None,
+        }
+    }
 }
 
 /// The description of an ImageSet.
@@ -108,6 +258,10 @@ pub struct ImageSet {
     /// Program and arguments that become PID 1 in pivot mode; `/sbin/init` when absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub init: Vec<String>,
+    /// Seconds after a cut-over in which the set must be ready, healthy and stay so; otherwise the node goes back to the old one.
+    /// [`DEFAULT_WATCH_S`] when absent; 0: committed at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch_s: Option<u32>,
     /// Its images.
     #[serde(rename = "image")]
     pub images: Vec<Image>,
@@ -163,6 +317,7 @@ impl ImageSet {
             }
             container.own_problems(problems);
         }
+        checks::common_problems(&self.containers, problems);
     }
 
     fn pivot_problems(&self, problems: &mut Vec<String>) {
@@ -176,77 +331,6 @@ impl ImageSet {
             problems.push("`init` must begin with an absolute path".to_owned());
         }
     }
-}
-
-impl Container {
-    fn own_problems(&self, problems: &mut Vec<String>) {
-        let mut say = |text: String| problems.push(format!("container `{}`: {text}", self.name));
-        for key in self.env.keys() {
-            if key.is_empty() || key.contains(['=', '\0']) {
-                say(format!("env key `{key}` is not a variable name"));
-            }
-        }
-        let nul = |text: &str| text.contains('\0');
-        if self.command.iter().chain(self.env.values()).any(|text| nul(text)) {
-            say("a NUL byte in command or env".to_owned());
-        }
-        if self.workdir.as_deref().is_some_and(|dir| !dir.starts_with('/')) {
-            say("workdir must be an absolute path".to_owned());
-        }
-        if let Some(signal) = &self.stop_signal
-            && signal_number(signal).is_none()
-        {
-            say(format!("stop_signal `{signal}` is not a signal such as SIGTERM or SIGRTMIN+3"));
-        }
-        for capability in &self.capabilities {
-            let shape = capability.strip_prefix("CAP_").is_some_and(|rest| {
-                !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
-            });
-            if !shape {
-                say(format!("capability `{capability}` is not of the form CAP_NET_ADMIN"));
-            }
-        }
-    }
-}
-
-/// The number of a signal by name (`SIGTERM`, `TERM`, `SIGRTMIN+3`) or number, as Linux on x86-64 and arm64 counts
-/// (signal(7); SIGRTMIN as glibc shows it, 34).
-#[must_use]
-pub fn signal_number(text: &str) -> Option<i32> {
-    const NAMES: [(&str, i32); 21] = [
-        ("HUP", 1),
-        ("INT", 2),
-        ("QUIT", 3),
-        ("ILL", 4),
-        ("TRAP", 5),
-        ("ABRT", 6),
-        ("BUS", 7),
-        ("FPE", 8),
-        ("KILL", 9),
-        ("USR1", 10),
-        ("SEGV", 11),
-        ("USR2", 12),
-        ("PIPE", 13),
-        ("ALRM", 14),
-        ("TERM", 15),
-        ("CHLD", 17),
-        ("CONT", 18),
-        ("STOP", 19),
-        ("TSTP", 20),
-        ("WINCH", 28),
-        ("PWR", 30),
-    ];
-    const RTMIN: i32 = 34;
-    const RTMAX: i32 = 64;
-    if let Ok(number) = text.parse::<i32>() {
-        return (1..=RTMAX).contains(&number).then_some(number);
-    }
-    let name = text.strip_prefix("SIG").unwrap_or(text);
-    if let Some(rest) = name.strip_prefix("RTMIN") {
-        let offset = if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse().ok()? };
-        return (0..=RTMAX - RTMIN).contains(&offset).then(|| RTMIN + offset);
-    }
-    NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
 }
 
 #[cfg(test)]
@@ -294,17 +378,5 @@ mod tests {
         let text = GOLDEN.replacen("\"name\"", "\"colour\": 1, \"name\"", 1);
         let error = serde_json::from_str::<ImageSet>(&text).expect_err("unknown key").to_string();
         assert!(error.contains("colour"), "{error}");
-    }
-
-    #[test]
-    fn signals_have_the_kernels_numbers() {
-        for (text, number) in
-            [("SIGTERM", 15), ("TERM", 15), ("SIGRTMIN+3", 37), ("9", 9), ("SIGRTMIN", 34)]
-        {
-            assert_eq!(signal_number(text), Some(number));
-        }
-        for text in ["SIGRTMIN+31", "0", "65", "SIGFOO", "", "SIGRTMIN-1"] {
-            assert_eq!(signal_number(text), None, "{text}");
-        }
     }
 }

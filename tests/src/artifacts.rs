@@ -12,6 +12,12 @@ pub const ENV_LAYER0: &str = "LAYERCAKE_LAYER0";
 /// The directory of the built example programs.
 pub const ENV_EXAMPLES: &str = "LAYERCAKE_EXAMPLES";
 
+/// Where the EFI programs are.
+pub const EFI_DIR: &str = "target/efi";
+/// Their command line: it finds the lab's server.
+pub const EFI_COMMAND_LINE: &str =
+    "console=ttyS0,115200n8 panic=10 layercake.server=http://10.9.0.1:8080";
+
 /// The built things.
 #[derive(Debug, Clone)]
 pub struct Artifacts {
@@ -52,6 +58,19 @@ impl Artifacts {
     #[must_use]
     pub fn kernel(&self) -> PathBuf {
         self.layer0.join("vmlinuz")
+    }
+
+    /// Layer0 as one EFI program, signed with the test key or not. `cargo xtask test qemu` builds both.
+    ///
+    /// # Errors
+    /// That it is not there, and what builds it.
+    pub fn efi(signed: bool) -> Result<PathBuf> {
+        let dir = workspace_root().join(EFI_DIR).join(if signed { "signed" } else { "plain" });
+        let file = dir.join("layer0.efi");
+        if !file.exists() {
+            bail!("{} is not built: run `cargo xtask test qemu`", file.display());
+        }
+        Ok(file)
     }
 
     /// The initramfs.

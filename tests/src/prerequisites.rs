@@ -21,6 +21,10 @@ const ROM_DIRS: [&str; 5] = [
 const ROM: &str = "efi-virtio.rom";
 /// iPXE's boot files, for firmware that is not iPXE itself.
 const IPXE_DIRS: [&str; 3] = ["/usr/lib/ipxe", "/usr/share/ipxe", "/usr/share/ipxe/x86_64"];
+/// UEFI firmware as Debian has it; the other distributions' files have other names and sizes.
+const OVMF: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// systemd's EFI stub as Debian has it.
+const EFI_STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
 /// Directories of programs beyond `PATH`, which lacks them for ordinary users.
 const SBIN: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
 
@@ -79,6 +83,12 @@ pub enum Need {
     Nginx,
     /// `runc`, which podman runs containers by where crun cannot.
     Runc,
+    /// OVMF, UEFI firmware for QEMU.
+    Ovmf,
+    /// systemd's EFI stub.
+    EfiStub,
+    /// `sbsign` and `sbverify`.
+    SbSign,
 }
 
 /// What the demo needs.
@@ -102,6 +112,10 @@ pub const CASES: [Need; 15] = [
     Need::Podman,
     Need::Runc,
 ];
+
+/// What the cases with UEFI firmware need.
+pub const EFI_CASES: [Need; 6] =
+    [Need::Qemu, Need::Ip, Need::UtilLinux, Need::Ovmf, Need::EfiStub, Need::SbSign];
 
 /// What the unit and integration tests of all crates need.
 pub const UNIT: [Need; 17] = [
@@ -183,6 +197,9 @@ impl Need {
             Self::Buildah => [Some("buildah"); 3],
             Self::Nginx => [Some("nginx-light"), Some("nginx"), Some("nginx")],
             Self::Runc => [Some("runc"); 3],
+            Self::Ovmf => [Some("ovmf"), None, None],
+            Self::EfiStub => [Some("systemd-boot-efi"), None, None],
+            Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
         };
         match manager {
             Manager::Apt => apt,
@@ -195,7 +212,7 @@ impl Need {
     fn programs(self) -> &'static [&'static str] {
         match self {
             Self::Qemu => &["qemu-system-x86_64"],
-            Self::IpxeRom | Self::IpxeFiles => &[],
+            Self::IpxeRom | Self::IpxeFiles | Self::Ovmf | Self::EfiStub => &[],
             Self::Ip => &["ip"],
             Self::UtilLinux => &["setpriv", "unshare", "nsenter"],
             Self::Ethtool => &["ethtool"],
@@ -219,6 +236,7 @@ impl Need {
             Self::Buildah => &["buildah"],
             Self::Nginx => &["nginx"],
             Self::Runc => &["runc"],
+            Self::SbSign => &["sbsign", "sbverify"],
         }
     }
 
@@ -226,6 +244,8 @@ impl Need {
         match self {
             Self::IpxeRom => ROM_DIRS.iter().any(|dir| Path::new(dir).join(ROM).exists()),
             Self::IpxeFiles => ipxe_dir().is_some(),
+            Self::Ovmf => Path::new(OVMF).exists(),
+            Self::EfiStub => Path::new(EFI_STUB).exists(),
             _ => self.programs().iter().all(|program| find_program(program).is_some()),
         }
     }
@@ -237,6 +257,8 @@ impl fmt::Display for Need {
             Self::IpxeRom => f.write_str("the network boot ROM of QEMU's NIC (efi-virtio.rom)"),
             Self::IpxeFiles => f.write_str("iPXE's boot files (undionly.kpxe)"),
             Self::Busybox => f.write_str("a static busybox"),
+            Self::Ovmf => f.write_str("UEFI firmware (OVMF_CODE_4M.fd)"),
+            Self::EfiStub => f.write_str("systemd's EFI stub (linuxx64.efi.stub)"),
             _ => f.write_str(&self.programs().join(", ")),
         }
     }

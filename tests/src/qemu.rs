@@ -17,6 +17,9 @@ use crate::process::Process;
 use crate::{console, prerequisites};
 
 pub mod accelerator;
+pub mod ovmf;
+
+pub use ovmf::Ovmf;
 
 /// Memory of a machine where nothing else is said, in MB.
 pub const MEMORY_MB: u32 = 512;
@@ -39,6 +42,13 @@ pub enum Boot {
         initramfs: PathBuf,
         /// The kernel command line.
         append: String,
+    },
+    /// With UEFI firmware (OVMF) from a disk whose first program is this one.
+    Efi {
+        /// An EFI program, such as a unified kernel image: the disk's `\\EFI\\BOOT\\BOOTX64.EFI`.
+        program: PathBuf,
+        /// The firmware.
+        firmware: Ovmf,
     },
 }
 
@@ -114,6 +124,10 @@ impl MachineSpec {
                 "-append".to_owned(),
                 append.clone(),
             ]),
+            Boot::Efi { firmware, .. } => {
+                args.extend(firmware.args(dir));
+                args.extend(["-device".to_owned(), format!("{nic},romfile=")]);
+            }
         }
         if !self.reboots {
             args.push("-no-reboot".to_owned());
@@ -175,6 +189,9 @@ impl Machine {
         File::create(&disk)
             .and_then(|file| file.set_len(DISK_BYTES))
             .with_context(|| format!("cannot make {}", disk.display()))?;
+        if let Boot::Efi { firmware, program } = &spec.boot {
+            firmware.place(&dir, program)?;
+        }
         let cable = lab.add_cable(&port(spec.number), &dir)?;
         let accelerator = accelerator::best();
         let qemu = prerequisites::find_program(accelerator::QEMU)

@@ -86,6 +86,16 @@ impl<'l> Story<'l> {
         Ok(())
     }
 
+    /// Switches a node on, which boots as `spec` says.
+    ///
+    /// # Errors
+    /// When QEMU does not start.
+    pub fn switch_on_with(&mut self, spec: &MachineSpec) -> Result<()> {
+        let machine = Machine::start(self.lab, spec)?;
+        self.machines.insert(spec.number, machine);
+        Ok(())
+    }
+
     /// The machine of a node that was switched on.
     ///
     /// # Errors

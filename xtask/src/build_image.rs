@@ -8,16 +8,17 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use initramfs::archive::Compression;
+use initramfs::image::forms::{EfiOptions, Form, Signer};
 use initramfs::image::{self, Config, Report};
 use initramfs::kernel::{Source, kconfig};
 use initramfs::modules::wanted;
 
-use crate::agent_build;
+use crate::{agent_build, kernel};
 
-/// Builds Layer0: vmlinuz, initramfs.img and manifest.json.
+/// Builds Layer0: vmlinuz, initramfs.img, manifest.json, and the forms that are asked for.
 #[derive(Debug, Clone, Default, ClapArgs)]
 pub(crate) struct Args {
-    /// Which of Debian's kernels
+    /// Which kernel: Debian's cloud or generic one, or our own (cargo xtask kernel)
     #[arg(long, value_enum, default_value_t, conflicts_with = "kernel")]
     pub(crate) flavour: Flavour,
     /// Look for a newer kernel package although one is in the cache
@@ -47,6 +48,21 @@ pub(crate) struct Args {
     /// How the initramfs is compressed
     #[arg(long, value_enum, default_value_t)]
     pub(crate) compression: CompressionArg,
+    /// Forms beside vmlinuz and initramfs.img (repeatable)
+    #[arg(long, value_enum)]
+    pub(crate) format: Vec<Format>,
+    /// Command line of the forms that carry one
+    #[arg(long, value_name = "TEXT", default_value = DEFAULT_COMMAND_LINE)]
+    pub(crate) cmdline: String,
+    /// systemd's EFI stub, when it is not where Debian's package systemd-boot-efi puts it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) stub: Option<PathBuf>,
+    /// Sign EFI programs for Secure Boot with this key, PEM
+    #[arg(long, value_name = "FILE", requires = "secure_boot_cert")]
+    pub(crate) secure_boot_key: Option<PathBuf>,
+    /// Certificate of that key, PEM
+    #[arg(long, value_name = "FILE", requires = "secure_boot_key")]
+    pub(crate) secure_boot_cert: Option<PathBuf>,
     /// Where the files go [default: out/layer0 in this repository]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -55,7 +71,7 @@ pub(crate) struct Args {
     pub(crate) json: bool,
 }
 
-/// A kernel of Debian's.
+/// A kernel of Debian's, or of our own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Flavour {
     /// For virtual machines: small, starts fast.
@@ -63,6 +79,22 @@ pub(crate) enum Flavour {
     Cloud,
     /// For real machines: with their network and disk drivers.
     Generic,
+    /// Our own, built from source, for virtual machines: no modules at all.
+    Virt,
+    /// Our own, built from source, for real machines.
+    Hw,
+}
+
+/// Command line of images that carry one: where to find a server is left to DHCP or to what the operator adds.
+const DEFAULT_COMMAND_LINE: &str = "console=tty0 console=ttyS0,115200 panic=10";
+
+/// A form of the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// vmlinuz and initramfs.img (always written)
+    Split,
+    /// layer0.efi: kernel, initramfs and command line in one EFI program
+    Uki,
 }
 
 /// How the initramfs is compressed.
@@ -117,6 +149,11 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
             let (image, modules, config) = (image.clone(), modules.clone(), args.config.clone());
             Source::Files { image, modules, config }
         }
+        _ if matches!(args.flavour, Flavour::Virt | Flavour::Hw) => {
+            let flavour = flavour_name(args.flavour).to_owned();
+            let built = kernel::built(&flavour, &[], args.update)?;
+            Source::Built { flavour, dir: built.dir }
+        }
         _ => {
             let flavour = flavour_name(args.flavour).to_owned();
             let packages = lists.packages(&flavour);
@@ -138,10 +175,28 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
             CompressionArg::None => Compression::None,
         },
         mtime: source_date_epoch()?,
+        forms: args.format.iter().map(form).collect(),
+        efi: efi_options(args),
         cache: target_dir(&root).join("layer0-cache"),
         out: out_dir(args),
     };
     Ok(image::build(&config, &notice)?)
+}
+
+fn form(format: &Format) -> Form {
+    match format {
+        Format::Split => Form::Split,
+        Format::Uki => Form::Uki,
+    }
+}
+
+fn efi_options(args: &Args) -> EfiOptions {
+    let signer = args.secure_boot_key.clone().zip(args.secure_boot_cert.clone());
+    EfiOptions {
+        command_line: args.cmdline.clone(),
+        stub: args.stub.clone(),
+        signer: signer.map(|(key, certificate)| Signer { key, certificate }),
+    }
 }
 
 /// The repository this program was built from.
@@ -154,7 +209,7 @@ fn out_dir(args: &Args) -> PathBuf {
     args.out.clone().unwrap_or_else(|| root().join("out/layer0"))
 }
 
-fn target_dir(root: &Path) -> PathBuf {
+pub(crate) fn target_dir(root: &Path) -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
@@ -162,6 +217,8 @@ fn flavour_name(flavour: Flavour) -> &'static str {
     match flavour {
         Flavour::Cloud => "cloud",
         Flavour::Generic => "generic",
+        Flavour::Virt => "virt",
+        Flavour::Hw => "hw",
     }
 }
 
@@ -190,7 +247,9 @@ fn table(report: &Report, out: &Path) -> String {
         ("vmlinuz", report.kernel_size, format!("{} ({})", manifest.kernel, manifest.flavour)),
     ];
     let mut text = format!("{:<14} {:>11}\n", "", "bytes");
-    for (name, size, note) in rows {
+    let efi = manifest.artifacts.iter().find(|artifact| artifact.name == "layer0.efi");
+    let efi = efi.map(|it| ("layer0.efi", it.size, "one EFI program".to_owned()));
+    for (name, size, note) in rows.into_iter().chain(efi) {
         text.push_str(&format!("{name:<14} {size:>11}  {note}\n"));
     }
     let state = if report.unchanged { "unchanged" } else { "written" };

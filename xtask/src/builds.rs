@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use tests::artifacts::{Artifacts, workspace_root};
+use tests::artifacts::{Artifacts, EFI_COMMAND_LINE, EFI_DIR, workspace_root};
+use tests::qemu::ovmf;
 
 use crate::children::{self, STATIC_TARGET, run, static_build};
 
@@ -41,6 +42,31 @@ pub(crate) fn everything(release: bool) -> Result<()> {
     let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
     layer0.arg("build-image").stdout(std::io::stderr());
     run(&mut layer0)
+}
+
+/// Builds Layer0 as one EFI program for the cases with UEFI firmware, as it is and signed with the firmware's test key.
+///
+/// # Errors
+/// What does not build.
+pub(crate) fn efi() -> Result<()> {
+    let dir = workspace_root().join(EFI_DIR);
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    // sbsign takes no passphrase but from a terminal.
+    let key = dir.join("test.key");
+    let mut openssl = Command::new("openssl");
+    openssl.args(["rsa", "-passin", "pass:snakeoil", "-in", ovmf::TEST_KEY, "-out"]).arg(&key);
+    run(openssl.stderr(std::process::Stdio::null()))?;
+    for name in ["plain", "signed"] {
+        let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
+        layer0.args(["build-image", "--format", "uki", "--cmdline", EFI_COMMAND_LINE, "--out"]);
+        layer0.arg(dir.join(name)).stdout(std::io::stderr());
+        if name == "signed" {
+            layer0.arg("--secure-boot-key").arg(&key);
+            layer0.args(["--secure-boot-cert", ovmf::TEST_CERTIFICATE]);
+        }
+        run(&mut layer0)?;
+    }
+    Ok(())
 }
 
 /// Builds the server and gives its file.

@@ -87,6 +87,7 @@ pub(crate) fn run(args: &Args, root: &Path) -> anyhow::Result<()> {
     }
     if parts.contains(&Part::Qemu) {
         prerequisites::ensure(&prerequisites::CASES)?;
+        prerequisites::ensure(&prerequisites::EFI_CASES)?;
     }
     let mut results: Vec<(Part, Duration, anyhow::Result<()>)> = Vec::new();
     for part in parts {
@@ -137,6 +138,7 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
         }
         Part::Qemu => {
             crate::builds::everything(false)?;
+            crate::builds::efi()?;
             let qemu =
                 ["test", "--package", "tests", "--test", "*", "--locked", "--no-fail-fast", "--"];
             cargo(root, &[&qemu[..], &["--test-threads=1"], &filter].concat())

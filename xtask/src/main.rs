@@ -9,6 +9,7 @@ mod builds;
 mod children;
 mod demo;
 mod gate;
+mod kernel;
 mod push;
 mod tidy;
 
@@ -23,9 +24,12 @@ const INTERRUPTED: u8 = 130;
 /// Builds, shows and checks Layercake.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 enum Cli {
     /// Build Layer0: vmlinuz, initramfs.img and manifest.json
     BuildImage(build_image::Args),
+    /// Build a kernel of our own from the distribution's source and the fragments in kernel-config
+    Kernel(kernel::Args),
     /// Boot machines in a private lab, run an ImageSet on them and roll it
     Demo(demo::Args),
     /// Measure us beside the peers, and judge the goals
@@ -42,6 +46,7 @@ enum Cli {
 fn main() -> ExitCode {
     let result = match Cli::parse() {
         Cli::BuildImage(args) => build_image::run(&args),
+        Cli::Kernel(args) => kernel::run(&args),
         Cli::Demo(args) => demo::run(&args),
         Cli::Bench(bench) => bench::run(&bench),
         Cli::Push(args) => push::run(&args),

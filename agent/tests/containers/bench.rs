@@ -1,6 +1,5 @@
 //! What the containers' tests share: a run directory with one small root, and a look at what is left.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -11,8 +10,8 @@ use agent::containers::{
     Adopted, ContainerError, ExitRecord, Handle, OnEnd, Place, Spec, adopt, create_with, remove,
 };
 use agent::paths::RunDirs;
-use protocol::ids::Digest;
-use protocol::imageset::{Container, Profile, Restart};
+use protocol::ids::{Digest, Name};
+use protocol::imageset::{Container, Restart};
 use protocol::oci::RunConfig;
 
 /// The real program.
@@ -123,18 +122,11 @@ pub(crate) fn build_root(root: &Path) {
 }
 
 pub(crate) fn spec(base: &Path, id: &str, command: &[&str]) -> Spec {
+    let name: Name = "web".parse().expect("name");
     let container = Container {
-        name: "web".parse().expect("name"),
-        image: "web".parse().expect("name"),
         command: command.iter().map(|&word| word.to_owned()).collect(),
-        env: BTreeMap::new(),
-        user: None,
-        workdir: None,
         restart: Restart::Never,
-        stop_signal: None,
-        stop_timeout_s: None,
-        profile: Profile::Service,
-        capabilities: Vec::new(),
+        ..Container::new(name.clone(), name)
     };
     let place = Place {
         // Control groups are the machine's, whatever the run directory: two runs of the tests must not meet.

@@ -1,6 +1,6 @@
 //! What a build leaves on disk: the files, each by a rename, and compressed archives kept for the next time.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -14,20 +14,12 @@ use crate::Notice;
 use crate::archive::{self, Compression};
 
 /// Names of the files, the kernel first.
-const KERNEL: &str = "vmlinuz";
-const INITRAMFS: &str = "initramfs.img";
+pub(super) const KERNEL: &str = "vmlinuz";
+pub(super) const INITRAMFS: &str = "initramfs.img";
+pub(super) const EFI: &str = "layer0.efi";
 const MANIFEST: &str = "manifest.json";
 /// Most compressed archives that are kept; the oldest go.
 const KEEP: usize = 4;
-
-/// Keeps any other build from using this cache until the file is dropped.
-pub(super) fn lock(cache: &Path) -> Result<File, BuildError> {
-    let fail = fail(cache);
-    fs::create_dir_all(cache).map_err(&fail)?;
-    let lock = File::create(cache.join("lock")).map_err(&fail)?;
-    lock.lock().map_err(&fail)?;
-    Ok(lock)
-}
 
 /// Compresses the archive, or takes it from the cache if this very archive was compressed before.
 pub(super) fn compress(
@@ -73,23 +65,24 @@ fn prune(dir: &Path) -> io::Result<()> {
     files.iter().take(old).try_for_each(|(_, path)| fs::remove_file(path))
 }
 
-/// Writes what is not there already, and fills in the manifest. Tells whether everything was there.
+/// Writes what is not there already, removes forms of an earlier build that are not of this one, and fills in the manifest. Tells whether everything was there.
 pub(super) fn write(
     out: &Path,
-    kernel: &[u8],
-    initramfs: &[u8],
+    files: &[(&str, Vec<u8>)],
     manifest: &mut Manifest,
 ) -> Result<bool, BuildError> {
     fs::create_dir_all(out).map_err(fail(out))?;
     let mut unchanged = true;
-    for (name, bytes) in [(KERNEL, kernel), (INITRAMFS, initramfs)] {
-        let size = super::size(bytes);
-        manifest.artifacts.push(Artifact {
-            name: name.to_owned(),
-            digest: Digest::of(bytes),
-            size,
-        });
-        unchanged &= keep_or_replace(&out.join(name), bytes)?;
+    for (name, bytes) in files {
+        let (name, digest, size) = ((*name).to_owned(), Digest::of(bytes), super::size(bytes));
+        unchanged &= keep_or_replace(&out.join(&name), bytes)?;
+        manifest.artifacts.push(Artifact { name, digest, size });
+    }
+    for name in [EFI].iter().filter(|name| !files.iter().any(|file| file.0 == **name)) {
+        match fs::remove_file(out.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(out)(error)),
+            _ => {}
+        }
     }
     let path = out.join(MANIFEST);
     let mut text = serde_json::to_string_pretty(manifest)

@@ -124,6 +124,19 @@ impl Apt {
         Err(self.unknown(&metapackages.join(" or ")))
     }
 
+    /// The first of these packages that the archive has.
+    ///
+    /// # Errors
+    /// It has none of them.
+    pub fn find(&self, names: &[String]) -> Result<Package, AptError> {
+        for name in names {
+            if let Some(package) = self.show(name)? {
+                return Ok(package);
+            }
+        }
+        Err(self.unknown(&names.join(" or ")))
+    }
+
     fn unknown(&self, names: &str) -> AptError {
         let warnings: String =
             self.warnings.iter().take(2).map(|line| format!(": {}", line.trim())).collect();
