@@ -100,7 +100,8 @@ fn play(base: &Path) {
     done("mounted");
     let dirs = RunDirs::new(base.join("run"));
     let handle =
-        create_with(Path::new(PROGRAM), &dirs, &spec, &HeldSockets::default(), Arc::new(|_, _| {})).expect("create");
+        create_with(Path::new(PROGRAM), &dirs, &spec, &HeldSockets::default(), Arc::new(|_, _| {}))
+            .expect("create");
     done("created");
     handle.release().expect("release");
     done("released");
