@@ -6,7 +6,8 @@
 //! | the agent's loop | [`agent`]: events, ImageSets, rolls, the link to the boot server, the report |
 //! | the machine | [`modules`], [`network`], [`identity`], [`logging`] |
 //! | images | [`transport`], [`registry`], [`store`], [`cache`], [`layer`], [`pull`], [`prefetch`], [`mounts`] |
-//! | containers | [`containers`], [`monitor`], [`container_init`] |
+//! | containers | [`containers`], [`health`], [`monitor`], [`container_init`], [`container_exec`] |
+//! | an operator's look inside | [`channel`]: logs and commands |
 //! | the kernel | [`sys`]: the only place with unsafe code |
 //!
 //! Everywhere the same rule: decide in pure code, act at the edge.
@@ -35,6 +36,7 @@ pub mod modules;
 pub mod network;
 
 pub mod cache;
+pub mod imageapi;
 pub mod layer;
 pub mod mounts;
 pub mod prefetch;
@@ -43,8 +45,12 @@ pub mod registry;
 pub mod store;
 pub mod transport;
 
+pub mod channel;
+
+pub mod container_exec;
 pub mod container_init;
 pub mod containers;
+pub mod health;
 pub mod monitor;
 
 pub mod sys;

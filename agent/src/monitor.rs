@@ -1,14 +1,17 @@
 //! The monitor: one small single-threaded process per container, its parent, with everything that must outlive the agent.
 //!
-//! It is started by [`crate::containers::create`] with one client connected on descriptor 0 and its lock file on descriptor 1,
-//! leaves the agent's session and control group, clones the container's first process ([`crate::container_init`]) into its
+//! It is started by [`crate::containers::create`] with one client connected on descriptor 0, over which the held sockets of the
+//! container come first where it has any, and its lock file on descriptor 1. It leaves the agent's session and control group, clones the container's first process ([`crate::container_init`]) into its
 //! namespaces and then waits on its log, its end, and clients. When the container has ended it writes `exit.json`, tells the
 //! clients and ends. When it dies itself, the kernel kills the container with it (PR_SET_PDEATHSIG).
 //!
 //! It decides nothing about restarts, images or mounts. What it does about what happens stands in [`machine`], without I/O.
 
 mod clients;
+mod inbox;
 pub mod machine;
+mod network;
+pub mod notify;
 pub mod ring;
 mod start;
 
@@ -24,11 +27,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use clients::{Clients, Received};
+use inbox::Inbox;
 use machine::{Action, ClientId, Event, Machine};
-use ring::{ROTATE_AT, Ring};
+use ring::Ring;
 use start::Started;
 
+pub(crate) use start::own_program;
+
 use crate::containers::control::{Reply, line, parse_request};
+use crate::containers::sockets::receive_with;
 use crate::containers::{
     EXIT_FILE, ExitRecord, SOCKET_FILE, SPEC_FILE, Spec, boottime_ns, cgroup, read_json, write_json,
 };
@@ -67,6 +74,10 @@ struct Monitor {
     ring: Ring,
     signals: SignalFd,
     started: Started,
+    /// The container's held sockets, kept open so that no connection is lost while it is replaced.
+    sockets: Vec<OwnedFd>,
+    /// Where its program speaks of itself, if it does.
+    inbox: Option<Inbox>,
     /// Held open until the end: its lock says that the monitor lives.
     _lock: OwnedFd,
 }
@@ -76,9 +87,11 @@ struct Monitor {
 enum Source {
     Status,
     Log,
+    Console,
     End,
     Signals,
     Listener,
+    Inbox,
     Client(ClientId),
 }
 
@@ -86,8 +99,9 @@ type Failure = (Option<UnixStream>, String);
 
 impl Monitor {
     fn prepare(dir: &Path) -> Result<Self, Failure> {
-        let (client, lock) = take_inherited().map_err(|e| (None, format!("monitor: {e}")))?;
-        match Self::prepare_with(dir, lock) {
+        let (client, lock, files) =
+            take_inherited().map_err(|e| (None, format!("monitor: {e}")))?;
+        match Self::prepare_with(dir, lock, files, &client) {
             Ok(mut monitor) => {
                 monitor.clients.add(client);
                 Ok(monitor)
@@ -96,20 +110,31 @@ impl Monitor {
         }
     }
 
-    fn prepare_with(dir: &Path, lock: OwnedFd) -> Result<Self, String> {
+    fn prepare_with(
+        dir: &Path,
+        lock: OwnedFd,
+        files: OwnedFd,
+        client: &UnixStream,
+    ) -> Result<Self, String> {
         let mut notes = detach(&lock).map_err(|e| format!("monitor: {e}"))?;
         let spec: Spec = read_json(&dir.join(SPEC_FILE)).map_err(|e| format!("its spec: {e}"))?;
+        let sockets = take_sockets(&spec, client)?;
         let signals = take_signals().map_err(|e| format!("monitor: signals: {e}"))?;
         let listener = UnixListener::bind(dir.join(SOCKET_FILE))
             .map_err(|e| format!("its control socket: {e}"))?;
         let clients = Clients::new(listener).map_err(|e| format!("its control socket: {e}"))?;
-        let started = start::start(dir, &spec.id, &mut notes)?;
+        let inbox = spec.notify.then(|| Inbox::open(dir)).transpose();
+        let inbox = inbox.map_err(|e| format!("its notify socket: {e}"))?;
+        let started = start::start(dir, &spec, &sockets, files, &mut notes)?;
+        let machine = Machine::new(started.pid, notes, spec.stop_signal, spec.stop_timeout_s);
         Ok(Self {
-            machine: Machine::new(started.pid, notes, spec.stop_signal, spec.stop_timeout_s),
+            machine: machine.with_watchdog(spec.watchdog_ms),
             clients,
-            ring: Ring::new(spec.log_dir.join(format!("{}.log", spec.name)), ROTATE_AT),
+            ring: Ring::new(spec.log_dir.join(format!("{}.log", spec.name)), spec.log_size / 2),
             signals,
             started,
+            sockets,
+            inbox,
             _lock: lock,
         })
     }
@@ -124,8 +149,10 @@ impl Monitor {
                     Source::Log => {
                         self.read_log();
                     }
+                    Source::Console => self.read_console(),
                     Source::Signals => self.read_signals(),
                     Source::Listener => self.clients.accept(),
+                    Source::Inbox => self.read_inbox(),
                     Source::Client(id) => self.read_client(*id),
                     Source::End => {}
                 }
@@ -141,14 +168,23 @@ impl Monitor {
     fn wait(&self) -> io::Result<Vec<Source>> {
         let status = self.started.status.as_ref().map(|fd| (Source::Status, fd.as_fd()));
         let log = self.started.log.as_ref().map(|fd| (Source::Log, fd.as_fd()));
+        let console = self.started.console.as_ref();
+        let console = console.map(|console| (Source::Console, console.ours.as_fd()));
         let fixed = [
             (Source::Signals, self.signals.as_fd()),
             (Source::Listener, self.clients.listener().as_fd()),
             (Source::End, self.started.pidfd.as_fd()),
         ];
+        let inbox = self.inbox.as_ref().map(|inbox| (Source::Inbox, inbox.as_fd()));
         let clients = self.clients.connections().map(|(id, fd)| (Source::Client(id), fd));
-        let sources: Vec<(Source, BorrowedFd<'_>)> =
-            status.into_iter().chain(log).chain(fixed).chain(clients).collect();
+        let sources: Vec<(Source, BorrowedFd<'_>)> = status
+            .into_iter()
+            .chain(log)
+            .chain(console)
+            .chain(fixed)
+            .chain(inbox)
+            .chain(clients)
+            .collect();
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         let timeout =
@@ -185,6 +221,7 @@ impl Monitor {
                     self.clients.send(client, &reply);
                     self.clients.close(client);
                 }
+                Action::Sockets(client) => self.clients.send_sockets(client, &self.sockets),
             }
         }
     }
@@ -223,6 +260,28 @@ impl Monitor {
                 true
             }
             Err(error) => error == rustix::io::Errno::INTR,
+        }
+    }
+
+    fn read_inbox(&mut self) {
+        let Some(inbox) = &self.inbox else { return };
+        for message in inbox.receive(self.started.pid) {
+            self.handle(Event::Notify(message));
+        }
+    }
+
+    /// What systemd shows on its console stands in the log.
+    fn read_console(&mut self) {
+        let Some(console) = &self.started.console else { return };
+        let mut buffer = [0; 4096];
+        match rustix::io::read(&console.ours, &mut buffer) {
+            Ok(count) if count > 0 => {
+                // A terminal ends its lines with two characters.
+                let bytes = buffer.iter().take(count).copied().filter(|byte| *byte != b'\r');
+                self.ring.append(&bytes.collect::<Vec<u8>>());
+            }
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            Ok(_) | Err(_) => self.started.console = None,
         }
     }
 
@@ -301,16 +360,30 @@ impl Monitor {
     }
 }
 
-/// The client on descriptor 0 and the lock on 1; all three standard descriptors then lead nowhere.
-fn take_inherited() -> io::Result<(UnixStream, OwnedFd)> {
+/// The container's held sockets, which come with the very first byte.
+fn take_sockets(spec: &Spec, client: &UnixStream) -> Result<Vec<OwnedFd>, String> {
+    if spec.sockets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (_, sockets) = receive_with(client, 1).map_err(|e| format!("its held sockets: {e}"))?;
+    let (got, wanted) = (sockets.len(), spec.sockets.len());
+    if got != wanted {
+        return Err(format!("its held sockets: {got} came instead of {wanted}"));
+    }
+    Ok(sockets)
+}
+
+/// The client on descriptor 0, the lock on 1 and the files on 2; all three standard descriptors then lead nowhere.
+fn take_inherited() -> io::Result<(UnixStream, OwnedFd, OwnedFd)> {
     close_from(3)?;
     let client = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let lock = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
+    let files = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?;
     let nowhere = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&nowhere)?;
     rustix::stdio::dup2_stdout(&nowhere)?;
     rustix::stdio::dup2_stderr(&nowhere)?;
-    Ok((UnixStream::from(client), lock))
+    Ok((UnixStream::from(client), lock, files))
 }
 
 /// Leaves everything of the agent's that could take this process down with it. What could not be left comes back as notes.

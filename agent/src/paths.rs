@@ -13,8 +13,14 @@ pub const REGISTRIES_FILE: &str = "/etc/layercake/registries.json";
 /// Public keys (PEM) one of which must have signed an ImageSet, put there by `build-image --imageset-key` or an overlay.
 /// Without any, sets need not be signed.
 pub const KEYS_DIR: &str = "/etc/layercake/keys";
+/// The ImageAPI over TCP: `listen` with ADDRESS:PORT, and the PEM files `cert.pem`, `key.pem` and `clients.pem` (the authority of
+/// its clients), put there by an overlay. Without `listen` there is only its Unix socket.
+pub const IMAGEAPI_DIR: &str = "/etc/layercake/imageapi";
 /// Modules that are loaded at start whatever the hardware says, one name a line.
 pub const MODULES_LOAD: &str = "/etc/layercake/modules";
+/// A program that says whether the node is busy: it ends with 0 when the node is free, otherwise the first line that it writes
+/// is the reason. Put there by an overlay; absent: the node is free.
+pub const BUSY_PROGRAM: &str = "/etc/layercake/busy";
 
 /// The site's configuration: [`CONFIG_DIR`] in Layer0; any directory with `--config-dir`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,10 +125,22 @@ impl RunDirs {
         self.root.join("log")
     }
 
-    /// Where a disk with blobs that outlive reboots is mounted.
+    /// Persistent directories of containers in memory, by set and name.
     #[must_use]
-    pub fn cache(&self) -> PathBuf {
-        self.root.join("cache")
+    pub fn persistent(&self) -> PathBuf {
+        self.root.join("persistent")
+    }
+
+    /// Where the disk labelled LAYERCAKE is mounted, when there is one: blobs and directories that outlive reboots.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.root.join("disk")
+    }
+
+    /// Files and secrets that the server gave the node: a memory file system of its own.
+    #[must_use]
+    pub fn files(&self) -> PathBuf {
+        self.root.join("files")
     }
 
     /// The agent's own notes that survive its death: desired and observed state, counters.

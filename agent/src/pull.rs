@@ -6,14 +6,16 @@
 //!           (digest, declared size)          (ratio guard)
 //! socket -> sha256 -> filesystems/tmp-… -> mounted for a moment -> rename -> filesystems/HEX
 //! ```
-//! The second is an image's mount form, taken in the place of its layers where the node can mount it ([`forms`]).
+//! The second is an image's mount form, taken in the place of its layers where the node can mount it (`forms`).
 //! Nothing is written twice and nothing is in the store before its digest was right. A broken connection is resumed
 //! where it broke, in the middle of the pipeline. Does not mount and does not decide which set a node wants.
 
 pub mod budget;
 mod error;
 mod forms;
+pub mod gzip;
 mod handover;
+pub mod image;
 mod plan;
 pub mod signed;
 mod source;

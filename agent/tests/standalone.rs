@@ -3,6 +3,8 @@
 
 #[path = "standalone/mount.rs"]
 mod mount;
+#[path = "standalone/rolls.rs"]
+mod rolls;
 #[path = "standalone/site.rs"]
 mod site;
 
@@ -76,6 +78,18 @@ impl Bench {
     fn start_with_server(&mut self) {
         let url = self.site.url();
         self.start(&["--server", &url, "--node", "n1"]);
+    }
+
+    /// As [`Self::start_with_server`]; the agent kills itself at this step.
+    fn start_to_die(&mut self, step: &str) {
+        let child = Command::new(PROGRAM)
+            .args(["agent", "--standalone", "--log", "warn", "--run-dir"])
+            .arg(self.run_dir())
+            .args(["--server", &self.site.url(), "--node", "n1"])
+            .env("LAYERCAKE_DIE_AT", step)
+            .spawn()
+            .expect("the agent");
+        self.agent = Some(child);
     }
 
     fn pid(&self) -> u32 {
@@ -293,7 +307,7 @@ fn credentials_in_the_desired_document_take_effect_at_once_and_show_nowhere() {
         password: Some(Secret::new("s3cret-word")),
         ..RegistryEntry::default()
     };
-    bench.site.tell(&[entry], &[&published]);
+    bench.site.tell_registries(&[entry], &[&published]);
     bench.runs(&published);
     assert_eq!(ask(), "1");
     let agents = bench.site.wait("one agent", |_| true).agent_starts;

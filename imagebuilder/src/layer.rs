@@ -25,8 +25,8 @@ mod tar_writer;
 
 pub use check::fuzz_tar;
 pub(crate) use check::{copy_checked, decompressed};
-use count::Count;
 pub(crate) use tar_writer::{Entry, Kind, TarWriter, Time};
+use count::Count;
 
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]

@@ -337,7 +337,8 @@ fn describe(reference: Reference, digest: Digest, bytes: &[u8]) -> Result<Desire
     let version = annotation(ANNOTATION_VERSION).or(tag).and_then(|text| text.parse().ok());
     match (name, version) {
         (Some(name), Some(version)) => {
-            Ok(DesiredSet { name, version, reference: reference.with_digest(digest) })
+            let reference = reference.with_digest(digest);
+            Ok(DesiredSet { name, version, reference, roll: 0, force: false })
         }
         _ => Err(SourceError::Nameless(reference.to_string())),
     }

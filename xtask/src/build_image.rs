@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Merge this directory's tree over the image, owned by root (repeatable, the last one wins)
     #[arg(long, value_name = "DIR")]
     pub(crate) overlay: Vec<PathBuf>,
+    /// Put these modules in as well: an [extra.NAME] of kernel-config/modules.toml (repeatable), `storage` for network storage
+    #[arg(long, value_name = "NAME")]
+    pub(crate) with: Vec<String>,
     /// How the initramfs is compressed
     #[arg(long, value_enum, default_value_t)]
     pub(crate) compression: CompressionArg,
@@ -145,6 +148,7 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
     let lists_path = root.join("kernel-config/modules.toml");
     let required_path = root.join("kernel-config/required.toml");
     let lists = wanted::parse(&read(&lists_path)?);
+    let lists = lists.and_then(|lists| lists.with(&args.with));
     let lists = lists.with_context(|| format!("in {}", lists_path.display()))?;
     let required = kconfig::parse_required(&read(&required_path)?);
     let required = required.with_context(|| format!("in {}", required_path.display()))?;

@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let files = descriptions(&root.join("examples"), &args.example)?;
     let layercake = builds::server(false)?;
     match args.example.split('/').next() {
-        Some("hello") => builds::hello()?,
+        Some("hello" | "zero-downtime-roll") => builds::hello()?,
         Some("pivot") => tests::story::make_pivot_base(&root.join("target/examples/pivot"))?,
         _ => {}
     }
@@ -96,7 +96,7 @@ mod cases {
         let examples = workspace_root().join("examples");
         for wrong in ["nope", "", "..", "hello/../.."] {
             let error = descriptions(&examples, wrong).expect_err(wrong).to_string();
-            assert!(error.contains("there are: hello, pivot"), "{error}");
+            assert!(error.contains("there are: debian-systemd, hello, pivot"), "{error}");
         }
     }
 }

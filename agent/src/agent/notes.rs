@@ -7,26 +7,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use protocol::ids::{Digest, Name};
-use protocol::imageset::Mode;
-use protocol::node::{Desired, DesiredSet, PhaseMark, RollReport};
+use protocol::ids::Name;
+use protocol::node::{Desired, PhaseMark};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// What a set runs, or is about to run: written before the old one is stopped, so that a crash at any point ends in
-/// exactly one set.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Commitment {
-    /// What it was asked for as.
-    pub set: DesiredSet,
-    /// Digest of its index.
-    pub digest: Digest,
-    /// How it takes hold of the node.
-    pub mode: Mode,
-    /// What the last cut-over cost.
-    #[serde(default)]
-    pub last_roll: Option<RollReport>,
-}
+use super::set::Commitment;
 
 /// The notes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,20 +8,30 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, MemfdFlags, memfd_create};
 
 use super::adopt::clear;
 use super::control::{Reply, Request, Status, line};
 use super::handle::{Handle, OnEnd, REPLY_TIMEOUT, read_reply};
+use super::sockets::{HeldSockets, send_with};
 use super::{ContainerError, LOCK_FILE, SPEC_FILE, Spec, file_errors, valid_id, write_json};
 use crate::paths::RunDirs;
 
-/// Makes a container and brings it to its exec barrier, with this program as its monitor.
+/// The byte that held sockets come with: a monitor reads it before any request.
+const SOCKETS: &[u8] = b"s";
+
+/// Makes a container and brings it to its exec barrier, with this program as its monitor. `sockets` are those of its spec,
+/// as [`super::sockets::obtain`] gave them.
 ///
 /// # Errors
 /// As [`create_with`].
-pub fn create(dirs: &RunDirs, spec: &Spec, on_end: OnEnd) -> Result<Handle, ContainerError> {
-    create_with(Path::new("/proc/self/exe"), dirs, spec, on_end)
+pub fn create(
+    dirs: &RunDirs,
+    spec: &Spec,
+    sockets: &HeldSockets,
+    on_end: OnEnd,
+) -> Result<Handle, ContainerError> {
+    create_with(Path::new("/proc/self/exe"), dirs, spec, sockets, on_end)
 }
 
 /// As [`create`], with the agent's program at a given path.
@@ -33,6 +43,7 @@ pub fn create_with(
     program: &Path,
     dirs: &RunDirs,
     spec: &Spec,
+    sockets: &HeldSockets,
     on_end: OnEnd,
 ) -> Result<Handle, ContainerError> {
     if !valid_id(&spec.id) {
@@ -49,7 +60,7 @@ pub fn create_with(
         Err(source) => return Err(file_error("make", dir, source)),
         Ok(()) => {}
     }
-    let started = start(program, &dir, spec);
+    let started = start(program, &dir, spec, sockets);
     if started.is_err() {
         clear(&spec.id, &dir)?;
     }
@@ -62,6 +73,7 @@ fn start(
     program: &Path,
     dir: &Path,
     spec: &Spec,
+    sockets: &HeldSockets,
 ) -> Result<(Child, UnixStream, Status), ContainerError> {
     let file_error = file_errors(&spec.id);
     let path = dir.join(LOCK_FILE);
@@ -72,8 +84,14 @@ fn start(
         .map_err(|source| monitor_error("cannot be locked for", source.into()))?;
     let path = dir.join(SPEC_FILE);
     write_json(&path, spec).map_err(|source| file_error("write", path, source))?;
+    let files = in_memory(spec).map_err(|source| monitor_error("cannot be given files", source))?;
     let (mut ours, theirs) =
         UnixStream::pair().map_err(|source| monitor_error("cannot be connected", source))?;
+    if !sockets.is_empty() {
+        // Before anything else that the monitor reads; they wait in the connection until it does.
+        send_with(&ours, SOCKETS, &sockets.descriptors())
+            .map_err(|source| monitor_error("cannot be given its sockets", source))?;
+    }
     // The lock lives in the open file: the monitor holds it from its first moment, whatever becomes of this process.
     let mut child = Command::new(program)
         .arg("monitor")
@@ -82,7 +100,7 @@ fn start(
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::from(lock))
-        .stderr(Stdio::null())
+        .stderr(files.map_or_else(Stdio::null, Stdio::from))
         .spawn()
         .map_err(|source| monitor_error("cannot be started", source))?;
     let answer = (|| {
@@ -101,6 +119,10 @@ fn start(
         Ok(Reply::Error { message }) => {
             ContainerError::Refused { id: spec.id.clone(), reason: message }
         }
+        Ok(reply @ (Reply::Sockets { .. } | Reply::Unknown)) => {
+            let reason = format!("its monitor gave a strange reply: {reply:?}");
+            ContainerError::Refused { id: spec.id.clone(), reason }
+        }
         Err(source) => monitor_error("did not bring it to its exec barrier", source),
     };
     for result in [child.kill(), child.wait().map(drop)] {
@@ -109,4 +131,14 @@ fn start(
         }
     }
     Err(reason)
+}
+
+/// The container's files on a descriptor: no disk and no directory ever has them.
+fn in_memory(spec: &Spec) -> io::Result<Option<OwnedFd>> {
+    if spec.files.is_empty() {
+        return Ok(None);
+    }
+    let mut file = File::from(memfd_create(c"layercake-files", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(&spec.files)?)?;
+    Ok(Some(file.into()))
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::plan::{Content, Job};
 use super::unpack::Compression;
-use super::{Pull, PullError};
+use super::{Pull, PullError, Puller};
 use crate::layer::Limits;
 use crate::store::StoreError;
 
@@ -114,6 +114,12 @@ impl Need {
             need.estimated |= is_estimated(job);
         }
         need
+    }
+
+    /// What a file of this size needs that is fetched by itself. What an archive unpacks to is not known before.
+    #[must_use]
+    pub(super) fn of_file(bytes: u64) -> Self {
+        Self { blobs: 1, fetch: bytes, content: bytes, entries: ENTRY_COST, estimated: true }
     }
 
     /// Whether it fits.
@@ -246,8 +252,32 @@ impl Pull<'_> {
     /// # Errors
     /// [`PullError::NoSpace`] with the figures, or the kernel does not say how things stand.
     pub(super) fn promise(&self, jobs: &[&Job]) -> Result<Promise, PullError> {
-        let (store, budget) = (&self.puller.store, &self.puller.budget);
         let need = Need::of(jobs);
+        let (open, space) = self.puller.make_room(need)?;
+        // What is estimated may grow until everything is taken that nobody else was promised.
+        let exact = jobs.iter().filter(|job| !is_estimated(job)).map(|job| share(job).0);
+        let exact = exact.fold(0_u64, u64::saturating_add);
+        let free = space.memory.map_or(space.free, |memory| memory.min(space.free));
+        let left = AtomicU64::new(free.saturating_sub(exact));
+        let budget = self.puller.budget.clone();
+        Ok(Promise { budget, open: AtomicU64::new(open), left })
+    }
+}
+
+impl Puller {
+    /// Promises room for a file that is fetched by itself. As [`Pull::promise`].
+    ///
+    /// # Errors
+    /// As [`Pull::promise`].
+    pub(super) fn promise(&self, need: Need) -> Result<Promise, PullError> {
+        let (open, _) = self.make_room(need)?;
+        let budget = self.budget.clone();
+        Ok(Promise { budget, open: AtomicU64::new(open), left: AtomicU64::new(0) })
+    }
+
+    /// Sees to it that this much fits, and notes it as promised: the bytes, and how things stood.
+    fn make_room(&self, need: Need) -> Result<(u64, Space), PullError> {
+        let (store, budget) = (&self.store, &self.budget);
         let mut promised = budget.lock();
         let mut space = look(store.layers_dir(), *promised)?;
         if !need.fits(&space) {
@@ -267,13 +297,7 @@ impl Pull<'_> {
         }
         let open = need.content.saturating_add(need.entries);
         *promised = promised.saturating_add(open);
-        drop(promised);
-        // What is estimated may grow until everything is taken that nobody else was promised.
-        let exact = jobs.iter().filter(|job| !is_estimated(job)).map(|job| share(job).0);
-        let exact = exact.fold(0_u64, u64::saturating_add);
-        let free = space.memory.map_or(space.free, |memory| memory.min(space.free));
-        let left = AtomicU64::new(free.saturating_sub(exact));
-        Ok(Promise { budget: budget.clone(), open: AtomicU64::new(open), left })
+        Ok((open, space))
     }
 }
 

@@ -39,6 +39,8 @@ impl Forms<'_> {
             let Some(entry) = entries.iter().find(|entry| entry.form == *form) else { continue };
             match (self.usable)(*form) {
                 Ok(()) => found.push(entry),
+                // Said once, when it is pulled.
+                Err(_) if self.stored.is_some() => {}
                 Err(reason) => {
                     log::info!(
                         "image {}: its mount form {form} is not taken: {reason}",

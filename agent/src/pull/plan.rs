@@ -16,6 +16,8 @@ use super::PullError;
 use super::forms::{self, Forms};
 use super::unpack::Compression;
 
+pub(super) mod image;
+
 /// A layer or a file system to fetch.
 #[derive(Debug, Clone)]
 pub(super) struct Job {

@@ -37,6 +37,12 @@ impl Registries {
         Self { transport, shared: Arc::default() }
     }
 
+    /// The client for what is no registry: it trusts the site's CA certificates.
+    #[must_use]
+    pub fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
     /// Takes Layer0's table from a file; a file that is not there is an empty one.
     ///
     /// # Errors

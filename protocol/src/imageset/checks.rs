@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::runtime::{is_cidr, is_owner, is_target};
-use super::{ByteSize, Container, Listen, NetMode, Strategy, signal_number};
+use super::{
+    ByteSize, Container, LOG_SIZES, Listen, MAX_SOCKETS, NetMode, Profile, Strategy, signal_number,
+};
 use crate::ids::Name;
 
 /// Names of resource limits (setrlimit(2), without RLIMIT_).
@@ -54,6 +56,9 @@ impl Container {
                 say(format!("capability `{capability}` is not of the form CAP_NET_ADMIN"));
             }
         }
+        if self.log_size.is_some_and(|size| !LOG_SIZES.contains(&size.0)) {
+            say("log_size must be between 64 KiB and 1 GiB".to_owned());
+        }
         self.view_problems(&mut say);
         self.service_problems(&mut say);
     }
@@ -97,6 +102,12 @@ impl Container {
         }
         self.network_problems(say);
         self.limit_problems(say);
+        if self.systemd && self.profile != Profile::System {
+            say("systemd = true wants profile = \"system\"".to_owned());
+        }
+        if self.systemd && self.init {
+            say("init = true is for programs that cannot be PID 1, and systemd can".to_owned());
+        }
     }
 
     fn network_problems(&self, say: &mut dyn FnMut(String)) {
@@ -153,6 +164,12 @@ impl Container {
             if !names.insert(&socket.name) {
                 say(format!("socket `{}` is described twice", socket.name));
             }
+            if socket.mode.is_some() && !matches!(socket.listen, Listen::Unix(_)) {
+                say(format!("socket `{}`: mode is only for unix: sockets", socket.name));
+            }
+        }
+        if self.sockets.len() > MAX_SOCKETS {
+            say(format!("{} sockets are more than {MAX_SOCKETS}", self.sockets.len()));
         }
         if let Some(health) = &self.health {
             health.problems(say);
@@ -293,6 +310,10 @@ mod tests {
         problem(r#"{"watchdog_ms":100}"#, "notify = true");
         problem(r#"{"health":{"http":"https://x/"}}"#, "health.http");
         problem(r#"{"hostname":"-a"}"#, "host name");
+        problem(r#"{"log_size":"1KiB"}"#, "log_size must be between");
+        problem(r#"{"log_size":"2GiB"}"#, "log_size must be between");
+        problem(r#"{"systemd":true}"#, "wants profile");
+        problem(r#"{"systemd":true,"profile":"system","init":true}"#, "and systemd can");
         problem(
             r#"{"strategy":"handover","sockets":[{"name":"a","listen":"tcp://0.0.0.0:80"}],"notify":true,"watchdog_ms":5,
                 "mounts":[{"source":"/"  ,"target":"/host"}],"ulimits":{"memlock":"unlimited"},"hugepages":{"2MiB":"64MiB"}}"#,

@@ -62,7 +62,7 @@ pub(crate) struct Figure {
     pub(crate) unit: &'static str,
     /// Ours divided by the peer's.
     pub(crate) ratio: Option<f64>,
-    /// The most that the ratio, or without a peer our value, may be.
+    /// The most that the ratio, or without a peer our value, may be; of a rate the least that the ratio may be.
     pub(crate) goal: Option<f64>,
     /// Whether it is; none without a goal.
     pub(crate) met: Option<bool>,
@@ -83,6 +83,21 @@ impl Figure {
         let met = goal.zip(ratio).map(|(goal, ratio)| ratio <= goal);
         let (figure, peer_name) = (figure.to_owned(), Some(peer_name.to_owned()));
         Some(Self { bench, figure, ours, peer: Some(peer), peer_name, unit, ratio, goal, met })
+    }
+
+    /// Ours beside a peer's, where more is better: the goal is the least that the ratio may be. `None` without samples of
+    /// both.
+    pub(crate) fn at_least(
+        bench: &'static str,
+        figure: &str,
+        samples: (&Samples, &Samples),
+        peer_name: &str,
+        unit: &'static str,
+        goal: Option<f64>,
+    ) -> Option<Self> {
+        let found = Self::beside(bench, figure, samples, peer_name, unit, goal)?;
+        let met = goal.zip(found.ratio).map(|(goal, ratio)| ratio >= goal);
+        Some(Self { met, ..found })
     }
 
     /// Ours below a limit, by the worst sample. `None` without samples.
@@ -120,6 +135,12 @@ pub(crate) fn ways_table(ways: &[&Way]) -> String {
         vec![way.name.clone(), way.cpu_s.cell(2), way.wall_s.cell(2), way.peak_mib.cell(1)]
     });
     table(std::iter::once(head).chain(rows).collect())
+}
+
+/// The table of samples of other things, each with what it is.
+pub(crate) fn samples_table(rows: &[(&str, &Samples)]) -> String {
+    let rows = rows.iter().filter(|(_, samples)| !samples.0.is_empty());
+    table(rows.map(|(what, samples)| vec![(*what).to_owned(), samples.cell(1)]).collect())
 }
 
 /// The table of the figures.
