@@ -129,8 +129,8 @@ pub const CASES: [Need; 15] = [
 ];
 
 /// What the cases with network storage need beside [`CASES`].
-pub const STORAGE_CASES: [Need; 4] =
-    [Need::NfsGanesha, Need::NfsGaneshaVfs, Need::Tgt, Need::E2fsprogs];
+pub const STORAGE_CASES: [Need; 6] =
+    [Need::NfsGanesha, Need::NfsGaneshaVfs, Need::Tgt, Need::E2fsprogs, Need::OpenSsl, Need::Curl];
 
 /// What the cases with UEFI firmware need.
 pub const EFI_CASES: [Need; 6] =
