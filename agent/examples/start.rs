@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent::containers::{HeldSockets, Place, Spec, create_with};
+use agent::containers::{HeldSockets, Keeping, NodeFacts, Place, Spec, create_with};
 use agent::paths::RunDirs;
 use protocol::ids::{Digest, Name};
 use protocol::imageset::{Container, Restart};
@@ -40,6 +40,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             hostname: "node".to_owned(),
             log_dir: dirs.log(),
             restarts: 0,
+            version: None,
+            keeping: Keeping { memory: dirs.persistent(), disk: None },
+            facts: NodeFacts::default(),
         };
         let before = Instant::now();
         let spec = Spec::plan(place, &container, &RunConfig::default())?;

@@ -4,6 +4,7 @@
 //! runs, the one that is staged to follow it, and the one that ran before, kept with its mounts.
 
 mod cut;
+mod live;
 mod order;
 mod pivot;
 mod restart;
@@ -16,17 +17,18 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use protocol::ids::{Digest, Name};
-use protocol::imageset::{Container, DEFAULT_WATCH_S, Mode, Profile};
-use protocol::node::{ContainerState, DesiredSet, RollReport};
+use protocol::ids::Name;
+use protocol::imageset::{Container, Mode, Profile};
+use protocol::node::DesiredSet;
 use rustix::time::{ClockId, clock_gettime};
 
 use self::cut::all_at_once;
+pub(super) use self::live::{Live, Member, deployment, mount_dir, record};
 use super::Sender;
 use super::event::Event;
 use super::faults;
 use super::readiness::{Board, Readiness};
-use super::set::{ContainerRecord, Deployment, exit_text};
+use super::set::exit_text;
 use crate::containers::sockets::obtain;
 use crate::containers::{self, Handle, HeldSockets, Keeping, NodeFacts, OnEnd, Place, Spec, keep};
 use crate::health::Watcher;
@@ -61,92 +63,6 @@ pub(super) enum Job {
     Stop,
     /// Stop everything and tell when it is done; the worker ends.
     Terminate(mpsc::Sender<()>),
-}
-
-/// A container of a set on this node.
-#[derive(Debug)]
-pub(super) struct Member {
-    /// Its description.
-    pub container: Container,
-    /// Its mounted root's directory.
-    pub mount: PathBuf,
-    /// Its running or created instance; None between an end and the next start.
-    pub handle: Option<Handle>,
-    /// The instance that ended while no agent looked: its directory tells how until the next start.
-    pub leftover: Option<String>,
-    /// How often it was started again.
-    pub restarts: u32,
-    /// Its held sockets: kept here while it is started again, so that no connection is lost.
-    pub sockets: HeldSockets,
-}
-
-impl Member {
-    /// A member that nothing runs of.
-    #[must_use]
-    pub(super) fn new(container: Container, mount: PathBuf) -> Self {
-        Self {
-            container,
-            mount,
-            handle: None,
-            leftover: None,
-            restarts: 0,
-            sockets: HeldSockets::default(),
-        }
-    }
-}
-
-/// Where the root of a container is mounted: a set's version and its successor stand side by side.
-#[must_use]
-pub(super) fn mount_dir(dirs: &RunDirs, set: &Name, container: &Name, digest: &Digest) -> PathBuf {
-    let digest: String = digest.hex().chars().take(12).collect();
-    dirs.mounts().join(format!("{set}.{container}.{digest}"))
-}
-
-/// A set with its mounts and containers.
-#[derive(Debug)]
-pub(super) struct Live {
-    /// What it was asked for as.
-    pub set: DesiredSet,
-    /// Its content.
-    pub pulled: PulledSet,
-    /// Its containers.
-    pub members: Vec<Member>,
-    /// When all of it stood at the exec barrier.
-    pub staged: Duration,
-    /// Whether it ran here before and was kept.
-    pub kept: bool,
-}
-
-impl Live {
-    /// A set that nothing is mounted or created of.
-    #[must_use]
-    pub(super) fn new(set: DesiredSet, pulled: PulledSet) -> Self {
-        Self { set, pulled, members: Vec::new(), staged: uptime(), kept: false }
-    }
-
-    /// Every socket that is held for it.
-    fn sockets(&self) -> HeldSockets {
-        self.members.iter().map(|member| &member.sockets).collect()
-    }
-
-    /// Has its members begin with these held sockets, of which each takes its own.
-    fn inherit(&mut self, sockets: &HeldSockets) {
-        for member in &mut self.members {
-            member.sockets = sockets.clone();
-        }
-    }
-
-    /// Lets go of its held sockets; the paths of those that its successor does not have are removed.
-    fn let_go(&mut self, successor: &HeldSockets) {
-        for member in &mut self.members {
-            std::mem::take(&mut member.sockets).retire(successor);
-        }
-    }
-
-    /// The descriptions of its containers.
-    fn containers(&self) -> Vec<Container> {
-        self.members.iter().map(|member| member.container.clone()).collect()
-    }
 }
 
 /// An instance that was stopped.
@@ -540,44 +456,6 @@ pub(super) fn on_end(around: &Surroundings) -> OnEnd {
         board.ended(instance, &record.status);
         events.send(Event::Ended { instance: instance.to_owned(), exit: record.status });
     })
-}
-
-/// A record of a member that was just started.
-#[must_use]
-pub(super) fn record(member: &Member, instance: &str, pid: Option<u32>) -> ContainerRecord {
-    ContainerRecord {
-        name: member.container.name.clone(),
-        instance: instance.to_owned(),
-        restart: member.container.restart,
-        state: if pid.is_some() { ContainerState::Running } else { ContainerState::Created },
-        pid,
-        restarts: member.restarts,
-        exit: None,
-        started: uptime(),
-        restart_at: None,
-        failures: 0,
-        readiness: Readiness::of(&member.container),
-        replaced_at_ns: None,
-        notes: member.handle.as_ref().map(|handle| handle.notes().to_vec()).unwrap_or_default(),
-    }
-}
-
-/// What runs, as the state machine knows it.
-#[must_use]
-pub(super) fn deployment(
-    live: &Live,
-    containers: Vec<ContainerRecord>,
-    last_roll: Option<RollReport>,
-) -> Deployment {
-    let watch_s = live.pulled.set.watch_s.unwrap_or(DEFAULT_WATCH_S);
-    Deployment {
-        set: live.set.clone(),
-        digest: live.pulled.digest,
-        mode: live.pulled.set.mode,
-        watch: Duration::from_secs(watch_s.into()),
-        containers,
-        last_roll,
-    }
 }
 
 /// Bytes of memory that are available on this machine.
