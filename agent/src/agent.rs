@@ -43,6 +43,7 @@ use self::server_link::{Outbox, ServerLink};
 use self::set::{Commitment, SetEvent, SetMachine};
 use self::usage::Usages;
 use self::worker::{Job, Surroundings, Worker, uptime};
+use crate::channel::Channels;
 use crate::init::control::{Control, Request};
 use crate::network::NetworkEvent;
 
@@ -238,10 +239,12 @@ impl Agent {
         }
         self.server_waiting =
             Some(format!("boot server {}: no answer yet", plan.servers.join(", ")));
+        let (dirs, layer0) = (self.around.dirs.clone(), !self.standalone);
+        let channels = Channels::new(plan.transport.clone(), node.clone(), dirs, layer0);
         let link = ServerLink { servers: plan.servers, node, transport: plan.transport };
         let (poller, events) = (link.clone(), self.around.events.clone());
         let outbox = self.outbox.clone();
-        start::thread("desired", move || poller.poll_desired(&events));
+        start::thread("desired", move || poller.poll_desired(&events, &channels));
         start::thread("observed", move || link.write_observed(&outbox));
     }
 

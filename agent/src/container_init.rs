@@ -18,6 +18,7 @@
 //! | 9 + N | in a user namespace: its root as a detached mount; 10 + N and on: its persistent directories |
 
 mod exec;
+pub(crate) mod join;
 mod limits;
 mod mounts;
 mod notify;

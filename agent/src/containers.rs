@@ -28,13 +28,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use protocol::ids::{Digest, Name};
-use protocol::imageset::{Profile, Restart, Socket};
+use protocol::imageset::{DEFAULT_LOG_SIZE, Profile, Restart, Socket};
 use protocol::node::ExitStatus;
 use serde::{Deserialize, Serialize};
 
 pub use adopt::{Adopted, adopt, remove};
 pub use create::{create, create_with};
 pub use files::NodeFacts;
+pub(crate) use handle::read_reply;
 pub use handle::{Handle, OnEnd, OnStatus, Released};
 pub use plan::{Place, PlanError};
 pub use sockets::HeldSockets;
@@ -86,6 +87,9 @@ pub struct Spec {
     pub stop_timeout_s: u32,
     /// Where `NAME.log` is written.
     pub log_dir: PathBuf,
+    /// Most bytes of it that are kept.
+    #[serde(default = "default_log_size")]
+    pub log_size: u64,
     /// What happens when it ends.
     pub restart: Restart,
     /// How often it was started again before this instance.
@@ -105,6 +109,10 @@ pub struct Spec {
     /// Files over the image's. In memory until the container is made, never in `spec.json`: they may be secrets.
     #[serde(skip)]
     pub files: Vec<files::PlacedFile>,
+}
+
+fn default_log_size() -> u64 {
+    DEFAULT_LOG_SIZE
 }
 
 /// How a container ended: `exit.json`.

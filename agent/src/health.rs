@@ -9,6 +9,7 @@
 //! of a container is in `probe`. What follows from a sign (a roll goes back, a dependent starts) is decided elsewhere.
 
 mod attempt;
+mod command;
 mod watcher;
 
 use std::time::Duration;
@@ -147,6 +148,26 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A spec that nothing is started from.
+    pub(super) fn spec() -> crate::containers::Spec {
+        let container = serde_json::json!({"name": "web", "image": "web", "command": ["web"]});
+        let place = crate::containers::Place {
+            id: "web".to_owned(),
+            set: "web".parse().expect("name"),
+            set_digest: protocol::ids::Digest::of(b"set"),
+            root: "/root".into(),
+            hostname: "n1".to_owned(),
+            log_dir: "/log".into(),
+            restarts: 0,
+            version: None,
+            keeping: crate::containers::Keeping { memory: "/keep".into(), disk: None },
+            facts: crate::containers::NodeFacts::default(),
+        };
+        let container = serde_json::from_value(container).expect("container");
+        crate::containers::Spec::plan(place, &container, &protocol::oci::RunConfig::default())
+            .expect("plan")
+    }
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)

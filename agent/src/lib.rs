@@ -6,7 +6,8 @@
 //! | the agent's loop | [`agent`]: events, ImageSets, rolls, the link to the boot server, the report |
 //! | the machine | [`modules`], [`network`], [`identity`], [`logging`] |
 //! | images | [`transport`], [`registry`], [`store`], [`layer`], [`pull`], [`prefetch`], [`mounts`] |
-//! | containers | [`containers`], [`health`], [`monitor`], [`container_init`] |
+//! | containers | [`containers`], [`health`], [`monitor`], [`container_init`], [`container_exec`] |
+//! | an operator's look inside | [`channel`]: logs and commands |
 //! | the kernel | [`sys`]: the only place with unsafe code |
 //!
 //! Everywhere the same rule: decide in pure code, act at the edge.
@@ -42,6 +43,9 @@ pub mod registry;
 pub mod store;
 pub mod transport;
 
+pub mod channel;
+
+pub mod container_exec;
 pub mod container_init;
 pub mod containers;
 pub mod health;

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Role::ContainerInit { in_cgroup, sockets } => {
             status(agent::container_init::run(in_cgroup, sockets))
         }
+        Role::ContainerExec => status(agent::container_exec::run()),
         Role::Help => {
             say(&mut std::io::stdout(), roles::USAGE);
             ExitCode::SUCCESS

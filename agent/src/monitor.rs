@@ -29,8 +29,10 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use clients::{Clients, Received};
 use inbox::Inbox;
 use machine::{Action, ClientId, Event, Machine};
-use ring::{ROTATE_AT, Ring};
+use ring::Ring;
 use start::Started;
+
+pub(crate) use start::own_program;
 
 use crate::containers::control::{Reply, line, parse_request};
 use crate::containers::sockets::receive_with;
@@ -128,7 +130,7 @@ impl Monitor {
         Ok(Self {
             machine: machine.with_watchdog(spec.watchdog_ms),
             clients,
-            ring: Ring::new(spec.log_dir.join(format!("{}.log", spec.name)), ROTATE_AT),
+            ring: Ring::new(spec.log_dir.join(format!("{}.log", spec.name)), spec.log_size / 2),
             signals,
             started,
             sockets,

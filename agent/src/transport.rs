@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod tls;
+pub mod websocket;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -157,6 +158,8 @@ impl Default for Timeouts {
 pub struct Transport {
     agent: ureq::Agent,
     trusts: usize,
+    /// For WebSockets.
+    tls: Arc<rustls::ClientConfig>,
 }
 
 /// An answer whose body is still to be read.
@@ -252,6 +255,7 @@ impl Transport {
     pub fn with_timeouts(ca_dir: &Path, timeouts: Timeouts) -> Result<Self, TransportError> {
         let roots = read_ca_dir(ca_dir)?;
         let trusts = roots.len();
+        let sockets = Arc::new(tls_of_websockets(&roots)?);
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -267,7 +271,7 @@ impl Transport {
             .timeout_per_read(Some(timeouts.stall))
             .timeout_per_write(Some(timeouts.stall))
             .build();
-        Ok(Self { agent: config.new_agent(), trusts })
+        Ok(Self { agent: config.new_agent(), trusts, tls: sockets })
     }
 
     /// Sends a GET request with these headers and returns the answer, whatever its status. Redirects are followed.
@@ -346,6 +350,24 @@ fn answer(
         Ok(inner) => Ok(Response { method, url, inner }),
         Err(source) => Err(TransportError::Request { method, url, source: Box::new(source) }),
     }
+}
+
+/// TLS as ureq does it, for what ureq does not do.
+fn tls_of_websockets(
+    roots: &[ureq::tls::Certificate<'_>],
+) -> Result<rustls::ClientConfig, TransportError> {
+    let mut store = rustls::RootCertStore::empty();
+    // What cannot be used as a root is of no use to ureq either; it says so when it is needed.
+    store.add_parsable_certificates(roots.iter().map(|root| root.der().to_vec().into()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TransportError::Protocol {
+            method: "GET",
+            url: "wss:".to_owned(),
+            reason: error.to_string(),
+        })?;
+    Ok(builder.with_root_certificates(store).with_no_client_auth())
 }
 
 fn read_ca_dir(dir: &Path) -> Result<Vec<ureq::tls::Certificate<'static>>, TransportError> {

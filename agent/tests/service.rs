@@ -321,6 +321,26 @@ fn a_container_is_healthy_until_its_probe_fails_in_a_row() {
 }
 
 #[test]
+fn a_probe_may_be_a_command_in_the_container() {
+    let service = Service::new();
+    let handle = service.run(&service.spec("command"));
+    let health = |script: &str| -> Health {
+        let exec = ["/bin/sh", "-c", script];
+        let health = serde_json::json!({"exec": exec, "interval_ms": 20, "start_period_ms": 0,
+            "timeout_ms": 20_000, "retries": 1});
+        serde_json::from_value(health).expect("health")
+    };
+    let (watcher, signs) = watcher();
+    let script = "test -e /well && exit 0; hostname; echo no /well >&2; exit 7";
+    watcher.watch(&handle, Some(&health(script)));
+    assert_eq!(next(&signs), Sign::Unhealthy("it ended with 7: no /well".to_owned()));
+    fs::write(service.bench.root().join("well"), "").expect("write");
+    assert_eq!(next(&signs), Sign::Healthy);
+    handle.stop_with(bench::SIGKILL, Duration::ZERO).expect("stop");
+    handle.remove().expect("remove");
+}
+
+#[test]
 fn a_probe_asks_from_the_network_that_the_container_is_in() {
     // A network of the container's own, which only its processes are in: here that of a thread which starts it.
     let (address, handle, bench) = std::thread::spawn(|| {

@@ -12,6 +12,7 @@
 //! | [`signature`] | signatures in cosign's key layout: build, read and verify |
 //! | [`node`] | the desired and the observed document of a node |
 //! | [`api`] | request, reply and error bodies of `/v1` |
+//! | [`channel`] | logs and commands through the server: requests, frames, flow control |
 //! | [`layer0`] | `manifest.json` of a built Layer0 |
 
 pub mod ids;
@@ -24,6 +25,7 @@ pub mod oci;
 pub mod signature;
 
 pub mod api;
+pub mod channel;
 pub mod node;
 
 pub mod layer0;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::channel::ChannelRequest;
 use crate::ids::{Digest, Mac, Name, NodeId, Version};
 use crate::reference::Reference;
 
@@ -77,6 +78,9 @@ pub struct Desired {
     /// Files and secrets that containers of this node name by `from`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<GivenFile>,
+    /// Channels that the server wants opened now. They do not change the version: nothing of them lasts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channels: Vec<ChannelRequest>,
 }
 
 /// A step of a node's boot, in the order in which they happen.

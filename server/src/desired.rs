@@ -16,6 +16,7 @@ pub fn first(node: NodeId) -> Desired {
         power: None,
         busy: None,
         files: Vec::new(),
+        channels: Vec::new(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The HTTP routes, all in [`router`]: boot files, the API, and the embedded registry beside them.
 
 mod boot;
+mod channels;
 mod error;
 pub mod file;
 mod imagesets;
@@ -27,6 +28,8 @@ use tower_http::trace::TraceLayer;
 
 pub use self::error::ApiError;
 pub(crate) use self::error::chain as error_chain;
+use crate::channels::Desk;
+use crate::channels::relay::Socket;
 use crate::inventory::Inventory;
 use crate::sources::Sources;
 
@@ -48,6 +51,8 @@ pub struct App {
     pub layer0_dir: PathBuf,
     /// Where `ipxe.efi` is, for UEFI HTTP Boot: the TFTP server's directory.
     pub loader_dir: Option<PathBuf>,
+    /// Where the ends of channels meet.
+    pub channels: Arc<Desk<Socket>>,
     /// How long the registry keeps what nothing refers to.
     pub gc_grace: Duration,
     /// True once the server is to end: long polls end with it.
@@ -75,6 +80,9 @@ pub fn router(app: Arc<App>, registry: Router) -> Router {
         .route("/v1/nodes/{id}/observed", put(nodes::observed))
         .route("/v1/nodes/{id}/power", post(nodes::power))
         .route("/v1/nodes/{id}/busy", post(nodes::busy))
+        .route("/v1/nodes/{id}/channels", post(channels::ask))
+        .route("/v1/nodes/{id}/channels/{channel}/node", get(channels::node))
+        .route("/v1/nodes/{id}/channels/{channel}/operator", get(channels::operator))
         .route("/v1/imagesets", get(imagesets::list))
         .route("/v1/imagesets/gc", post(imagesets::gc))
         .route("/v1/rolls", get(rolls::list).post(rolls::start))

@@ -235,6 +235,7 @@ impl Server {
             cmdline: config.boot.cmdline.clone(),
             layer0_dir: config.server.layer0_dir.clone(),
             loader_dir: config.tftp.as_ref().and_then(|tftp| tftp.root.clone()),
+            channels: Arc::default(),
             gc_grace: config.registry.gc_grace(),
             shutdown: stopping.clone(),
         };

@@ -61,8 +61,25 @@ fn an_agent_killed_with_sigkill_comes_back_and_finds_its_container_running() -> 
         ensure!(only_container(&after).is_some_and(|container| container.restarts == 0));
         ensure!(before.boot_id == after.boot_id, "the node was rebooted");
         ensure!(story.hello(1)? == "1");
-        Ok(())
+        operators_look_inside(lab, &story)
     })
+}
+
+/// Logs and commands by the new agent, of the container that the old one started.
+fn operators_look_inside(lab: &Lab, story: &Story<'_>) -> Result<()> {
+    let layercake = |line: &str| story.server.layercake(lab, &line.split(' ').collect::<Vec<_>>());
+    let log = layercake("logs n1 hello -n 1")?;
+    ensure!(log.starts_with("hello 1 listening on "), "{log}");
+    let kernel = layercake("logs n1 --agent")?;
+    ensure!(kernel.contains("Linux version ") && kernel.contains("layercake"), "{kernel}");
+    // The image has one program, which complains of this and exits with 2.
+    let complaint = layercake("exec n1 hello -- /hello --port cake").expect_err("exit status 2");
+    let complaint = format!("{complaint:#}");
+    let expected = "exit status: 2: hello: `cake` is not a port";
+    ensure!(complaint.ends_with(expected), "{complaint}");
+    let error = layercake("exec n1 other -- /hello").expect_err("no such container");
+    ensure!(error.to_string().contains("it has hello/hello"), "{error:#}");
+    Ok(())
 }
 
 #[test]

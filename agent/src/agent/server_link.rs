@@ -12,6 +12,7 @@ use protocol::node::{Desired, Observed};
 use super::Sender;
 use super::backoff::{jitter, retry_ceiling};
 use super::event::Event;
+use crate::channel::Channels;
 use crate::transport::Transport;
 
 /// Seconds that the server may hold the long poll.
@@ -33,15 +34,18 @@ pub(super) struct ServerLink {
 }
 
 impl ServerLink {
-    fn url(&self, attempt: u32, tail: &str) -> String {
+    fn base(&self, attempt: u32) -> &str {
         let index =
             usize::try_from(attempt).unwrap_or(0).checked_rem(self.servers.len()).unwrap_or(0);
-        let base = self.servers.get(index).map_or("", String::as_str);
-        format!("{base}/v1/nodes/{}/{tail}", self.node)
+        self.servers.get(index).map_or("", String::as_str)
+    }
+
+    fn url(&self, attempt: u32, tail: &str) -> String {
+        format!("{}/v1/nodes/{}/{tail}", self.base(attempt), self.node)
     }
 
     /// Polls the desired document for ever and sends each new one, and each change between reachable and not.
-    pub(super) fn poll_desired(self, events: &Sender) {
+    pub(super) fn poll_desired(self, events: &Sender, channels: &Channels) {
         let mut known: Option<u64> = None;
         let mut failures: u32 = 0;
         loop {
@@ -52,12 +56,16 @@ impl ServerLink {
             let timeout = REQUEST_TIMEOUT + Duration::from_secs(wait);
             match self.transport.get_json::<Desired>(&self.url(failures, &tail), timeout) {
                 Ok(desired) => {
-                    failures = 0;
                     events.send(Event::ServerReachable);
-                    if let Some(desired) = desired {
-                        known = Some(desired.version);
-                        events.send(Event::Desired(desired));
+                    if let Some(mut desired) = desired {
+                        let requests = std::mem::take(&mut desired.channels);
+                        channels.open(self.base(failures), requests);
+                        // With nothing but channels in it, it is no news.
+                        if known.replace(desired.version) != Some(desired.version) {
+                            events.send(Event::Desired(desired));
+                        }
                     }
+                    failures = 0;
                 }
                 Err(error) => {
                     failures = failures.saturating_add(1);

@@ -237,6 +237,7 @@ pub(super) fn desired_of_reference(node: &NodeId, reference: Reference) -> Desir
         power: None,
         busy: None,
         files: Vec::new(),
+        channels: Vec::new(),
     }
 }
 

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
 use super::{FAILED, InitError, step};
-use crate::sys::process::{Forked, fork, pidfd_send_signal, reset_signals};
+use crate::sys::process::{self, Forked, pidfd_send_signal, reset_signals};
 
 /// What a shell adds to the number of the signal that ended a program.
 const SIGNALLED: i32 = 128;
@@ -32,7 +32,7 @@ pub(super) fn split() -> Result<Option<Reaper>, InitError> {
     // A signal that comes between here and the watching waits: a blocked signal is not lost, not even for PID 1.
     all.thread_block().map_err(step("block signals"))?;
     let signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC).map_err(step("signalfd"))?;
-    match fork().map_err(step::<std::io::Error>("fork"))? {
+    match process::split().map_err(step::<std::io::Error>("fork"))? {
         Forked::Child => {
             reset_signals();
             Ok(None)

@@ -347,7 +347,7 @@ impl Inner {
     }
 }
 
-pub(super) fn read_reply(reader: &mut impl BufRead) -> io::Result<Reply> {
+pub(crate) fn read_reply(reader: &mut impl BufRead) -> io::Result<Reply> {
     let mut text = Vec::new();
     let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX);
     reader.take(limit).read_until(b'\n', &mut text)?;

@@ -1,4 +1,5 @@
-//! One probe of one container: a connection or a request from inside the container's network, without ever blocking.
+//! One probe of one container: a connection or a request from inside the container's network, or a command in the container,
+//! without ever blocking for more than the start of a process.
 //!
 //! The socket is made in the container's network namespace, to which it then belongs; the thread is back in its own before
 //! anything else is done.
@@ -14,6 +15,9 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::command::Command;
+use crate::containers::Spec;
+
 /// Most bytes of an answer that are looked at: the status line is in them.
 const MAX_ANSWER: usize = 1024;
 
@@ -22,12 +26,15 @@ const MAX_ANSWER: usize = 1024;
 pub(super) struct Place {
     /// Its network namespace; none: the agent's own.
     network: Option<OwnedFd>,
+    /// What commands in it are run by.
+    spec: Spec,
+    pid: u32,
 }
 
 impl Place {
     /// The place of the container whose first process this is. A process that has ended has none: its probes come from the
     /// agent's own network, for the moment until it is forgotten.
-    pub(super) fn of(pid: u32) -> Self {
+    pub(super) fn of(spec: &Spec, pid: u32) -> Self {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let open = |path: String| rustix::fs::open(path, flags, Mode::empty());
         let theirs = open(format!("/proc/{pid}/ns/net")).ok();
@@ -39,7 +46,7 @@ impl Place {
                 _ => false,
             }
         };
-        Self { network: theirs.filter(|theirs| !same(theirs)) }
+        Self { network: theirs.filter(|theirs| !same(theirs)), spec: spec.clone(), pid }
     }
 
     /// Does this in the container's network.
@@ -67,6 +74,8 @@ pub(super) enum Attempt {
     Failed(String),
     /// A connection is being made; then this is sent, if anything.
     Connecting { socket: OwnedFd, request: Option<Vec<u8>> },
+    /// A command runs.
+    Running(Box<Command>),
     /// The answer is awaited; what came of it so far.
     Answering { socket: OwnedFd, answer: Vec<u8> },
 }
@@ -82,7 +91,12 @@ impl Attempt {
                 }
                 None => Err(format!("`{url}` is not a URL that can be asked")),
             },
-            Probe::Exec(_) => Err("exec probes are not available".to_owned()),
+            Probe::Exec(argv) => {
+                return match Command::start(&place.spec, place.pid, argv) {
+                    Ok(command) => Self::Running(Box::new(command)),
+                    Err(why) => Self::Failed(why),
+                };
+            }
         };
         match begun {
             Ok((socket, request)) => Self::Connecting { socket, request },
@@ -96,6 +110,7 @@ impl Attempt {
             Self::Failed(_) => None,
             Self::Connecting { socket, .. } => Some((socket.as_fd(), PollFlags::OUT)),
             Self::Answering { socket, .. } => Some((socket.as_fd(), PollFlags::IN)),
+            Self::Running(command) => Some((command.as_fd(), PollFlags::IN)),
         }
     }
 
@@ -123,6 +138,7 @@ impl Attempt {
                 }
             }
             Self::Answering { socket, answer } => receive(socket, answer),
+            Self::Running(command) => command.go_on(),
         }
     }
 }
@@ -207,7 +223,10 @@ mod tests {
     /// Drives a probe to its outcome.
     #[track_caller]
     fn outcome(probe: &Probe) -> Result<(), String> {
-        let mut attempt = Attempt::begin(probe, &Place::of(std::process::id()));
+        let mut attempt = Attempt::begin(
+            probe,
+            &Place { network: None, spec: crate::health::tests::spec(), pid: 0 },
+        );
         let until = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some((fd, flags)) = attempt.waits_for() {

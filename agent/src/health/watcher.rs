@@ -90,7 +90,7 @@ impl Watcher {
         let started = status.exec_at_ns.map_or(now, Duration::from_nanos);
         let probed = health.map(|health| Probed {
             machine: Machine::new(health, started, &remembered, now),
-            place: Place::of(handle.pid()),
+            place: Place::of(spec, handle.pid()),
             health: health.clone(),
             attempt: None,
         });

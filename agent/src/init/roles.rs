@@ -32,6 +32,7 @@ Roles:
   init                PID 1 of Layer0; the kernel starts it as /init
   monitor DIR         the process beside one container (started by the agent)
   container-init ...  the first process of a container (started by a monitor)
+  container-exec      an operator's command in a container (started by the agent)
 
   --help, --version
 ";
@@ -104,6 +105,8 @@ pub enum Role {
         /// How many held sockets it inherits.
         sockets: u8,
     },
+    /// The helper beside an operator's command in a container.
+    ContainerExec,
     /// `--help`.
     Help,
     /// `--version`.
@@ -144,6 +147,7 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
             }),
             _ => Err("container-init is started by a monitor only".to_owned()),
         },
+        Some("container-exec") => Ok(Role::ContainerExec),
         Some("--help" | "-h" | "help") => Ok(Role::Help),
         Some("--version" | "-V") => Ok(Role::Version),
         _ if pid1 => Ok(Role::Init { recover }),

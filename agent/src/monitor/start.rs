@@ -216,7 +216,7 @@ fn own_clocks() -> io::Result<()> {
 
 /// This very program through a read-only mount of its own, so that nothing in a container can write to it through
 /// `/proc/PID/exe` (CVE-2019-5736).
-fn own_program() -> io::Result<OwnedFd> {
+pub(crate) fn own_program() -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let program = open_tree(CWD, "/proc/self/exe", flags)?;
     mount_setattr(&program, u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()), false)?;

@@ -2,12 +2,17 @@
 //!
 //! Not the real ones: those are tested with the real agent in QEMU. This one is in the test's own hands.
 
+// Shared by tests of which not every one uses every part.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use protocol::channel::{ChannelId, ChannelRequest, ChannelToken, ChannelWish};
 use protocol::ids::Digest;
 use protocol::node::{Desired, DesiredSet, Observed};
 use protocol::oci::{
@@ -15,6 +20,9 @@ use protocol::oci::{
     MEDIA_IMAGESET_CONFIG, MEDIA_INDEX, MEDIA_LAYER_TAR, MEDIA_MANIFEST, Manifest, Platform,
 };
 use serde_json::{Value, json};
+use tungstenite::WebSocket;
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::Role;
 
 /// Longer than anything here takes on a busy machine.
 const LONG: Duration = Duration::from_secs(60);
@@ -27,7 +35,16 @@ struct State {
     desired: Option<Desired>,
     observed: Option<Observed>,
     fetched: Vec<String>,
+    /// Offered with every desired document, for as long as they stand here.
+    channels: Vec<ChannelRequest>,
+    /// Whether one of them was never offered.
+    fresh: bool,
+    /// Who waits for the node's end of a channel.
+    waiting: BTreeMap<ChannelId, mpsc::Sender<NodeEnd>>,
 }
+
+/// The node's end of a channel.
+pub(crate) type NodeEnd = WebSocket<TcpStream>;
 
 #[derive(Default)]
 struct Shared {
@@ -186,6 +203,7 @@ impl Site {
             power: None,
             busy: None,
             files: Vec::new(),
+            channels: Vec::new(),
         });
         change(&mut desired);
         desired.version += 1;
@@ -196,6 +214,21 @@ impl Site {
     /// How often anything was asked of the registry.
     pub(crate) fn requests(&self) -> usize {
         self.shared.lock().fetched.len()
+    }
+
+    /// Asks for a channel to the container `web`; the node's ends of it come out of the receiver, however many there are.
+    pub(crate) fn channel(&self, wish: ChannelWish) -> mpsc::Receiver<NodeEnd> {
+        let (sender, ends) = mpsc::channel();
+        let mut state = self.shared.lock();
+        let number = u64::from(std::process::id()) << 32 | state.waiting.len() as u64;
+        let id = ChannelId::from_random(number.to_be_bytes());
+        let container = Some("hello/web".parse().expect("container"));
+        let token = ChannelToken::from_random([7; 32]);
+        state.channels.push(ChannelRequest { id: id.clone(), token, container, wish });
+        state.waiting.insert(id, sender);
+        state.fresh = true;
+        self.shared.changed.notify_all();
+        ends
     }
 
     /// Waits for a report that is as wanted, and returns it.
@@ -227,7 +260,7 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     reader.read_line(&mut line)?;
     let mut words = line.split(' ').map(str::to_owned);
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let mut length = 0;
+    let (mut length, mut key) = (0, None);
     loop {
         line.clear();
         reader.read_line(&mut line)?;
@@ -235,6 +268,12 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse().expect("content-length");
         }
+        if name.eq_ignore_ascii_case("sec-websocket-key") {
+            key = Some(value.trim().to_owned());
+        }
+    }
+    if let Some(key) = key {
+        return upgrade(stream, &path, &key, shared);
     }
     let mut body = Vec::new();
     reader.take(length).read_to_end(&mut body)?;
@@ -264,13 +303,33 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     stream.write_all(&body)
 }
 
+/// The node's end of a channel, to whoever waits for it.
+fn upgrade(mut stream: TcpStream, path: &str, key: &str, shared: &Shared) -> std::io::Result<()> {
+    let id = path.split('/').nth(5).and_then(|id| id.parse().ok()).expect("a channel's path");
+    let accept = derive_accept_key(key.as_bytes());
+    let head = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes())?;
+    let state = shared.lock();
+    // A test that waits no longer lets it go.
+    drop(state.waiting[&id].send(WebSocket::from_raw_socket(stream, Role::Server, None)));
+    Ok(())
+}
+
 /// The desired document as soon as it is newer than what the node knows.
 fn desired(shared: &Shared, query: &str) -> Option<Arc<Vec<u8>>> {
     let after = query.split('&').find_map(|pair| pair.strip_prefix("after="));
     let after: Option<u64> = after.map(|version| version.parse().expect("version"));
     let state = shared.lock();
-    let old = |state: &mut State| state.desired.as_ref().map(|desired| desired.version) <= after;
-    let (state, _) = shared.changed.wait_timeout_while(state, HOLD, old).expect("lock");
-    let desired = state.desired.as_ref().filter(|desired| Some(desired.version) > after)?;
-    Some(Arc::new(serde_json::to_vec(desired).expect("json")))
+    let old = |state: &mut State| {
+        state.desired.as_ref().map(|desired| desired.version) <= after && !state.fresh
+    };
+    let (mut state, _) = shared.changed.wait_timeout_while(state, HOLD, old).expect("lock");
+    state.fresh = false;
+    let mut desired = state.desired.clone()?;
+    desired.channels.clone_from(&state.channels);
+    (Some(desired.version) > after || !desired.channels.is_empty())
+        .then(|| Arc::new(serde_json::to_vec(&desired).expect("json")))
 }

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::runtime::{is_cidr, is_owner, is_target};
-use super::{ByteSize, Container, Listen, MAX_SOCKETS, NetMode, Profile, Strategy, signal_number};
+use super::{
+    ByteSize, Container, LOG_SIZES, Listen, MAX_SOCKETS, NetMode, Profile, Strategy, signal_number,
+};
 use crate::ids::Name;
 
 /// Names of resource limits (setrlimit(2), without RLIMIT_).
@@ -53,6 +55,9 @@ impl Container {
             if !shape {
                 say(format!("capability `{capability}` is not of the form CAP_NET_ADMIN"));
             }
+        }
+        if self.log_size.is_some_and(|size| !LOG_SIZES.contains(&size.0)) {
+            say("log_size must be between 64 KiB and 1 GiB".to_owned());
         }
         self.view_problems(&mut say);
         self.service_problems(&mut say);
@@ -307,6 +312,8 @@ mod tests {
         problem(r#"{"hostname":"-a"}"#, "host name");
         problem(r#"{"systemd":true}"#, "wants profile");
         problem(r#"{"systemd":true,"profile":"system","init":true}"#, "and systemd can");
+        problem(r#"{"log_size":"1KiB"}"#, "log_size must be between");
+        problem(r#"{"log_size":"2GiB"}"#, "log_size must be between");
         problem(
             r#"{"strategy":"handover","sockets":[{"name":"a","listen":"tcp://0.0.0.0:80"}],"notify":true,"watchdog_ms":5,
                 "mounts":[{"source":"/"  ,"target":"/host"}],"ulimits":{"memlock":"unlimited"},"hugepages":{"2MiB":"64MiB"}}"#,

@@ -49,14 +49,17 @@ pub(super) async fn desired(
     let deadline = Instant::now() + Duration::from_secs(poll.wait.min(MAX_LONG_POLL_S));
     // Subscribed before it is read, so that no change falls between the two.
     let mut news = app.inventory.subscribe(&id, now_ms())?;
+    let mut channels = app.channels.poll(&id);
     let mut shutdown = app.shutdown.clone();
     loop {
-        let desired = app.inventory.desired(&id)?;
-        if is_news(&desired, poll.after) {
+        let mut desired = app.inventory.desired(&id)?;
+        desired.channels = channels.requests(std::time::Instant::now());
+        if is_news(&desired, poll.after) || !desired.channels.is_empty() {
             return Ok(Json(desired).into_response());
         }
         tokio::select! {
             changed = news.changed() => if changed.is_err() { break },
+            () = channels.news() => {}
             () = tokio::time::sleep_until(deadline) => break,
             _ = shutdown.wait_for(|stop| *stop) => break,
         }
