@@ -1,11 +1,11 @@
 //! Containers as the agent uses them, with the real program as monitor and container-init. Needs root and busybox-static.
 
+#[path = "containers/bench.rs"]
+mod bench;
 #[path = "containers/leaks.rs"]
 mod leaks;
 #[path = "containers/view.rs"]
 mod view;
-#[path = "containers/bench.rs"]
-mod bench;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

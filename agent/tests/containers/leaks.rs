@@ -31,7 +31,8 @@ fn two_hundred_cycles_with_killed_agents_leave_nothing_behind() {
     mount("tmpfs", base_dir(base, "over").as_path(), "");
     let (mounts_before, loops_before) = (mounts(), loops());
     for number in 0..CYCLES {
-        let mut spec = bench.spec(&format!("leak{number}"), &["sh", "-c", "sleep 1000 & sleep 1000"]);
+        let mut spec =
+            bench.spec(&format!("leak{number}"), &["sh", "-c", "sleep 1000 & sleep 1000"]);
         let over = base.join("over/instance");
         spec.root = over.join("root");
         if number % 5 == 4 {
@@ -115,5 +116,9 @@ fn mounts() -> usize {
 /// Loop devices that have a file.
 fn loops() -> BTreeSet<PathBuf> {
     let devices = fs::read_dir("/sys/block").map(|list| list.flatten().map(|entry| entry.path()));
-    devices.into_iter().flatten().filter(|device| device.join("loop/backing_file").exists()).collect()
+    devices
+        .into_iter()
+        .flatten()
+        .filter(|device| device.join("loop/backing_file").exists())
+        .collect()
 }
