@@ -161,6 +161,7 @@ impl Site {
             node: "n1".parse().expect("node"),
             imagesets: imagesets.iter().map(|published| published.set.clone()).collect(),
             power: None,
+            files: Vec::new(),
         });
         self.shared.changed.notify_all();
     }
