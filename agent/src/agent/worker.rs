@@ -4,6 +4,7 @@
 //! runs, the one that is staged to follow it, and the one that ran before, kept with its mounts.
 
 mod cut;
+mod keeping;
 mod live;
 mod order;
 mod pivot;
@@ -11,14 +12,13 @@ mod restart;
 mod roll;
 mod room;
 
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use protocol::ids::Name;
-use protocol::imageset::{Container, Mode, Profile};
+use protocol::imageset::{Container, Mode};
 use protocol::node::DesiredSet;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -30,7 +30,7 @@ use super::faults;
 use super::readiness::{Board, Readiness};
 use super::set::exit_text;
 use crate::containers::sockets::obtain;
-use crate::containers::{self, Handle, HeldSockets, Keeping, NodeFacts, OnEnd, Place, Spec, keep};
+use crate::containers::{self, Handle, HeldSockets, NodeFacts, OnEnd, Place, Spec, keep};
 use crate::health::Watcher;
 use crate::init::control::Control;
 use crate::mounts;
@@ -107,14 +107,6 @@ impl Surroundings {
         self.board.forget(instance);
         self.health.forget(instance);
     }
-}
-
-/// Where the disk labelled LAYERCAKE is mounted, when it is.
-fn disk(dirs: &RunDirs) -> Option<PathBuf> {
-    let device = |path: &std::path::Path| std::fs::metadata(path).map(|meta| meta.dev()).ok();
-    let disk = dirs.disk();
-    let mounted = device(&disk).is_some_and(|disk| device(dirs.root()) != Some(disk));
-    mounted.then(|| disk.join("persistent"))
 }
 
 /// The worker.
@@ -311,6 +303,12 @@ impl Worker {
             pulled.images.get(image).ok_or_else(|| format!("image {image} was not pulled"))?;
         let dir = mount_dir(&self.around.dirs, &self.name, container, &pulled.digest);
         mounts::unmount_overlay(&dir).map_err(|error| super::chain(&error))?;
+        let own_users = |it: &Container| it.name == *container && it.namespaces.user;
+        if pulled.set.containers.iter().any(own_users) {
+            let base = containers::view::id_base(&self.name, container);
+            containers::idmap::mount_overlay(&image.layers, &dir, base)?;
+            return Ok(dir);
+        }
         mounts::mount_overlay(&image.layers, &dir).map_err(|error| super::chain(&error))?;
         Ok(dir)
     }
@@ -350,10 +348,7 @@ impl Worker {
             log_dir: self.around.dirs.log().join(self.name.as_str()),
             restarts: member.restarts,
             version: Some(live.set.version.clone()),
-            keeping: Keeping {
-                memory: self.around.dirs.persistent(),
-                disk: disk(&self.around.dirs),
-            },
+            keeping: self.keeping(),
             facts: self.around.facts.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         };
         let spec =
@@ -364,21 +359,6 @@ impl Worker {
         containers::create(dirs, &spec, sockets, on_end(&self.around)).map_err(|error| {
             format!("container {}: {}", member.container.name, super::chain(&error))
         })
-    }
-
-    /// A whole system is known by its SSH host keys and its machine-id: the next version has those of the one that serves.
-    /// A container that is started again in the root it had has them already.
-    fn hand_identity_on(&self, spec: &Spec) {
-        if spec.profile != Profile::System || spec.restarts > 0 {
-            return;
-        }
-        let base = disk(&self.around.dirs).unwrap_or_else(|| self.around.dirs.persistent());
-        let kept = keep::identity_dir(&base, &spec.set, &spec.name);
-        let serving = self.running.iter().flat_map(|running| &running.members);
-        for member in serving.filter(|it| it.container.name == spec.name) {
-            keep::remember_identity(&kept, &member.mount.join("root"));
-        }
-        keep::restore_identity(&kept, &spec.root);
     }
 
     /// Stops every instance of a set, the last of its start order first, and returns as soon as all are dead: what is still
@@ -433,11 +413,7 @@ impl Worker {
         let stopped = self.stop_members(&mut live);
         self.remove(stopped);
         for member in &live.members {
-            if member.container.profile == Profile::System {
-                let base = disk(&self.around.dirs).unwrap_or_else(|| self.around.dirs.persistent());
-                let kept = keep::identity_dir(&base, &self.name, &member.container.name);
-                keep::remember_identity(&kept, &member.mount.join("root"));
-            }
+            self.keep_identity(member);
             if let Err(error) = mounts::unmount_overlay(&member.mount) {
                 log::warn!("{}: {}", self.name, super::chain(&error));
             }

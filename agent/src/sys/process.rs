@@ -74,6 +74,7 @@ pub fn spawn(
         .iter()
         .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, HIGH_FD))
         .collect::<Result<Vec<_>, _>>()?;
+    let program = rustix::io::fcntl_dupfd_cloexec(program, HIGH_FD)?;
     let mut argv: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
     argv.push(std::ptr::null());
     let envp: [*const libc::c_char; 1] = [std::ptr::null()];
