@@ -13,12 +13,14 @@
 mod adopt;
 mod backoff;
 mod event;
+mod given;
 mod notes;
 mod pulls;
 mod report;
 mod server_link;
 mod set;
 mod start;
+mod usage;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -34,6 +36,7 @@ use self::pulls::Pulls;
 use self::report::Facts;
 use self::server_link::{Outbox, ServerLink};
 use self::set::{SetAction, SetEvent, SetMachine};
+use self::usage::Usages;
 use self::worker::{Job, Live, Surroundings, Worker, uptime};
 use crate::channel::Channels;
 use crate::init::control::{Control, Request};
@@ -106,6 +109,7 @@ struct Agent {
     power_done: bool,
     standalone: bool,
     status: String,
+    usage: Usages,
 }
 
 impl Agent {
@@ -180,6 +184,7 @@ impl Agent {
                 let text: Vec<String> = addresses.iter().map(ToString::to_string).collect();
                 log::info!("{link}: {}", text.join(", "));
                 self.facts.link(&link, mac, addresses);
+                self.tell_facts();
                 self.connect(mac);
             }
             NetworkEvent::Waiting(why) => {
@@ -205,6 +210,7 @@ impl Agent {
         let node = plan.node.unwrap_or_else(|| NodeId::from_mac(mac));
         self.facts.node = Some(node.clone());
         self.around.hostname = node.to_string();
+        self.tell_facts();
         if let Some(reference) = plan.imageset {
             self.desired(start::desired_of_reference(&node, reference));
         }
@@ -229,7 +235,9 @@ impl Agent {
             self.slot(name, None);
         }
         let names: Vec<Name> = self.sets.keys().cloned().collect();
-        self.notes.desired = Some(desired.clone());
+        self.remember_files(Some(&desired));
+        // They may be secrets: the notes are a file.
+        self.notes.desired = Some(Desired { files: Vec::new(), ..desired.clone() });
         self.notes_file.save(&self.notes);
         for name in names {
             self.step(&name, SetEvent::Want(wanted.get(&name).cloned()));
@@ -450,7 +458,10 @@ impl Agent {
             self.status = status;
         }
         if let Some(observed) = self.facts.observed(&self.notes, sets, waiting) {
-            self.outbox.put(observed);
+            let machines = self.sets.iter().map(|(name, slot)| (name, &slot.machine));
+            if let Some(observed) = self.usage.complete(observed, machines) {
+                self.outbox.put(observed);
+            }
         }
     }
 

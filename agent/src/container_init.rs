@@ -10,22 +10,30 @@
 //! | 1, 2 | the log pipe |
 //! | 3 | the barrier: a byte lets it pass; when it closes, the monitor is dead |
 //! | 4 | status: `ready`, or `error` and a sentence; closed by the exec |
+//! | 5 | its spec |
+//! | 6 | files that are put over the image's: JSON, or nothing |
+//! | 7 | the terminal that becomes /dev/console, when the program is systemd |
+//! | 8 | in a user namespace: its root as a detached mount; 9 and on: its persistent directories |
 
 mod exec;
 pub(crate) mod join;
+pub(crate) mod limits;
 mod mounts;
 pub mod privileges;
+mod reaper;
+pub mod seccomp;
 pub mod users;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use protocol::imageset::Profile;
-use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::process::Signal;
 
-use crate::containers::{SPEC_FILE, Spec, read_json};
+use crate::containers::Spec;
+use crate::containers::files::PlacedFile;
 use crate::monitor::machine::{ERROR, READY};
 use crate::sys::process::{close_from, inherited_fd};
 
@@ -33,13 +41,16 @@ use crate::sys::process::{close_from, inherited_fd};
 const BARRIER_FD: i32 = 3;
 /// Number of the status pipe's descriptor.
 const STATUS_FD: i32 = 4;
+/// Number of the spec's descriptor.
+const SPEC_FD: i32 = 5;
+/// Number of the files' descriptor.
+const FILES_FD: i32 = 6;
+/// Number of the console's descriptor.
+const CONSOLE_FD: i32 = 7;
+/// Number of the root's descriptor; what is kept comes behind it.
+const ROOT_FD: i32 = 8;
 /// Exit code after an error that was told over the status pipe.
 const FAILED: i32 = 127;
-/// Open files a program may ask for; it starts with the traditional limit.
-const MAX_OPEN_FILES: u64 = 524_288;
-/// What select(2) can take, and what programs expect to start with.
-const OPEN_FILES: u64 = 1024;
-
 /// A step that failed. Its text is what the operator reads.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
@@ -69,6 +80,9 @@ pub enum InitError {
     /// The capability sets could not be changed.
     #[error("capabilities: {0}")]
     Caps(#[from] caps::errors::CapsError),
+    /// The filter of system calls could not be made.
+    #[error("seccomp: {0}")]
+    Seccomp(#[from] seccompiler::BackendError),
 }
 
 /// A shorthand for `map_err`: names the step.
@@ -77,44 +91,112 @@ fn step<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> InitEr
     move |source| InitError::Step { step, source: source.into() }
 }
 
-/// Becomes the container in this directory. Returns only when it could not; the result is the process's exit code.
+/// What the monitor gave, besides the barrier and the status pipe.
+#[derive(Debug)]
+struct Inherited {
+    files: File,
+    console: Option<OwnedFd>,
+    root: Option<OwnedFd>,
+    kept: Vec<OwnedFd>,
+}
+
+impl Inherited {
+    /// Takes the descriptors by their numbers.
+    fn take(spec: &Spec) -> io::Result<Self> {
+        let mapped = spec.view.id_base.is_some();
+        let kept = spec.view.persistent.iter().filter(|_| mapped).zip(ROOT_FD + 1..);
+        Ok(Self {
+            files: inherited_fd(FILES_FD)?.into(),
+            console: Some(inherited_fd(CONSOLE_FD)?),
+            root: if mapped { Some(inherited_fd(ROOT_FD)?) } else { None },
+            kept: kept.map(|(_, number)| inherited_fd(number)).collect::<io::Result<_>>()?,
+        })
+    }
+
+    /// Reads the files and leaves nothing of them behind the descriptor.
+    fn files(&self) -> Result<Vec<PlacedFile>, InitError> {
+        let read = || {
+            let mut file = &self.files;
+            let mut bytes = Vec::new();
+            // Where there are none it is /dev/null.
+            if !file.metadata()?.is_file() {
+                return Ok(Vec::new());
+            }
+            // Who wrote them left the position at the end.
+            file.rewind()?;
+            file.read_to_end(&mut bytes)?;
+            file.set_len(0)?;
+            serde_json::from_slice(&bytes).map_err(io::Error::from)
+        };
+        read().map_err(step::<io::Error>("read its files"))
+    }
+}
+
+/// Becomes the container. Returns only when it could not, or when the reaper's child has ended; the result is the process's
+/// exit code.
 ///
 /// `in_cgroup` says that the process was cloned into the container's own control group.
 #[must_use]
-pub fn run(dir: &Path, in_cgroup: bool) -> i32 {
+pub fn run(in_cgroup: bool) -> i32 {
     let (Ok(barrier), Ok(status)) = (inherited_fd(BARRIER_FD), inherited_fd(STATUS_FD)) else {
         return FAILED;
     };
-    let Err(error) = become_container(dir, in_cgroup, barrier, &status);
+    let error = match become_container(in_cgroup, barrier, &status) {
+        Ok(Become::Program(program)) => match program.execute() {
+            Err(error) => error,
+        },
+        Ok(Become::Reaper(reaper)) => {
+            drop(status);
+            return reaper.watch();
+        }
+        Err(error) => error,
+    };
     let text = error.to_string().replace('\n', " ");
     // When nobody reads this, the monitor is dead, and the next moment this process as well.
     let _ = rustix::io::write(&status, &[ERROR, text.as_bytes(), b"\n"].concat());
     FAILED
 }
 
+/// What the process is behind the barrier.
+#[derive(Debug)]
+enum Become {
+    Program(exec::Program),
+    Reaper(reaper::Reaper),
+}
+
 fn become_container(
-    dir: &Path,
     in_cgroup: bool,
     barrier: OwnedFd,
     status: &OwnedFd,
-) -> Result<std::convert::Infallible, InitError> {
+) -> Result<Become, InitError> {
     die_with_the_monitor()?;
-    close_from(STATUS_FD + 1).map_err(step::<io::Error>("close descriptors"))?;
+    let spec = read_spec().map_err(step::<io::Error>("read its spec"))?;
+    let given = Inherited::take(&spec).map_err(step::<io::Error>("take its descriptors"))?;
+    let last = i32::try_from(given.kept.len()).unwrap_or_default() + ROOT_FD;
+    close_from(last + 1).map_err(step::<io::Error>("close descriptors"))?;
     rustix::process::setsid().map_err(step("setsid"))?;
     rustix::thread::set_name(c"lc-container").map_err(step("set the process's name"))?;
     rustix::process::umask(Mode::empty());
-    let spec: Spec = read_json(&dir.join(SPEC_FILE)).map_err(step::<io::Error>("read its spec"))?;
-    set_limits();
+    limits::set(&spec)?;
 
-    mounts::enter(&spec, in_cgroup)?;
+    mounts::enter(&spec, in_cgroup, &given)?;
+    drop(given);
     rustix::system::sethostname(spec.hostname.as_bytes()).map_err(step("set the host name"))?;
 
-    let user = users::find(spec.user.as_deref())?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, "/", flags, Mode::empty()).map_err(step("open its root"))?;
+    let user = users::find_in(&root, spec.user.as_deref())?;
+    drop(root);
     exec::enter_workdir(&spec.workdir)?;
     let program = exec::Program::new(&spec, &user.home)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    privileges::take(&spec, &user)?;
-    if spec.profile == Profile::Service {
+    let capabilities = privileges::of(&spec)?;
+    if spec.view.is_filtered() {
+        // While CAP_SYS_ADMIN is there: a whole system keeps setuid programs, so that it has no no_new_privs.
+        seccomp::apply(spec.profile, &capabilities)?;
+    }
+    privileges::take(&spec, &capabilities, &user)?;
+    if spec.profile == Profile::Service && !spec.view.privileged {
         rustix::thread::set_no_new_privs(true).map_err(step("no_new_privs"))?;
     }
     // A change of credentials clears it (prctl(2)).
@@ -124,7 +206,16 @@ fn become_container(
     program.prepare()?;
     rustix::io::write(status, READY).map_err(step("tell the monitor"))?;
     wait_at_barrier(barrier)?;
-    program.execute()
+    match spec.view.init {
+        false => Ok(Become::Program(program)),
+        true => Ok(reaper::split()?.map_or(Become::Program(program), Become::Reaper)),
+    }
+}
+
+fn read_spec() -> io::Result<Spec> {
+    let mut bytes = Vec::new();
+    File::from(inherited_fd(SPEC_FD)?).read_to_end(&mut bytes)?;
+    serde_json::from_slice(&bytes).map_err(io::Error::from)
 }
 
 fn die_with_the_monitor() -> Result<(), InitError> {
@@ -146,11 +237,4 @@ fn wait_at_barrier(barrier: OwnedFd) -> Result<(), InitError> {
             Err(error) => return Err(step("wait at the exec barrier")(error)),
         }
     }
-}
-
-/// Both are best effort: without CAP_SYS_RESOURCE a limit cannot be raised, and what is inherited does as well.
-fn set_limits() {
-    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
-    let files = Rlimit { current: Some(OPEN_FILES), maximum: Some(MAX_OPEN_FILES) };
-    let _ = rustix::process::setrlimit(Resource::Nofile, files);
 }

@@ -14,9 +14,13 @@ mod adopt;
 pub mod cgroup;
 pub mod control;
 mod create;
+pub mod files;
 mod handle;
+pub mod idmap;
+pub mod keep;
 mod plan;
 pub mod policy;
+pub mod view;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,9 +32,11 @@ use serde::{Deserialize, Serialize};
 
 pub use adopt::{Adopted, adopt, remove};
 pub use create::{create, create_with};
+pub use files::NodeFacts;
 pub(crate) use handle::read_reply;
 pub use handle::{Handle, OnEnd, Released};
 pub use plan::{Place, PlanError};
+pub use view::{Keeping, View};
 
 /// Longest container id.
 pub const MAX_ID: usize = 64;
@@ -83,6 +89,12 @@ pub struct Spec {
     pub restart: Restart,
     /// How often it was started again before this instance.
     pub restarts: u32,
+    /// What is built around it. Specs of older agents have none; their containers are adopted all the same.
+    #[serde(default)]
+    pub view: view::View,
+    /// Files over the image's. In memory until the container is made, never in `spec.json`: they may be secrets.
+    #[serde(skip)]
+    pub files: Vec<files::PlacedFile>,
 }
 
 fn default_log_size() -> u64 {

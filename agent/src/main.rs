@@ -39,9 +39,7 @@ fn main() -> ExitCode {
             }
         },
         Role::Monitor { dir } => status(agent::monitor::run(&dir)),
-        Role::ContainerInit { dir, in_cgroup } => {
-            status(agent::container_init::run(&dir, in_cgroup))
-        }
+        Role::ContainerInit { in_cgroup } => status(agent::container_init::run(in_cgroup)),
         Role::ContainerExec => status(agent::container_exec::run()),
         Role::Help => {
             say(&mut std::io::stdout(), roles::USAGE);

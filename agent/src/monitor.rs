@@ -9,6 +9,7 @@
 
 mod clients;
 pub mod machine;
+mod network;
 pub mod ring;
 mod start;
 
@@ -78,6 +79,7 @@ struct Monitor {
 enum Source {
     Status,
     Log,
+    Console,
     End,
     Signals,
     Listener,
@@ -88,8 +90,9 @@ type Failure = (Option<UnixStream>, String);
 
 impl Monitor {
     fn prepare(dir: &Path) -> Result<Self, Failure> {
-        let (client, lock) = take_inherited().map_err(|e| (None, format!("monitor: {e}")))?;
-        match Self::prepare_with(dir, lock) {
+        let (client, lock, files) =
+            take_inherited().map_err(|e| (None, format!("monitor: {e}")))?;
+        match Self::prepare_with(dir, lock, files) {
             Ok(mut monitor) => {
                 monitor.clients.add(client);
                 Ok(monitor)
@@ -98,14 +101,14 @@ impl Monitor {
         }
     }
 
-    fn prepare_with(dir: &Path, lock: OwnedFd) -> Result<Self, String> {
+    fn prepare_with(dir: &Path, lock: OwnedFd, files: OwnedFd) -> Result<Self, String> {
         let mut notes = detach(&lock).map_err(|e| format!("monitor: {e}"))?;
         let spec: Spec = read_json(&dir.join(SPEC_FILE)).map_err(|e| format!("its spec: {e}"))?;
         let signals = take_signals().map_err(|e| format!("monitor: signals: {e}"))?;
         let listener = UnixListener::bind(dir.join(SOCKET_FILE))
             .map_err(|e| format!("its control socket: {e}"))?;
         let clients = Clients::new(listener).map_err(|e| format!("its control socket: {e}"))?;
-        let started = start::start(dir, &spec.id, &mut notes)?;
+        let started = start::start(dir, &spec, files, &mut notes)?;
         Ok(Self {
             machine: Machine::new(started.pid, notes, spec.stop_signal, spec.stop_timeout_s),
             clients,
@@ -126,6 +129,7 @@ impl Monitor {
                     Source::Log => {
                         self.read_log();
                     }
+                    Source::Console => self.read_console(),
                     Source::Signals => self.read_signals(),
                     Source::Listener => self.clients.accept(),
                     Source::Client(id) => self.read_client(*id),
@@ -143,6 +147,8 @@ impl Monitor {
     fn wait(&self) -> io::Result<Vec<Source>> {
         let status = self.started.status.as_ref().map(|fd| (Source::Status, fd.as_fd()));
         let log = self.started.log.as_ref().map(|fd| (Source::Log, fd.as_fd()));
+        let console = self.started.console.as_ref();
+        let console = console.map(|console| (Source::Console, console.ours.as_fd()));
         let fixed = [
             (Source::Signals, self.signals.as_fd()),
             (Source::Listener, self.clients.listener().as_fd()),
@@ -150,7 +156,7 @@ impl Monitor {
         ];
         let clients = self.clients.connections().map(|(id, fd)| (Source::Client(id), fd));
         let sources: Vec<(Source, BorrowedFd<'_>)> =
-            status.into_iter().chain(log).chain(fixed).chain(clients).collect();
+            status.into_iter().chain(log).chain(console).chain(fixed).chain(clients).collect();
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         let timeout =
@@ -225,6 +231,21 @@ impl Monitor {
                 true
             }
             Err(error) => error == rustix::io::Errno::INTR,
+        }
+    }
+
+    /// What systemd shows on its console stands in the log.
+    fn read_console(&mut self) {
+        let Some(console) = &self.started.console else { return };
+        let mut buffer = [0; 4096];
+        match rustix::io::read(&console.ours, &mut buffer) {
+            Ok(count) if count > 0 => {
+                // A terminal ends its lines with two characters.
+                let bytes = buffer.iter().take(count).copied().filter(|byte| *byte != b'\r');
+                self.ring.append(&bytes.collect::<Vec<u8>>());
+            }
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            Ok(_) | Err(_) => self.started.console = None,
         }
     }
 
@@ -303,16 +324,17 @@ impl Monitor {
     }
 }
 
-/// The client on descriptor 0 and the lock on 1; all three standard descriptors then lead nowhere.
-fn take_inherited() -> io::Result<(UnixStream, OwnedFd)> {
+/// The client on descriptor 0, the lock on 1 and the files on 2; all three standard descriptors then lead nowhere.
+fn take_inherited() -> io::Result<(UnixStream, OwnedFd, OwnedFd)> {
     close_from(3)?;
     let client = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let lock = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
+    let files = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?;
     let nowhere = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&nowhere)?;
     rustix::stdio::dup2_stdout(&nowhere)?;
     rustix::stdio::dup2_stderr(&nowhere)?;
-    Ok((UnixStream::from(client), lock))
+    Ok((UnixStream::from(client), lock, files))
 }
 
 /// Leaves everything of the agent's that could take this process down with it. What could not be left comes back as notes.

@@ -69,6 +69,24 @@ impl RunDirs {
         self.root.join("log")
     }
 
+    /// Persistent directories of containers in memory, by set and name.
+    #[must_use]
+    pub fn persistent(&self) -> PathBuf {
+        self.root.join("persistent")
+    }
+
+    /// Where the disk labelled LAYERCAKE is mounted, when there is one.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.root.join("disk")
+    }
+
+    /// Files and secrets that the server gave the node: a memory file system of its own.
+    #[must_use]
+    pub fn files(&self) -> PathBuf {
+        self.root.join("files")
+    }
+
     /// The agent's own notes that survive its death: desired and observed state, counters.
     #[must_use]
     pub fn state(&self) -> PathBuf {

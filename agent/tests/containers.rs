@@ -2,6 +2,10 @@
 
 #[path = "containers/bench.rs"]
 mod bench;
+#[path = "containers/leaks.rs"]
+mod leaks;
+#[path = "containers/view.rs"]
+mod view;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -384,7 +384,12 @@ image = "hello"
     #[test]
     fn every_example_is_a_good_description() {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
-        for (folder, name) in [("hello/v1", "hello"), ("hello/v2", "hello"), ("pivot", "pivot")] {
+        for (folder, name) in [
+            ("hello/v1", "hello"),
+            ("hello/v2", "hello"),
+            ("pivot", "pivot"),
+            ("debian-systemd", "debian-systemd"),
+        ] {
             let set = load(&examples.join(folder).join("imageset.toml")).expect(folder);
             assert_eq!(set.set.name.as_str(), name);
         }

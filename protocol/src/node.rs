@@ -10,6 +10,10 @@ use crate::channel::ChannelRequest;
 use crate::ids::{Digest, Mac, Name, NodeId, Version};
 use crate::reference::Reference;
 
+mod given;
+
+pub use given::{FileContent, GivenFile, Usage};
+
 /// An ImageSet that a node should run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredSet {
@@ -52,6 +56,9 @@ pub struct Desired {
     /// A request for power-off or reboot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power: Option<PowerRequest>,
+    /// Files and secrets that containers of this node name by `from`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<GivenFile>,
     /// Channels that the server wants opened now. They do not change the version: nothing of them lasts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub channels: Vec<ChannelRequest>,
@@ -178,6 +185,12 @@ pub struct ObservedContainer {
     /// How its program last ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<ExitStatus>,
+    /// What could not be had on this node, one sentence each, `limits_unavailable: …`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// What it used of the node when it was last looked at: with other news, and every half minute at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
 }
 
 /// How far a pull has come.

@@ -14,6 +14,7 @@ pub fn first(node: NodeId) -> Desired {
         node,
         imagesets: Vec::new(),
         power: None,
+        files: Vec::new(),
         channels: Vec::new(),
     }
 }

@@ -21,6 +21,7 @@
 //! | [`server_peer`] | `layercake serve` in the lab |
 //! | [`registry_peer`] | Debian's docker-registry in the lab |
 //! | [`client`] | a typed client for `/v1`, speaking from inside the lab |
+//! | [`examples`] | example ImageSets that take long to make, made once |
 //! | [`story`] | the words in which the cases are told |
 //! | [`probe`] | how long a service was away, as its client sees it |
 
@@ -49,4 +50,5 @@ pub mod server_peer;
 pub mod evidence;
 pub mod lab;
 
+pub mod examples;
 pub mod story;

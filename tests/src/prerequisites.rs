@@ -75,6 +75,12 @@ pub enum Need {
     Igzip,
     /// `openssl`, the second judge of signatures.
     OpenSsl,
+    /// `newuidmap` and `newgidmap`, for mmdebstrap without root.
+    Uidmap,
+    /// `buildah`, which makes images.
+    Buildah,
+    /// `runc`, which podman runs containers by where crun cannot.
+    Runc,
     /// OVMF, UEFI firmware for QEMU.
     Ovmf,
     /// systemd's EFI stub.
@@ -87,7 +93,7 @@ pub enum Need {
 pub const DEMO: [Need; 5] = [Need::Qemu, Need::IpxeRom, Need::IpxeFiles, Need::Ip, Need::UtilLinux];
 
 /// What the whole-system cases need.
-pub const CASES: [Need; 8] = [
+pub const CASES: [Need; 15] = [
     Need::Qemu,
     Need::IpxeRom,
     Need::IpxeFiles,
@@ -96,6 +102,13 @@ pub const CASES: [Need; 8] = [
     Need::DockerRegistry,
     Need::Busybox,
     Need::Dnsmasq,
+    Need::Mmdebstrap,
+    Need::Uidmap,
+    Need::Buildah,
+    Need::Umoci,
+    Need::Skopeo,
+    Need::Podman,
+    Need::Runc,
 ];
 
 /// What the cases with UEFI firmware need.
@@ -178,6 +191,9 @@ impl Need {
             Self::Htpasswd => [Some("apache2-utils"), Some("httpd-tools"), Some("apache")],
             Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
             Self::OpenSsl => [Some("openssl"); 3],
+            Self::Uidmap => [Some("uidmap"), Some("shadow-utils"), Some("shadow")],
+            Self::Buildah => [Some("buildah"); 3],
+            Self::Runc => [Some("runc"); 3],
             Self::Ovmf => [Some("ovmf"), None, None],
             Self::EfiStub => [Some("systemd-boot-efi"), None, None],
             Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
@@ -213,6 +229,9 @@ impl Need {
             Self::Containerd => &["containerd", "ctr"],
             Self::Igzip => &["igzip"],
             Self::OpenSsl => &["openssl"],
+            Self::Uidmap => &["newuidmap", "newgidmap"],
+            Self::Buildah => &["buildah"],
+            Self::Runc => &["runc"],
             Self::SbSign => &["sbsign", "sbverify"],
         }
     }

@@ -11,7 +11,7 @@ use protocol::ids::Name;
 use protocol::node::{Observed, ObservedSet, SetState};
 
 use crate::artifacts::{Artifacts, workspace_root};
-use crate::lab::Lab;
+use crate::lab::{Lab, SERVER_URL};
 use crate::qemu::{Machine, MachineSpec};
 use crate::server_peer::{Server, ServerSpec};
 use crate::{prerequisites, wait};
@@ -57,6 +57,15 @@ impl<'l> Story<'l> {
         let file = imageset.to_string_lossy();
         let args = ["imageset", "push", &*file, "--to", base];
         self.server.layercake(self.lab, &args).map(drop)
+    }
+
+    /// Copies an ImageSet that was built into an OCI layout to the server's own registry, under this name.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn push_layout(&self, layout: &Path, name: &str) -> Result<()> {
+        let (from, to) = (layout.to_string_lossy(), format!("{SERVER_URL}/{name}"));
+        self.server.layercake(self.lab, &["imageset", "copy", &*from, &to]).map(drop)
     }
 
     /// Wants this version, `NAME:VERSION`, on every node.

@@ -96,7 +96,7 @@ mod cases {
         let examples = workspace_root().join("examples");
         for wrong in ["nope", "", "..", "hello/../.."] {
             let error = descriptions(&examples, wrong).expect_err(wrong).to_string();
-            assert!(error.contains("there are: hello, pivot"), "{error}");
+            assert!(error.contains("there are: debian-systemd, hello, pivot"), "{error}");
         }
     }
 }

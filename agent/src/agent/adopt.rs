@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use protocol::ids::{Digest, Name};
 use protocol::imageset::Mode;
-use protocol::node::{ContainerState, ExitStatus};
+use protocol::node::{ContainerState, Desired, ExitStatus};
 
 use super::notes::Commitment;
 use super::set::{ContainerRecord, Deployment};
@@ -79,7 +79,8 @@ impl Agent {
             self.sweep_mounts(&mounted);
         }
         if let Some(desired) = self.notes.desired.clone() {
-            self.desired(desired);
+            // The notes have no files: they may be secrets.
+            self.desired(Desired { files: self.given_files(), ..desired });
         }
         self.tick();
     }

@@ -48,6 +48,8 @@ pub struct ContainerRecord {
     pub restart_at: Option<Duration>,
     /// Failures in a row that the next pause is computed from.
     pub failures: u32,
+    /// What could not be had on this node.
+    pub notes: Vec<String>,
 }
 
 /// What runs.

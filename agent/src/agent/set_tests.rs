@@ -26,6 +26,7 @@ fn deployment(version: &str, restart: Restart) -> Deployment {
         started: Duration::ZERO,
         restart_at: None,
         failures: 0,
+        notes: Vec::new(),
     };
     let digest = set.reference.digest.expect("digest");
     Deployment { set, digest, mode: Mode::Contain, containers: vec![container], last_roll: None }

@@ -1,7 +1,7 @@
 //! How the agent comes up: options and kernel command line, store, network, what an earlier agent left, then the loop.
 
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::{fs, io};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -16,8 +16,10 @@ use super::notes::NotesFile;
 use super::pulls::Pulls;
 use super::report::Facts;
 use super::server_link::Outbox;
+use super::usage::Usages;
 use super::worker::Surroundings;
 use super::{Agent, Init, Sender, chain};
+use crate::containers::NodeFacts;
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
 use crate::paths::{CA_DIR, KEYS_DIR, RunDirs};
@@ -145,7 +147,10 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     }
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
     let init: Init = Control::from_env().map(Arc::new);
-    let around = Surroundings { dirs, events, init, hostname: hostname() };
+    let hostname = hostname();
+    let facts = NodeFacts { name: hostname.clone(), ..NodeFacts::default() };
+    let facts = Arc::new(Mutex::new(facts));
+    let around = Surroundings { dirs, events, init, hostname, facts };
     let link = LinkPlan {
         servers: args.servers.clone(),
         node: node_id(args).or_else(|| options.standalone.then(host_node_id).flatten()),
@@ -166,7 +171,9 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         power_done: false,
         standalone: options.standalone,
         status: String::new(),
+        usage: Usages::default(),
     };
+    agent.remember_files(None);
     if args.servers.is_empty() && args.imageset.is_none() {
         let nowhere = "neither layercake.server= nor layercake.imageset= is given: nothing to do";
         agent.server_waiting = Some(nowhere.to_owned());
@@ -204,7 +211,14 @@ pub(super) fn desired_of_reference(node: &NodeId, reference: Reference) -> Desir
         (Ok(name), Ok(version)) => vec![DesiredSet { name, version, reference }],
         _ => Vec::new(),
     };
-    Desired { version: 0, node: node.clone(), imagesets, power: None, channels: Vec::new() }
+    Desired {
+        version: 0,
+        node: node.clone(),
+        imagesets,
+        power: None,
+        files: Vec::new(),
+        channels: Vec::new(),
+    }
 }
 
 /// Starts a thread of the agent. Where the system has no thread to give, the agent says so and ends: PID 1 starts it

@@ -4,14 +4,14 @@
 
 mod cut;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use protocol::ids::{Digest, Name};
-use protocol::imageset::{Container, Mode};
+use protocol::imageset::{Container, Mode, Profile};
 use protocol::node::{ContainerState, DesiredSet, ExitStatus, RollReport};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -19,7 +19,7 @@ use self::cut::{all_at_once, blackout_us};
 use super::Sender;
 use super::event::Event;
 use super::set::{ContainerRecord, CutOverFailure, Deployment, exit_text};
-use crate::containers::{self, Handle, OnEnd, Place, Spec};
+use crate::containers::{self, Handle, Keeping, NodeFacts, OnEnd, Place, Spec, keep};
 use crate::init::control::Control;
 use crate::mounts;
 use crate::paths::RunDirs;
@@ -112,6 +112,16 @@ pub(super) struct Surroundings {
     pub init: Option<Arc<Control>>,
     /// The node's host name.
     pub hostname: String,
+    /// What templates may say of the node, and the files the server gave it.
+    pub facts: Arc<Mutex<NodeFacts>>,
+}
+
+/// Where the disk labelled LAYERCAKE is mounted, when it is.
+fn disk(dirs: &RunDirs) -> Option<PathBuf> {
+    let device = |path: &std::path::Path| std::fs::metadata(path).map(|meta| meta.dev()).ok();
+    let disk = dirs.disk();
+    let mounted = device(&disk).is_some_and(|disk| device(dirs.root()) != Some(disk));
+    mounted.then(|| disk.join("persistent"))
 }
 
 /// The worker.
@@ -242,6 +252,12 @@ impl Worker {
             pulled.images.get(image).ok_or_else(|| format!("image {image} was not pulled"))?;
         let dir = mount_dir(&self.around.dirs, &self.name, container, &pulled.digest);
         mounts::unmount_overlay(&dir).map_err(|error| super::chain(&error))?;
+        let own_users = |it: &Container| it.name == *container && it.namespaces.user;
+        if pulled.set.containers.iter().any(own_users) {
+            let base = containers::view::id_base(&self.name, container);
+            containers::idmap::mount_overlay(&image.layers, &dir, base)?;
+            return Ok(dir);
+        }
         mounts::mount_overlay(&image.layers, &dir).map_err(|error| super::chain(&error))?;
         Ok(dir)
     }
@@ -267,12 +283,35 @@ impl Worker {
             hostname: self.around.hostname.clone(),
             log_dir: self.around.dirs.log().join(self.name.as_str()),
             restarts: member.restarts,
+            version: Some(live.set.version.clone()),
+            keeping: Keeping {
+                memory: self.around.dirs.persistent(),
+                disk: disk(&self.around.dirs),
+            },
+            facts: self.around.facts.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         };
         let spec =
             Spec::plan(place, &member.container, config).map_err(|error| super::chain(&error))?;
+        keep::prepare(&spec)?;
+        self.hand_identity_on(&spec);
         containers::create(&self.around.dirs, &spec, on_end(&self.around.events)).map_err(|error| {
             format!("container {}: {}", member.container.name, super::chain(&error))
         })
+    }
+
+    /// A whole system is known by its SSH host keys and its machine-id: the next version has those of the one that serves.
+    /// A container that is started again in the root it had has them already.
+    fn hand_identity_on(&self, spec: &Spec) {
+        if spec.profile != Profile::System || spec.restarts > 0 {
+            return;
+        }
+        let base = disk(&self.around.dirs).unwrap_or_else(|| self.around.dirs.persistent());
+        let kept = keep::identity_dir(&base, &spec.set, &spec.name);
+        let serving = self.running.iter().flat_map(|running| &running.members);
+        for member in serving.filter(|it| it.container.name == spec.name) {
+            keep::remember_identity(&kept, &member.mount.join("root"));
+        }
+        keep::restore_identity(&kept, &spec.root);
     }
 
     fn cut_over(&mut self, decided: Duration) -> Result<Box<Deployment>, Box<CutOverFailure>> {
@@ -405,6 +444,11 @@ impl Worker {
         let stopped = self.stop_members(&mut live);
         self.remove(stopped);
         for member in &live.members {
+            if member.container.profile == Profile::System {
+                let base = disk(&self.around.dirs).unwrap_or_else(|| self.around.dirs.persistent());
+                let kept = keep::identity_dir(&base, &self.name, &member.container.name);
+                keep::remember_identity(&kept, &member.mount.join("root"));
+            }
             if let Err(error) = mounts::unmount_overlay(&member.mount) {
                 log::warn!("{}: {}", self.name, super::chain(&error));
             }
@@ -438,6 +482,7 @@ pub(super) fn record(member: &Member, instance: &str, pid: Option<u32>) -> Conta
         started: uptime(),
         restart_at: None,
         failures: 0,
+        notes: member.handle.as_ref().map(|handle| handle.notes().to_vec()).unwrap_or_default(),
     }
 }
 

@@ -330,7 +330,7 @@ impl Drop for Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::containers::{Place, Spec};
+    use crate::containers::{Keeping, NodeFacts, Place, Spec};
 
     fn running() -> Running {
         let place = Place {
@@ -341,6 +341,9 @@ mod tests {
             hostname: "n1".to_owned(),
             log_dir: "/log".into(),
             restarts: 0,
+            version: None,
+            keeping: Keeping { memory: "/kept".into(), disk: None },
+            facts: NodeFacts::default(),
         };
         let container = serde_json::json!({"name": "web", "image": "web", "command": ["httpd"],
             "env": {"A": "1"}, "user": "www", "workdir": "/srv"});

@@ -8,9 +8,9 @@ use std::os::fd::OwnedFd;
 
 use protocol::imageset::Profile;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::Mode;
+use rustix::fs::{CWD, Mode, OFlags};
 
-use super::{FAILED, InitError, exec, privileges, set_limits, step, users};
+use super::{FAILED, InitError, exec, privileges, seccomp, step, users};
 use crate::container_exec::ExecRequest;
 use crate::sys::process::{close_on_exec_from, exit_now};
 
@@ -44,9 +44,11 @@ fn become_command(
     let spec = &request.spec;
     rustix::process::setsid().map_err(step("setsid"))?;
     rustix::thread::set_name(c"lc-exec").map_err(step("set the process's name"))?;
-    set_limits();
 
-    let user = users::find(spec.user.as_deref())?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, "/", flags, Mode::empty()).map_err(step("open its root"))?;
+    let user = users::find_in(&root, spec.user.as_deref())?;
+    drop(root);
     if request.terminal.is_some() {
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
             .map_err(step("take the terminal"))?;
@@ -57,8 +59,13 @@ fn become_command(
     rustix::process::umask(Mode::from_raw_mode(0o022));
     exec::enter_workdir(&spec.workdir)?;
     let program = exec::Program::new(spec, &user.home)?;
-    privileges::take(spec, &user)?;
-    if spec.profile == Profile::Service {
+    let capabilities = privileges::of(spec)?;
+    if spec.view.is_filtered() {
+        // While CAP_SYS_ADMIN is there, as for the container's own program.
+        seccomp::apply(spec.profile, &capabilities)?;
+    }
+    privileges::take(spec, &capabilities, &user)?;
+    if spec.profile == Profile::Service && !spec.view.privileged {
         rustix::thread::set_no_new_privs(true).map_err(step("no_new_privs"))?;
     }
     // A change of credentials clears it (prctl(2)).

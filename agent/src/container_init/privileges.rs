@@ -40,37 +40,64 @@ pub fn of_profile(profile: Profile) -> HashSet<Capability> {
     SERVICE.into_iter().chain(more).collect()
 }
 
-/// Becomes the user with the capabilities of the spec. For the calling thread, which must be the only one.
+/// What a container may do: its bounding set, and what its description grants by name.
+#[derive(Debug, Clone, Default)]
+pub struct Capabilities {
+    /// The most that anything in it can have.
+    pub bounding: HashSet<Capability>,
+    /// What a user other than root has as well.
+    pub granted: HashSet<Capability>,
+}
+
+/// The capabilities of the spec. A privileged container has all that this node has.
 ///
 /// # Errors
-/// [`InitError::Capability`] when the set grants what this node does not have; else the kernel's refusal.
-pub(super) fn take(spec: &Spec, user: &User) -> Result<(), InitError> {
+/// [`InitError::Capability`] when the set grants what this node does not have.
+pub(super) fn of(spec: &Spec) -> Result<Capabilities, InitError> {
     let held = caps::read(None, CapSet::Permitted)?;
     let mut granted = HashSet::new();
     for name in &spec.capabilities {
         let known = Capability::from_str(name).ok().filter(|capability| held.contains(capability));
         granted.insert(known.ok_or_else(|| InitError::Capability(name.clone()))?);
     }
-    let mut bounding: HashSet<Capability> = of_profile(spec.profile);
+    let mut bounding = match spec.view.privileged {
+        true => held.clone(),
+        false => of_profile(spec.profile),
+    };
+    let dropped = spec.view.drop_capabilities.iter();
+    for capability in dropped.filter_map(|name| Capability::from_str(name).ok()) {
+        bounding.remove(&capability);
+    }
     bounding.retain(|capability| held.contains(capability));
     bounding.extend(&granted);
-    for capability in caps::runtime::thread_all_supported() {
-        if !bounding.contains(&capability) {
-            caps::drop(None, CapSet::Bounding, capability)?;
+    Ok(Capabilities { bounding, granted })
+}
+
+/// Becomes the user with these capabilities. For the calling thread, which must be the only one.
+///
+/// # Errors
+/// The kernel's refusal.
+pub(super) fn take(spec: &Spec, capabilities: &Capabilities, user: &User) -> Result<(), InitError> {
+    let Capabilities { bounding, granted } = capabilities;
+    if !spec.view.privileged || !spec.view.drop_capabilities.is_empty() {
+        for capability in caps::runtime::thread_all_supported() {
+            if !bounding.contains(&capability) {
+                caps::drop(None, CapSet::Bounding, capability)?;
+            }
         }
     }
     caps::clear(None, CapSet::Ambient)?;
     become_user(user)?;
     if user.uid == 0 {
-        caps::set(None, CapSet::Effective, &bounding)?;
-        caps::set(None, CapSet::Permitted, &bounding)?;
+        caps::set(None, CapSet::Effective, bounding)?;
+        caps::set(None, CapSet::Permitted, bounding)?;
         caps::clear(None, CapSet::Inheritable)?;
     } else {
-        caps::set(None, CapSet::Inheritable, &granted)?;
+        caps::set(None, CapSet::Inheritable, granted)?;
         caps::clear(None, CapSet::Effective)?;
-        caps::set(None, CapSet::Permitted, &granted)?;
-        caps::set(None, CapSet::Effective, &granted)?;
-        caps::set(None, CapSet::Ambient, &granted)?;
+        caps::set(None, CapSet::Permitted, granted)?;
+        caps::set(None, CapSet::Effective, granted)?;
+        caps::set(None, CapSet::Ambient, granted)?;
     }
     Ok(())
 }

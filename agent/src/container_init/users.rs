@@ -3,8 +3,9 @@
 //! The parsers take text that an image brought: bounded, and a line that is wrong is a line that is not there.
 
 use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 /// Largest passwd or group file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -44,11 +45,12 @@ pub enum UserError {
     },
 }
 
-/// Finds a user, root when none is named. The process's root must be the image's.
+/// Finds a user in the image with this root; root when none is named.
 ///
 /// # Errors
 /// [`UserError`] names the user, the group or the file.
-pub fn find(user: Option<&str>) -> Result<User, UserError> {
+pub fn find_in(root: impl AsFd, user: Option<&str>) -> Result<User, UserError> {
+    let read = |path| read(root.as_fd(), path);
     resolve(user.unwrap_or("0"), &read("/etc/passwd")?, &read("/etc/group")?)
 }
 
@@ -142,10 +144,11 @@ impl<'a> Group<'a> {
 }
 
 /// A file of the image, empty when it is not there. A pipe or device in its place must not hold us up.
-fn read(path: &'static str) -> Result<String, UserError> {
+fn read(root: BorrowedFd<'_>, path: &'static str) -> Result<String, UserError> {
     let failed = |source: io::Error| UserError::File { path, source };
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let opened = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+    let resolve = ResolveFlags::NO_MAGICLINKS | ResolveFlags::IN_ROOT;
+    let opened = openat2(root, path, flags, Mode::empty(), resolve);
     let file = match opened {
         Err(rustix::io::Errno::NOENT) => return Ok(String::new()),
         opened => std::fs::File::from(opened.map_err(|e| failed(e.into()))?),

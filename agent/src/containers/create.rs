@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, MemfdFlags, memfd_create};
 
 use super::adopt::clear;
 use super::control::{Reply, Request, Status, line};
@@ -72,6 +72,7 @@ fn start(
         .map_err(|source| monitor_error("cannot be locked for", source.into()))?;
     let path = dir.join(SPEC_FILE);
     write_json(&path, spec).map_err(|source| file_error("write", path, source))?;
+    let files = in_memory(spec).map_err(|source| monitor_error("cannot be given files", source))?;
     let (mut ours, theirs) =
         UnixStream::pair().map_err(|source| monitor_error("cannot be connected", source))?;
     // The lock lives in the open file: the monitor holds it from its first moment, whatever becomes of this process.
@@ -82,7 +83,7 @@ fn start(
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::from(lock))
-        .stderr(Stdio::null())
+        .stderr(files.map_or_else(Stdio::null, Stdio::from))
         .spawn()
         .map_err(|source| monitor_error("cannot be started", source))?;
     let answer = (|| {
@@ -109,4 +110,14 @@ fn start(
         }
     }
     Err(reason)
+}
+
+/// The container's files on a descriptor: no disk and no directory ever has them.
+fn in_memory(spec: &Spec) -> io::Result<Option<OwnedFd>> {
+    if spec.files.is_empty() {
+        return Ok(None);
+    }
+    let mut file = File::from(memfd_create(c"layercake-files", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(&spec.files)?)?;
+    Ok(Some(file.into()))
 }

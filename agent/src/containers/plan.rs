@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use protocol::ids::{Digest, Name};
+use protocol::ids::{Digest, Name, Version};
 use protocol::imageset::{
     Container, DEFAULT_LOG_SIZE, DEFAULT_STOP_TIMEOUT_S, LOG_SIZES, Profile, signal_number,
 };
 use protocol::oci::RunConfig;
 
+use super::files::{self, NodeFacts, Subject, TemplateError};
+use super::view::{Keeping, View};
 use super::{Spec, valid_id};
 
 /// PATH where neither image nor set has one: as Docker and podman.
@@ -37,6 +39,12 @@ pub struct Place {
     pub log_dir: PathBuf,
     /// How often it was started again before.
     pub restarts: u32,
+    /// The set's version, where it is known.
+    pub version: Option<Version>,
+    /// Where persistent directories lie.
+    pub keeping: Keeping,
+    /// What is known of the node, and the files the server gave it.
+    pub facts: NodeFacts,
 }
 
 /// Why a container of a set cannot be run as described. Each names the container.
@@ -59,6 +67,28 @@ pub enum PlanError {
     /// A NUL byte where the kernel ends strings.
     #[error("container `{0}`: a NUL byte in its image's config")]
     Nul(Name),
+    /// A kernel setting of the node's.
+    #[error(
+        "container `{0}`: sysctl `{1}` is not of a namespace of its own, and only a privileged container sets the node's"
+    )]
+    Sysctl(Name, String),
+    /// `storage = "disk"` without a disk.
+    #[error(
+        "container `{0}`: persistent `{1}` wants a disk labelled LAYERCAKE, and this node has none"
+    )]
+    NoDisk(Name, Name),
+    /// A file that the server has not given.
+    #[error("container `{0}`: the boot server has given this node no file `{1}`")]
+    NoFile(Name, Name),
+    /// A template that cannot be filled in.
+    #[error("container `{0}`: the template for {1}: {2}")]
+    Template(Name, String, TemplateError),
+    /// A template that is no text.
+    #[error("container `{0}`: the template for {1} is not UTF-8")]
+    NotText(Name, String),
+    /// Too much.
+    #[error("container `{0}`: its files are larger than {size} bytes together", size = files::MAX_FILES)]
+    FilesTooLarge(Name),
 }
 
 impl Spec {
@@ -84,9 +114,13 @@ impl Spec {
         if argv.first().is_none_or(String::is_empty) {
             return Err(PlanError::NoCommand(name.clone()));
         }
+        let hostname = container.hostname.clone().unwrap_or(place.hostname);
+        let subject = Subject { set: &place.set, version: place.version.as_ref(), container: name };
         let spec = Self {
             argv,
-            env: environment(container, image, &place.hostname),
+            view: View::plan(&place.set, container, &place.keeping)?,
+            files: files::place(container, &place.facts, subject)?,
+            env: environment(container, image, &hostname),
             user: container.user.clone().or_else(|| non_empty(image.user.as_deref())),
             workdir: absolute(
                 container.workdir.clone().or_else(|| non_empty(image.working_dir.as_deref())),
@@ -98,7 +132,7 @@ impl Spec {
             name: name.clone(),
             set_digest: place.set_digest,
             root: place.root,
-            hostname: place.hostname,
+            hostname,
             profile: container.profile,
             capabilities: container.capabilities.clone(),
             log_dir: place.log_dir,
@@ -164,7 +198,7 @@ fn stop_signal(container: &Container, image: &RunConfig) -> Result<i32, PlanErro
     match container.stop_signal.as_ref().or(of_image) {
         Some(text) => signal_number(text)
             .ok_or_else(|| PlanError::StopSignal(container.name.clone(), text.clone())),
-        None if container.profile == Profile::System => Ok(SIGRTMIN_3),
+        None if container.systemd || container.profile == Profile::System => Ok(SIGRTMIN_3),
         None => Ok(SIGTERM),
     }
 }
@@ -182,6 +216,9 @@ mod tests {
             hostname: "node7".to_owned(),
             log_dir: "/run/log/hello".into(),
             restarts: 2,
+            version: None,
+            keeping: Keeping { memory: "/run/persistent".into(), disk: None },
+            facts: NodeFacts::default(),
         }
     }
 

@@ -95,8 +95,6 @@ pub enum Role {
     },
     /// The first process of a container.
     ContainerInit {
-        /// The container's directory.
-        dir: PathBuf,
         /// Whether it was born in a cgroup of its own.
         in_cgroup: bool,
     },
@@ -136,9 +134,7 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
             _ => Err("monitor needs exactly one directory".to_owned()),
         },
         Some("container-init") => match rest {
-            [dir, mode] => {
-                Ok(Role::ContainerInit { dir: PathBuf::from(dir), in_cgroup: mode == "cgroup" })
-            }
+            [mode] => Ok(Role::ContainerInit { in_cgroup: mode == "cgroup" }),
             _ => Err("container-init is started by a monitor only".to_owned()),
         },
         Some("container-exec") => Ok(Role::ContainerExec),
@@ -282,8 +278,8 @@ mod tests {
 
     #[test]
     fn pid_1_of_a_namespace_keeps_its_role() {
-        let expect = Role::ContainerInit { dir: "/d".into(), in_cgroup: true };
-        assert_eq!(run("layercake-agent container-init /d cgroup", true), Ok(expect));
+        let expect = Role::ContainerInit { in_cgroup: true };
+        assert_eq!(run("layercake-agent container-init cgroup", true), Ok(expect));
         let expect = Role::Monitor { dir: "/d".into() };
         assert_eq!(run("@m monitor /d", false), Ok(expect));
     }

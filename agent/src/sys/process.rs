@@ -41,6 +41,9 @@ pub const CONTAINER_NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP) as u64;
 
+/// A user namespace: besides, where it is asked for.
+pub const USER_NAMESPACE: u64 = libc::CLONE_NEWUSER as u64;
+
 /// A child that [`spawn`] made.
 #[derive(Debug)]
 pub struct Spawned {
@@ -56,17 +59,22 @@ pub struct Spawned {
 ///
 /// # Errors
 /// The kernel's error of clone3(2) or fcntl(2). A child that cannot exec ends with 127.
+///
+/// With a `gate` the child waits for a byte from it before the exec, and becomes root of its user namespace then: until its
+/// maps are written it is nobody there (user_namespaces(7)).
 pub fn spawn(
     program: BorrowedFd<'_>,
     args: &[&CStr],
     namespaces: u64,
     cgroup: Option<BorrowedFd<'_>>,
+    gate: Option<BorrowedFd<'_>>,
     fds: &[BorrowedFd<'_>],
 ) -> io::Result<Spawned> {
     let copies = fds
         .iter()
         .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, HIGH_FD))
         .collect::<Result<Vec<_>, _>>()?;
+    let program = rustix::io::fcntl_dupfd_cloexec(program, HIGH_FD)?;
     let mut argv: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
     argv.push(std::ptr::null());
     let envp: [*const libc::c_char; 1] = [std::ptr::null()];
@@ -89,12 +97,36 @@ pub fn spawn(
     }
     if pid == 0 {
         // SAFETY: the child of the clone above; every pointer is to memory of its own copy, argv and envp end with null.
-        unsafe { exec_in_child(program.as_raw_fd(), &copies, argv.as_ptr(), envp.as_ptr()) }
+        unsafe {
+            if let Some(gate) = gate {
+                pass_gate(gate.as_raw_fd());
+            }
+            exec_in_child(program.as_raw_fd(), &copies, argv.as_ptr(), envp.as_ptr())
+        }
     }
     // SAFETY: clone3 stored a new descriptor there, which nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     let pid = u32::try_from(pid).map_err(|_| io::Error::other("clone3 returned a strange pid"))?;
     Ok(Spawned { pid, pidfd })
+}
+
+/// Waits for a byte and becomes root of the user namespace. Ends with 127 when that fails.
+///
+/// # Safety
+/// Only in a freshly cloned child.
+unsafe fn pass_gate(gate: RawFd) {
+    let mut byte = 0_u8;
+    // SAFETY: plain system calls; `byte` is a live byte. The kernel is asked directly because glibc would tell its other
+    // threads, of which the child has none.
+    unsafe {
+        let passed = libc::read(gate, (&raw mut byte).cast(), 1) == 1
+            && libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) == 0
+            && libc::syscall(libc::SYS_setresgid, 0, 0, 0) == 0
+            && libc::syscall(libc::SYS_setresuid, 0, 0, 0) == 0;
+        if !passed {
+            libc::_exit(EXEC_FAILED);
+        }
+    }
 }
 
 /// The child's way from clone to exec: descriptors, signal mask, exec. Ends with 127 when that fails.
@@ -212,7 +244,7 @@ impl OneThread {
 ///
 /// # Errors
 /// The kernel's error.
-pub fn fork(_alone: OneThread) -> io::Result<Option<Spawned>> {
+pub fn fork_alone(_alone: OneThread) -> io::Result<Option<Spawned>> {
     // SAFETY: there is one thread, so the child's memory is whole and no lock in it is held by somebody else.
     let pid = unsafe { libc::fork() };
     if pid < 0 {
@@ -261,17 +293,133 @@ struct MountAttr {
 /// The kernel's error, EINVAL where `mount` is not the root of a mount.
 pub fn mount_setattr(mount: impl AsFd, attributes: u64, recursive: bool) -> io::Result<()> {
     let request = MountAttr { set: attributes, clear: 0, propagation: 0, userns_fd: 0 };
+    set_attributes(mount.as_fd(), &request, recursive)
+}
+
+/// Changes how mounts travel to and from the mount that `mount` is open on, and those below it (`MS_SLAVE`, `MS_PRIVATE`).
+///
+/// # Errors
+/// As [`mount_setattr`].
+pub fn mount_propagation(mount: impl AsFd, propagation: u64) -> io::Result<()> {
+    let request = MountAttr { set: 0, clear: 0, propagation, userns_fd: 0 };
+    set_attributes(mount.as_fd(), &request, true)
+}
+
+/// Maps the owners of files on a detached mount by a user namespace's maps (`MOUNT_ATTR_IDMAP`, Linux 5.12).
+///
+/// # Errors
+/// EINVAL where the file system cannot do that (overlay; tmpfs before Linux 6.3).
+pub fn mount_idmap(mount: impl AsFd, userns: BorrowedFd<'_>) -> io::Result<()> {
+    const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+    let userns_fd = u64::try_from(userns.as_raw_fd()).unwrap_or_default();
+    let request = MountAttr { set: MOUNT_ATTR_IDMAP, clear: 0, propagation: 0, userns_fd };
+    set_attributes(mount.as_fd(), &request, true)
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, request: &MountAttr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a C string and `request` is a live mount_attr of the given size.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
+            mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const request,
+            std::ptr::from_ref(request),
             size_of::<MountAttr>(),
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A process that only waits to be killed, in a user namespace of its own: the caller writes its maps and opens the
+/// namespace. For a caller with any number of threads.
+///
+/// # Errors
+/// The kernel's error of clone3(2).
+pub fn spawn_idle_in_user_namespace() -> io::Result<Spawned> {
+    let mut pidfd: RawFd = -1;
+    let mut request = CloneArgs {
+        flags: (libc::CLONE_NEWUSER | libc::CLONE_PIDFD) as u64,
+        pidfd: &raw mut pidfd as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: a valid clone_args whose pidfd points to a live i32; the child makes system calls only.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut request, size_of::<CloneArgs>()) };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pid == 0 {
+        // SAFETY: plain system calls without memory. It ends with its parent.
+        unsafe {
+            libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+            loop {
+                libc::syscall(libc::SYS_pause);
+            }
+        }
+    }
+    // SAFETY: clone3 stored a new descriptor there, which nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let pid = u32::try_from(pid).map_err(|_| io::Error::other("clone3 returned a strange pid"))?;
+    Ok(Spawned { pid, pidfd })
+}
+
+/// Lets processes that are started from here on live in a time namespace of their own (time_namespaces(7)).
+///
+/// # Errors
+/// EINVAL where the kernel has none.
+pub fn unshare_time() -> io::Result<()> {
+    const CLONE_NEWTIME: libc::c_int = 0x80;
+    // SAFETY: no memory is involved.
+    let result = unsafe { libc::unshare(CLONE_NEWTIME) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// What [`fork`] returned in.
+#[derive(Debug)]
+pub enum Forked {
+    /// The parent, with the child's process id.
+    Parent(i32),
+    /// The child.
+    Child,
+}
+
+/// fork(2) of a process that has only one thread.
+///
+/// # Errors
+/// The kernel's error.
+pub fn fork() -> io::Result<Forked> {
+    // SAFETY: the caller has one thread, so that no lock is held by somebody who does not exist in the child.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid)),
+    }
+}
+
+/// Filters the calling thread's system calls from here on, and those of all it starts (seccomp(2), SECCOMP_SET_MODE_FILTER).
+///
+/// # Errors
+/// EACCES without CAP_SYS_ADMIN or no_new_privs, EINVAL for a program that is none.
+pub fn set_seccomp_filter(program: &[seccompiler::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| io::Error::other("too long"))?,
+        // The two crates' types are one C struct; the kernel does not write to it.
+        filter: program.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: a live sock_fprog whose filter has as many instructions as it says.
+    let result = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes a system call with nothing but zeroes and returns its error number, 0 for none: for tests of filters.
+#[must_use]
+pub fn try_call(number: i64) -> i32 {
+    // SAFETY: null pointers and empty sizes: the kernel refuses them or does nothing; numbers that do something with zeroes
+    // are not for this.
+    let result = unsafe { libc::syscall(number, 0, 0, 0, 0, 0, 0) };
+    if result < 0 { io::Error::last_os_error().raw_os_error().unwrap_or_default() } else { 0 }
 }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use agent::containers::{
-    Adopted, ContainerError, ExitRecord, Handle, OnEnd, Place, Spec, adopt, create_with, remove,
+    Adopted, ContainerError, ExitRecord, Handle, Keeping, NodeFacts, OnEnd, Place, Spec, adopt,
+    create_with, remove,
 };
 use agent::paths::RunDirs;
 use protocol::ids::{Digest, Name};
@@ -137,6 +138,9 @@ pub(crate) fn spec(base: &Path, id: &str, command: &[&str]) -> Spec {
         hostname: "node7".to_owned(),
         log_dir: base.join("log"),
         restarts: 0,
+        version: None,
+        keeping: Keeping { memory: base.join("persistent"), disk: None },
+        facts: NodeFacts::default(),
     };
     Spec::plan(place, &container, &RunConfig::default()).expect("plan")
 }

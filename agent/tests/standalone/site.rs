@@ -178,6 +178,7 @@ impl Site {
             node: "n1".parse().expect("node"),
             imagesets: imagesets.iter().map(|published| published.set.clone()).collect(),
             power: None,
+            files: Vec::new(),
             channels: Vec::new(),
         });
         self.shared.changed.notify_all();

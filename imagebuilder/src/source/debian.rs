@@ -77,6 +77,10 @@ fn arguments(suite: &str, image: &ImageSource) -> Vec<String> {
         format!("--variant={variant}"),
         format!("--architectures={}", image.architecture()),
     ];
+    // mmdebstrap leaves the names of the machine that it runs on: a node brings its own.
+    for file in ["hostname", "resolv.conf"] {
+        arguments.push(format!("--extract-hook=rm -f \"$1/etc/{file}\""));
+    }
     // mmdebstrap parts them by commas or blanks, neither of which a name has.
     for package in &image.packages {
         arguments.push(format!("--include={package}"));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::runtime::{is_cidr, is_owner, is_target};
-use super::{ByteSize, Container, LOG_SIZES, Listen, NetMode, Strategy, signal_number};
+use super::{ByteSize, Container, LOG_SIZES, Listen, NetMode, Profile, Strategy, signal_number};
 use crate::ids::Name;
 
 /// Names of resource limits (setrlimit(2), without RLIMIT_).
@@ -100,6 +100,12 @@ impl Container {
         }
         self.network_problems(say);
         self.limit_problems(say);
+        if self.systemd && self.profile != Profile::System {
+            say("systemd = true wants profile = \"system\"".to_owned());
+        }
+        if self.systemd && self.init {
+            say("init = true is for programs that cannot be PID 1, and systemd can".to_owned());
+        }
     }
 
     fn network_problems(&self, say: &mut dyn FnMut(String)) {
@@ -298,6 +304,8 @@ mod tests {
         problem(r#"{"hostname":"-a"}"#, "host name");
         problem(r#"{"log_size":"1KiB"}"#, "log_size must be between");
         problem(r#"{"log_size":"2GiB"}"#, "log_size must be between");
+        problem(r#"{"systemd":true}"#, "wants profile");
+        problem(r#"{"systemd":true,"profile":"system","init":true}"#, "and systemd can");
         problem(
             r#"{"strategy":"handover","sockets":[{"name":"a","listen":"tcp://0.0.0.0:80"}],"notify":true,"watchdog_ms":5,
                 "mounts":[{"source":"/"  ,"target":"/host"}],"ulimits":{"memlock":"unlimited"},"hugepages":{"2MiB":"64MiB"}}"#,

@@ -1,6 +1,6 @@
 //! How an ImageSet's state machine looks from outside: the report to the server and the words for a person. Decides nothing.
 
-use protocol::ids::Digest;
+use protocol::ids::{Digest, Name};
 use protocol::imageset::Restart;
 use protocol::node::{
     ContainerState, ExitStatus, ObservedContainer, ObservedSet, PullProgress, SetState,
@@ -59,6 +59,12 @@ impl SetMachine {
         })
     }
 
+    /// The instances of what runs, by container.
+    pub(in crate::agent) fn instances(&self) -> impl Iterator<Item = (&Name, &str)> {
+        let running = self.running.iter().flat_map(|running| &running.containers);
+        running.map(|container| (&container.name, container.instance.as_str()))
+    }
+
     fn activity(&self) -> Option<String> {
         match &self.work {
             Work::Idle | Work::Waiting { .. } => None,
@@ -103,5 +109,7 @@ fn observed_container(container: &ContainerRecord) -> ObservedContainer {
         pid: container.pid,
         restarts: container.restarts,
         exit: container.exit.clone(),
+        notes: container.notes.clone(),
+        usage: None,
     }
 }
