@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         Role::Monitor { dir } => status(agent::monitor::run(&dir)),
         Role::ContainerInit { in_cgroup } => status(agent::container_init::run(in_cgroup)),
         Role::ContainerExec => status(agent::container_exec::run()),
+        Role::Modprobe { request } => status(agent::modules::load_for_kernel(&request)),
         Role::Help => {
             say(&mut std::io::stdout(), roles::USAGE);
             ExitCode::SUCCESS

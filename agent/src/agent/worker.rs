@@ -4,14 +4,13 @@
 
 mod cut;
 
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use protocol::ids::{Digest, Name};
-use protocol::imageset::{Container, Mode, Profile};
+use protocol::imageset::{Container, Mode};
 use protocol::node::{ContainerState, DesiredSet, ExitStatus, RollReport};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -19,12 +18,13 @@ use self::cut::{all_at_once, blackout_us};
 use super::Sender;
 use super::event::Event;
 use super::set::{ContainerRecord, CutOverFailure, Deployment, exit_text};
-use crate::containers::{self, Handle, Keeping, NodeFacts, OnEnd, Place, Spec, keep};
+use crate::containers::{self, Handle, NodeFacts, OnEnd, Place, Spec, keep};
 use crate::init::control::Control;
 use crate::mounts;
 use crate::paths::RunDirs;
 use crate::pull::PulledSet;
 
+mod keeping;
 mod pivot;
 mod restart;
 
@@ -114,14 +114,6 @@ pub(super) struct Surroundings {
     pub hostname: String,
     /// What templates may say of the node, and the files the server gave it.
     pub facts: Arc<Mutex<NodeFacts>>,
-}
-
-/// Where the disk labelled LAYERCAKE is mounted, when it is.
-fn disk(dirs: &RunDirs) -> Option<PathBuf> {
-    let device = |path: &std::path::Path| std::fs::metadata(path).map(|meta| meta.dev()).ok();
-    let disk = dirs.disk();
-    let mounted = device(&disk).is_some_and(|disk| device(dirs.root()) != Some(disk));
-    mounted.then(|| disk.join("persistent"))
 }
 
 /// The worker.
@@ -284,10 +276,7 @@ impl Worker {
             log_dir: self.around.dirs.log().join(self.name.as_str()),
             restarts: member.restarts,
             version: Some(live.set.version.clone()),
-            keeping: Keeping {
-                memory: self.around.dirs.persistent(),
-                disk: disk(&self.around.dirs),
-            },
+            keeping: self.keeping(),
             facts: self.around.facts.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         };
         let spec =
@@ -297,21 +286,6 @@ impl Worker {
         containers::create(&self.around.dirs, &spec, on_end(&self.around.events)).map_err(|error| {
             format!("container {}: {}", member.container.name, super::chain(&error))
         })
-    }
-
-    /// A whole system is known by its SSH host keys and its machine-id: the next version has those of the one that serves.
-    /// A container that is started again in the root it had has them already.
-    fn hand_identity_on(&self, spec: &Spec) {
-        if spec.profile != Profile::System || spec.restarts > 0 {
-            return;
-        }
-        let base = disk(&self.around.dirs).unwrap_or_else(|| self.around.dirs.persistent());
-        let kept = keep::identity_dir(&base, &spec.set, &spec.name);
-        let serving = self.running.iter().flat_map(|running| &running.members);
-        for member in serving.filter(|it| it.container.name == spec.name) {
-            keep::remember_identity(&kept, &member.mount.join("root"));
-        }
-        keep::restore_identity(&kept, &spec.root);
     }
 
     fn cut_over(&mut self, decided: Duration) -> Result<Box<Deployment>, Box<CutOverFailure>> {
@@ -444,11 +418,7 @@ impl Worker {
         let stopped = self.stop_members(&mut live);
         self.remove(stopped);
         for member in &live.members {
-            if member.container.profile == Profile::System {
-                let base = disk(&self.around.dirs).unwrap_or_else(|| self.around.dirs.persistent());
-                let kept = keep::identity_dir(&base, &self.name, &member.container.name);
-                keep::remember_identity(&kept, &member.mount.join("root"));
-            }
+            self.keep_identity(member);
             if let Err(error) = mounts::unmount_overlay(&member.mount) {
                 log::warn!("{}: {}", self.name, super::chain(&error));
             }
