@@ -236,7 +236,8 @@ fn watcher() -> (Watcher, mpsc::Receiver<(String, Sign)>) {
         assert!(at_ns > 0);
         drop(sender.send((id.to_owned(), sign)));
     };
-    (Watcher::start(Box::new(sink)).expect("watcher"), signs)
+    let watcher = Watcher::start_with(Some(bench::PROGRAM.into()), Box::new(sink));
+    (watcher.expect("watcher"), signs)
 }
 
 #[track_caller]

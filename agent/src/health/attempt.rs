@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use protocol::imageset::{Probe, http_address};
 use rustix::event::PollFlags;
@@ -82,7 +83,7 @@ pub(super) enum Attempt {
 
 impl Attempt {
     /// Begins a probe.
-    pub(super) fn begin(probe: &Probe, place: &Place) -> Self {
+    pub(super) fn begin(probe: &Probe, place: &Place, program: Option<&Path>) -> Self {
         let begun = match probe {
             Probe::Tcp(address) => connect(*address, place).map(|socket| (socket, None)),
             Probe::Http(url) => match http_address(url) {
@@ -92,7 +93,7 @@ impl Attempt {
                 None => Err(format!("`{url}` is not a URL that can be asked")),
             },
             Probe::Exec(argv) => {
-                return match Command::start(&place.spec, place.pid, argv) {
+                return match Command::start(program, &place.spec, place.pid, argv) {
                     Ok(command) => Self::Running(Box::new(command)),
                     Err(why) => Self::Failed(why),
                 };
@@ -226,6 +227,7 @@ mod tests {
         let mut attempt = Attempt::begin(
             probe,
             &Place { network: None, spec: crate::health::tests::spec(), pid: 0 },
+            None,
         );
         let until = Instant::now() + Duration::from_secs(20);
         loop {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Stdio};
 
 use rustix::net::RecvFlags;
@@ -48,17 +49,33 @@ impl Command {
     ///
     /// # Errors
     /// One sentence.
-    pub(super) fn start(spec: &Spec, pid: u32, argv: &[String]) -> Result<Self, String> {
-        Self::try_start(spec, pid, argv).map_err(|error| format!("the probe's helper: {error}"))
+    pub(super) fn start(
+        program: Option<&Path>,
+        spec: &Spec,
+        pid: u32,
+        argv: &[String],
+    ) -> Result<Self, String> {
+        Self::try_start(program, spec, pid, argv)
+            .map_err(|error| format!("the probe's helper: {error}"))
     }
 
-    fn try_start(spec: &Spec, pid: u32, argv: &[String]) -> io::Result<Self> {
+    fn try_start(
+        program: Option<&Path>,
+        spec: &Spec,
+        pid: u32,
+        argv: &[String],
+    ) -> io::Result<Self> {
         let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let number = number.ok_or(io::ErrorKind::NotFound)?;
         let pidfd = pidfd_open(number, PidfdFlags::empty())?;
-        let program = own_program()?;
+        // Its own, by a read-only mount (CVE-2019-5736).
+        let own = own_program()?;
+        let program = match program {
+            Some(program) => program.to_owned(),
+            None => format!("/proc/self/fd/{}", own.as_raw_fd()).into(),
+        };
         let (mut control, theirs) = UnixStream::pair()?;
-        let helper = std::process::Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        let helper = std::process::Command::new(program)
             .arg("container-exec")
             .env_clear()
             .current_dir("/")

@@ -73,9 +73,17 @@ impl Watcher {
     /// # Errors
     /// When there is no thread or no descriptor to be had.
     pub fn start(sink: Sink) -> io::Result<Self> {
+        Self::start_with(None, sink)
+    }
+
+    /// As [`Self::start`], with the agent's program at a given path: what runs commands in containers.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(program: Option<PathBuf>, sink: Sink) -> io::Result<Self> {
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (orders, inbox) = mpsc::channel();
-        let thread = Thread { bell: Arc::clone(&bell), sink, watched: BTreeMap::new() };
+        let thread = Thread { program, bell: Arc::clone(&bell), sink, watched: BTreeMap::new() };
         let builder = std::thread::Builder::new().name("health".to_owned()).stack_size(STACK);
         builder.spawn(move || thread.run(&inbox))?;
         Ok(Self { orders, bell })
@@ -127,6 +135,7 @@ fn now() -> Duration {
 }
 
 struct Thread {
+    program: Option<PathBuf>,
     bell: Arc<OwnedFd>,
     sink: Sink,
     watched: BTreeMap<String, Watched>,
@@ -184,7 +193,8 @@ impl Thread {
             .filter(|it| it.attempt.is_none() && it.machine.due() <= now);
         for probed in idle.take(MAX_ATTEMPTS.saturating_sub(busy)) {
             let timeout = Duration::from_millis(probed.health.timeout_ms.into());
-            let attempt = Attempt::begin(&probed.health.probe, &probed.place);
+            let attempt =
+                Attempt::begin(&probed.health.probe, &probed.place, self.program.as_deref());
             probed.attempt = Some((attempt, now + timeout));
         }
     }
