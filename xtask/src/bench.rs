@@ -11,6 +11,9 @@ mod pull;
 mod push;
 mod registry;
 
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
 use clap::Subcommand;
 
 use figures::Figure;
@@ -35,6 +38,14 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
         Bench::Pull(args) => pull::run(args),
         Bench::Push(args) => push::run(args),
         Bench::Registry(args) => registry::run(args),
+    }
+}
+
+/// The `layercake` that was named, or else one that is built as it is shipped.
+fn layercake(named: Option<&Path>) -> anyhow::Result<PathBuf> {
+    match named {
+        Some(file) => file.canonicalize().with_context(|| file.display().to_string()),
+        None => crate::builds::server(true),
     }
 }
 
