@@ -2,7 +2,7 @@
 //!
 //! The agent ([`crate::channel`]) starts this role as a fresh process with one thread. It enters the container's control group and
 //! namespaces by the descriptor of the container's first process, opens a terminal in the container's own devpts or makes pipes,
-//! and forks a child, which becomes the command ([`crate::container_init::join`]). The near ends of the terminal or the pipes go
+//! and forks a child, which becomes the command (`container_init::join`). The near ends of the terminal or the pipes go
 //! to the agent; this process stays to pass signals on and to reap. When the agent or its channel goes away, the command is
 //! ended.
 //!
