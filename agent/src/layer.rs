@@ -212,7 +212,7 @@ fn apply_entry<R: BufRead>(
         Kind::Symlink => tree.symlink(&path, entry),
         Kind::Fifo => tree.fifo(&path, entry),
         Kind::File => {
-            let file = tree.create_file(&path)?;
+            let file = tree.create_file(&path, entry)?;
             summary.bytes += archive.copy_data(&file, &entry.path)?;
             tree.finish_file(&file, &path, entry)
         }

@@ -40,7 +40,10 @@ fn main() -> ExitCode {
         },
         Role::Api(options) => ask(options),
         Role::Monitor { dir } => status(agent::monitor::run(&dir)),
-        Role::ContainerInit { in_cgroup } => status(agent::container_init::run(in_cgroup)),
+        Role::ContainerInit { in_cgroup, sockets } => {
+            status(agent::container_init::run(in_cgroup, sockets))
+        }
+        Role::ContainerExec => status(agent::container_exec::run()),
         Role::Help => {
             say(&mut std::io::stdout(), roles::USAGE);
             ExitCode::SUCCESS

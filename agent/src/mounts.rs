@@ -51,6 +51,17 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// The overlay of layers whose owners are mapped could not be mounted.
+    #[error("cannot mount a root of {layers} layers with owners mapped to {base}")]
+    Mapped {
+        /// How many layers it has.
+        layers: usize,
+        /// The user id of the node that 0 of the image becomes.
+        base: u32,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The overlay could not be mounted.
     #[error("cannot mount an overlay of {layers} layers at {}", path.display())]
     Overlay {
@@ -103,12 +114,24 @@ pub enum ImageRoot {
 /// # Errors
 /// As [`mount_overlay`], or if the file system cannot be mounted.
 pub fn mount_image(image: &ImageRoot, dir: &Path) -> Result<PathBuf, MountError> {
+    mount_image_by(image, dir, |layers| mount_overlay(layers, dir))
+}
+
+/// As [`mount_image`], with an overlay of one's own: `overlay` gets the layers, lowest first.
+///
+/// # Errors
+/// As [`mount_image`].
+pub fn mount_image_by(
+    image: &ImageRoot,
+    dir: &Path,
+    overlay: impl FnOnce(&[PathBuf]) -> Result<PathBuf, MountError>,
+) -> Result<PathBuf, MountError> {
     let file_system = match image {
-        ImageRoot::Layers(layers) => return mount_overlay(layers, dir),
+        ImageRoot::Layers(layers) => return overlay(layers),
         ImageRoot::FileSystem(file_system) => file_system,
     };
     fs::create_dir_all(dir).map_err(directory("make", dir))?;
-    let mounted = file_system.attach(dir).and_then(|lower| mount_overlay(&[lower], dir));
+    let mounted = file_system.attach(dir).and_then(|lower| overlay(&[lower]));
     if mounted.is_err()
         && let Err(error) = unmount_overlay(dir)
     {

@@ -6,12 +6,14 @@
 //!           (digest, declared size)          (ratio guard)
 //! socket -> sha256 -> filesystems/tmp-… -> mounted for a moment -> rename -> filesystems/HEX
 //! ```
-//! The second is an image's mount form, taken in the place of its layers where the node can mount it ([`forms`]).
+//! The second is an image's mount form, taken in the place of its layers where the node can mount it (`forms`).
 //! Nothing is written twice and nothing is in the store before its digest was right. A broken connection is resumed
 //! where it broke, in the middle of the pipeline. Does not mount and does not decide which set a node wants.
 
+pub mod budget;
 mod error;
 mod forms;
+pub mod gzip;
 mod handover;
 pub mod image;
 mod plan;
@@ -36,16 +38,18 @@ use protocol::oci::{MAX_MANIFEST_BYTES, RunConfig};
 use protocol::reference::Reference;
 use protocol::signature::Policy;
 
+use crate::cache::Cache;
 use crate::layer::Limits;
 use crate::mounts::{ImageRoot, lower};
 use crate::registry::Registry;
+use crate::registry::table::Registries;
 use crate::store::{Claim, Collected, Pin, Store};
-use crate::transport::Transport;
+use budget::{Budget, Promise};
 pub use error::PullError;
 use forms::Forms;
 use plan::{Content, DocumentKind, Job, Plan, Root, plan};
 use source::Source;
-use unpack::Compression;
+use unpack::Way;
 
 /// Layers that are fetched at the same time.
 pub const PARALLEL_LAYERS: usize = 4;
@@ -74,7 +78,7 @@ pub struct PulledSet {
     pub digest: Digest,
     /// Its images, by name.
     pub images: BTreeMap<Name, PulledImage>,
-    /// Compressed bytes of layers that this pull fetched; 0 for a set that was there.
+    /// Compressed bytes of layers that this pull fetched; 0 for a set that was there, in the store or on the cache disk.
     pub bytes: u64,
     /// Keeps all of it from being collected, from the pull to the unmounting of the last root made of it.
     pin: Arc<Pin>,
@@ -121,11 +125,13 @@ impl Retry {
 #[derive(Debug, Clone)]
 pub struct Puller {
     store: Store,
-    transport: Transport,
+    registries: Registries,
     retry: Retry,
     limits: Limits,
     policy: Policy,
     forms: Vec<MountForm>,
+    budget: Budget,
+    cache: Cache,
 }
 
 /// What one pull is about.
@@ -139,12 +145,32 @@ struct Pull<'a> {
 }
 
 impl Puller {
-    /// Pulls into this store with this client. Sets need not be signed: see [`Puller::with_policy`].
+    /// Pulls into this store from what is known of registries. Sets need not be signed: see [`Puller::with_policy`].
     #[must_use]
-    pub fn new(store: Store, transport: Transport) -> Self {
+    pub fn new(store: Store, registries: Registries) -> Self {
         let retry = Retry { tries: TRIES, backoff: BACKOFF };
-        let (limits, policy, forms) = Default::default();
-        Self { store, transport, retry, limits, policy, forms }.with_mount_forms(&MountForm::ALL)
+        let (limits, policy, forms, budget) = Default::default();
+        let cache = Cache::none();
+        let puller = Self { store, registries, retry, limits, policy, forms, budget, cache };
+        puller.with_mount_forms(&MountForm::ALL)
+    }
+
+    /// The same puller, which asks this cache first and keeps there what it fetches.
+    #[must_use]
+    pub fn with_cache(self, cache: Cache) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// The cache of blobs that outlive a reboot.
+    #[must_use]
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// What it knows of registries.
+    #[must_use]
+    pub fn registries(&self) -> &Registries {
+        &self.registries
     }
 
     /// Takes these mount forms only, the best first. All that the kernel can mount are taken otherwise; with none, every
@@ -173,7 +199,7 @@ impl Puller {
         progress: &Progress,
         cancel: &AtomicBool,
     ) -> Result<PulledSet, PullError> {
-        let registry = Registry::new(self.transport.clone(), reference);
+        let registry = self.registries.open(reference)?.with_cache(self.cache.clone());
         let failed = AtomicBool::new(false);
         let pull = Pull { puller: self, registry: &registry, progress, cancel, failed };
         let digest = match reference.digest {
@@ -281,7 +307,12 @@ impl Pull<'_> {
             if self.stopped() {
                 return Err(PullError::Cancelled);
             }
+            let given_up = self.registry.given_up();
             match fetch() {
+                // It was the fault of a mirror or of the cache, which is left: there are fewer of them each time.
+                Err(error) if self.registry.given_up() > given_up => {
+                    log::warn!("pull: {}", chain(&error));
+                }
                 Err(error) if error.is_worth_a_retry() && failures + 1 < retry.tries => {
                     failures += 1;
                     log::warn!("pull: try {failures} of {}: {}", retry.tries, chain(&error));
@@ -342,10 +373,7 @@ impl Pull<'_> {
         missing.sort_by_key(|job| std::cmp::Reverse(job.size));
         let needed = missing.iter().fold(0_u64, |sum, job| sum.saturating_add(job.size));
         self.progress.total.store(needed, Ordering::Relaxed);
-        let free = store.free_bytes()?;
-        if needed > free {
-            return Err(PullError::NoSpace { needed, free });
-        }
+        let promise = self.promise(&missing)?;
         // Fewer layers than processors: each may have two.
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let two_threads = missing.len() < processors;
@@ -353,8 +381,11 @@ impl Pull<'_> {
         let first_error = Mutex::new(None);
         let work = || {
             while let Some(job) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                match self.retried(|| self.fetch(job, two_threads)) {
-                    Ok(bytes) => drop(fetched.fetch_add(bytes, Ordering::Relaxed)),
+                match self.retried(|| self.fetch(job, two_threads, &promise)) {
+                    Ok(bytes) => {
+                        promise.kept(job);
+                        fetched.fetch_add(bytes, Ordering::Relaxed);
+                    }
                     Err(error) => {
                         let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
                         // What the others then say is only that they were stopped.
@@ -378,11 +409,15 @@ impl Pull<'_> {
     }
 
     /// Fetches what a job is about, and returns the bytes that came; 0 if somebody else did meanwhile.
-    fn fetch(&self, job: &Job, two_threads: bool) -> Result<u64, PullError> {
+    fn fetch(&self, job: &Job, two_threads: bool, promise: &Promise) -> Result<u64, PullError> {
         match job.content {
             Content::FileSystem(form) => self.file_system(job, form),
             Content::Layer { diff_id, compression } => {
-                self.layer(job, diff_id, compression, two_threads)
+                let draw = promise.draw(job);
+                let way = Way { compression, two_threads, draw: &draw };
+                let bytes = self.layer(job, diff_id, way)?;
+                draw.keep();
+                Ok(bytes)
             }
         }
     }
@@ -394,13 +429,7 @@ impl Pull<'_> {
     }
 
     /// Fetches and unpacks one layer.
-    fn layer(
-        &self,
-        job: &Job,
-        diff_id: Digest,
-        compression: Compression,
-        two_threads: bool,
-    ) -> Result<u64, PullError> {
+    fn layer(&self, job: &Job, diff_id: Digest, way: Way<'_>) -> Result<u64, PullError> {
         let stop = || self.stopped();
         let staged = match self.puller.store.claim(&job.digest, &stop)? {
             Claim::Mine(staged) => staged,
@@ -408,8 +437,8 @@ impl Pull<'_> {
             Claim::Ready(_) => return Ok(self.was_there(job)),
         };
         let mut source = Source::new(self.registry, job, &self.puller.retry, &stop, self.progress);
-        let (dir, limits) = (staged.dir(), &self.puller.limits);
-        let unpacked = unpack::unpack(&mut source, compression, dir, limits, two_threads);
+        let limits = budget::limits(job, &self.puller.limits);
+        let unpacked = unpack::unpack(&mut source, way, staged.dir(), &limits);
         // A damaged blob shows as a broken archive first: the digest of the whole says which it is.
         let checked = source.finish();
         if checked.is_err() {
@@ -424,7 +453,7 @@ impl Pull<'_> {
         }
         staged.commit()?;
         log::debug!("pull: layer {}: {summary:?}", job.digest.short());
-        Ok(job.size)
+        Ok(source.fetched())
     }
 }
 

@@ -10,6 +10,8 @@
 //! ```
 //! A name without `tmp-` is complete: it came there by one rename. Does not fetch, unpack or mount.
 
+mod evict;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -38,6 +40,14 @@ pub struct StoreError {
     path: PathBuf,
     #[source]
     source: io::Error,
+}
+
+impl StoreError {
+    /// A file system does not say how full it is.
+    #[must_use]
+    pub fn examining(path: &Path, source: io::Error) -> Self {
+        failed("examine", path)(source)
+    }
 }
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError {
@@ -300,17 +310,6 @@ impl Store {
             }
         }
         first_error.map_or(Ok(collected), Err)
-    }
-
-    /// Bytes that the store's file system still has room for.
-    ///
-    /// # Errors
-    /// If the kernel does not say.
-    pub fn free_bytes(&self) -> Result<u64, StoreError> {
-        let path = &self.inner.layers;
-        let stat = rustix::fs::statvfs(path.as_path());
-        let stat = stat.map_err(|errno| failed("examine", path)(errno.into()))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     fn temporary(&self, dir: &Path) -> PathBuf {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Digest, Name};
 
 pub mod mount;
+pub mod unpacked;
 
 use mount::MountEntry;
 

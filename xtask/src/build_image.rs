@@ -42,6 +42,10 @@ pub(crate) struct Args {
     /// Run only ImageSets signed by this public key, PEM (repeatable, any of them is enough); see `layercake imageset keygen`
     #[arg(long, value_name = "FILE")]
     pub(crate) imageset_key: Vec<PathBuf>,
+    /// Give nodes this registry table, TOML with [[registries]] as in layercake.toml: mirrors, CA certificates, credentials.
+    /// Whoever can fetch the image can read it: credentials should only be able to pull
+    #[arg(long, value_name = "FILE")]
+    pub(crate) registries: Option<PathBuf>,
     /// Merge this directory's tree over the image, owned by root (repeatable, the last one wins)
     #[arg(long, value_name = "DIR")]
     pub(crate) overlay: Vec<PathBuf>,
@@ -173,6 +177,7 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
         required,
         ca: args.ca.clone(),
         imageset_keys: args.imageset_key.clone(),
+        registries: args.registries.clone(),
         overlays: args.overlay.clone(),
         compression: match args.compression {
             CompressionArg::Zstd => Compression::Zstd,

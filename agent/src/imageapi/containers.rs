@@ -24,8 +24,9 @@ use super::route::Which;
 use super::table::{Item, Object, Refusal, Running, Sort};
 use super::types::{Container, State};
 use crate::agent::chain;
-use crate::containers::view::Keeping;
-use crate::containers::{self, Adopted, ExitRecord, Handle, NodeFacts, OnEnd, Place, Spec};
+use crate::containers::{
+    self, Adopted, ExitRecord, Handle, HeldSockets, Keeping, NodeFacts, OnEnd, Place, Spec,
+};
 
 /// What systemd takes for `halt`, whatever its image says (systemd(1)).
 const SYSTEMD_STOP: &str = "SIGRTMIN+3";
@@ -157,7 +158,6 @@ impl Engine {
             log_dir: self.dirs.log(),
             restarts: 0,
             version: None,
-            // The API has neither persistent directories nor files of the server.
             keeping: Keeping { memory: self.dirs.persistent(), disk: None },
             facts: NodeFacts { name: self.hostname.clone(), ..NodeFacts::default() },
         };
@@ -177,7 +177,7 @@ impl Engine {
                 running.instance = Some(spec.id.clone());
             }
         });
-        let handle = containers::create(&self.dirs, spec, self.on_end());
+        let handle = containers::create(&self.dirs, spec, &HeldSockets::default(), self.on_end());
         let handle = handle.map_err(|error| chain(&error))?;
         // It may end before this function does: what its end says comes after this.
         self.change(|present| present.handles.insert(id, handle.clone()));

@@ -13,30 +13,36 @@ use protocol::reference::Reference;
 
 use crate::imageapi::client::ApiOptions;
 use crate::imageapi::server::SOCKET;
-use crate::paths::RUN_DIR;
+use crate::paths::{BUSY_PROGRAM, ConfigDir, RUN_DIR};
 
 /// What `--help` prints, and wrong usage after its complaint.
 pub const USAGE: &str = "\
 Usage: layercake-agent ROLE
 
 Roles:
-  agent [--standalone] [--run-dir DIR] [--imageset REF] [--server URL] [--node ID] [--log LEVEL] [--mount-forms LIST]
+  agent [--standalone] [--run-dir DIR] [--config-dir DIR] [--cache-dir DIR] [--imageset REF] [--server URL]
+        [--node ID] [--busy FILE] [--log LEVEL] [--mount-forms LIST]
       What a node does: fetch, mount and run ImageSets.
       --standalone    as a root service on any Linux host; needs --imageset, --imageapi, or --server and --node
       --run-dir DIR   keep everything below DIR (default /run/layercake)
+      --config-dir DIR
+                      CA certificates (ca/), keys (keys/) and registries.json (default /etc/layercake)
+      --cache-dir DIR keep fetched blobs in DIR, too, for the next start (Layer0 mounts a disk labelled LAYERCAKE)
       --imageset REF  run this ImageSet, without a server
       --server URL    a boot server; may be given several times
       --node ID       this node's name at the server
+      --busy FILE     a program that ends with 0 when the node may be disturbed by a roll, and else writes why not
+                      (default /etc/layercake/busy, where there is one)
       --log LEVEL     error, warn, info (default) or debug
       --mount-forms LIST
                       mount forms of images that are taken in the place of layers, the best first, parted by commas
                       (default squashfs,erofs as far as the kernel has them), or none
-      --imageapi      with --standalone: serve the ImageAPI on DIR/imageapi.sock, as Layer0 always does
-      --imageapi-listen ADDRESS:PORT
-                      serve it by TCP as well, with mutual TLS (default: /etc/layercake/imageapi/listen, else not)
-      --imageapi-tls DIR
-                      cert.pem, key.pem and clients.pem for that (default /etc/layercake/imageapi)
-  pull [--run-dir DIR] [--log LEVEL] [--mount-forms LIST] REF
+       --imageapi      with --standalone: serve the ImageAPI on DIR/imageapi.sock, as Layer0 always does
+       --imageapi-listen ADDRESS:PORT
+                       serve it by TCP as well, with mutual TLS (default: /etc/layercake/imageapi/listen, else not)
+       --imageapi-tls DIR
+                       cert.pem, key.pem and clients.pem for that (default /etc/layercake/imageapi)
+  pull [--run-dir DIR] [--config-dir DIR] [--cache-dir DIR] [--log LEVEL] [--mount-forms LIST] REF
       Fetch the ImageSet REF into DIR, check every digest, and end: what is there already is not fetched again.
       Not while an agent runs in DIR.
   api [--run-dir DIR] [--socket PATH] METHOD TARGET [JSON]
@@ -44,6 +50,7 @@ Roles:
   init                PID 1 of Layer0; the kernel starts it as /init
   monitor DIR         the process beside one container (started by the agent)
   container-init ...  the first process of a container (started by a monitor)
+  container-exec      an operator's command in a container (started by the agent)
 
   --help, --version
 ";
@@ -55,12 +62,18 @@ pub struct AgentOptions {
     pub standalone: bool,
     /// Where everything is kept.
     pub run_dir: PathBuf,
+    /// The site's certificates, keys and registries.
+    pub config: ConfigDir,
+    /// A directory that keeps blobs for the next start, in place of a disk.
+    pub cache_dir: Option<PathBuf>,
     /// An ImageSet to run without a server; goes before the kernel command line.
     pub imageset: Option<Reference>,
     /// Base URLs of boot servers without a final `/`; go before the kernel command line's.
     pub servers: Vec<String>,
     /// The node's id; goes before the kernel command line.
     pub node: Option<NodeId>,
+    /// The program that says whether the node is busy.
+    pub busy: PathBuf,
     /// How much is logged; goes before the kernel command line.
     pub log: Option<LogLevel>,
     /// Serves the ImageAPI although this is not Layer0.
@@ -78,9 +91,12 @@ impl Default for AgentOptions {
         Self {
             standalone: false,
             run_dir: PathBuf::from(RUN_DIR),
+            config: ConfigDir::default(),
+            cache_dir: None,
             imageset: None,
             servers: Vec::new(),
             node: None,
+            busy: PathBuf::from(BUSY_PROGRAM),
             log: None,
             imageapi: false,
             imageapi_listen: None,
@@ -95,6 +111,10 @@ impl Default for AgentOptions {
 pub struct PullOptions {
     /// Where the store is kept.
     pub run_dir: PathBuf,
+    /// The site's certificates, keys and registries.
+    pub config: ConfigDir,
+    /// A directory that keeps blobs for the next time.
+    pub cache_dir: Option<PathBuf>,
     /// The ImageSet.
     pub reference: Reference,
     /// How much is logged.
@@ -126,7 +146,11 @@ pub enum Role {
     ContainerInit {
         /// Whether it was born in a cgroup of its own.
         in_cgroup: bool,
+        /// How many held sockets it inherits.
+        sockets: u8,
     },
+    /// The helper beside an operator's command in a container.
+    ContainerExec,
     /// `--help`.
     Help,
     /// `--version`.
@@ -162,9 +186,13 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
             _ => Err("monitor needs exactly one directory".to_owned()),
         },
         Some("container-init") => match rest {
-            [mode] => Ok(Role::ContainerInit { in_cgroup: mode == "cgroup" }),
+            [mode, sockets] => Ok(Role::ContainerInit {
+                in_cgroup: mode == "cgroup",
+                sockets: sockets.to_str().and_then(|text| text.parse().ok()).unwrap_or_default(),
+            }),
             _ => Err("container-init is started by a monitor only".to_owned()),
         },
+        Some("container-exec") => Ok(Role::ContainerExec),
         Some("--help" | "-h" | "help") => Ok(Role::Help),
         Some("--version" | "-V") => Ok(Role::Version),
         _ if pid1 => Ok(Role::Init { recover }),
@@ -180,7 +208,7 @@ fn parse_pull(args: &[OsString]) -> Result<Role, String> {
         let (text, key, inline) = split(arg)?;
         match key {
             "--help" | "-h" => return Ok(Role::Help),
-            "--run-dir" | "--log" | "--mount-forms" => {
+            "--run-dir" | "--config-dir" | "--cache-dir" | "--log" | "--mount-forms" => {
                 set(&mut options, key, &value(key, inline, &mut args)?)?
             }
             _ if text.starts_with('-') => {
@@ -197,8 +225,8 @@ fn parse_pull(args: &[OsString]) -> Result<Role, String> {
     }
     let reference = options.imageset.ok_or("pull needs the reference of an ImageSet")?;
     let log = options.log.unwrap_or_default();
-    let AgentOptions { run_dir, mount_forms, .. } = options;
-    Ok(Role::Pull(PullOptions { run_dir, reference, log, mount_forms }))
+    let AgentOptions { run_dir, config, cache_dir, mount_forms, .. } = options;
+    Ok(Role::Pull(PullOptions { run_dir, config, cache_dir, reference, log, mount_forms }))
 }
 
 /// `api [OPTIONS] METHOD TARGET [JSON]`
@@ -255,8 +283,8 @@ fn parse_agent(args: &[OsString]) -> Result<Role, String> {
             "--standalone" if inline.is_none() => options.standalone = true,
             "--imageapi" if inline.is_none() => options.imageapi = true,
             "--help" | "-h" => return Ok(Role::Help),
-            "--run-dir" | "--imageset" | "--server" | "--node" | "--log" | "--mount-forms"
-            | "--imageapi-listen" | "--imageapi-tls" => {
+            "--run-dir" | "--config-dir" | "--cache-dir" | "--imageset" | "--server" | "--node"
+            | "--busy" | "--log" | "--mount-forms" | "--imageapi-listen" | "--imageapi-tls" => {
                 set(&mut options, key, &value(key, inline, &mut args)?)?;
             }
             _ => return Err(format!("unknown argument `{text}` of role agent")),
@@ -266,14 +294,21 @@ fn parse_agent(args: &[OsString]) -> Result<Role, String> {
 }
 
 fn set(options: &mut AgentOptions, key: &str, value: &OsStr) -> Result<(), String> {
-    if key == "--run-dir" {
-        options.run_dir = PathBuf::from(value);
-        return Ok(());
+    match key {
+        "--run-dir" => options.run_dir = PathBuf::from(value),
+        "--config-dir" => options.config = ConfigDir::new(value),
+        "--cache-dir" => options.cache_dir = Some(PathBuf::from(value)),
+        _ => return set_text(options, key, value),
     }
+    Ok(())
+}
+
+fn set_text(options: &mut AgentOptions, key: &str, value: &OsStr) -> Result<(), String> {
     let text = value.to_str().ok_or_else(|| format!("{key} {}: not UTF-8", value.display()))?;
     let bad = |problem: &dyn std::fmt::Display| format!("{key} {text}: {problem}");
     match key {
         "--imageset" => options.imageset = Some(text.parse().map_err(|e| bad(&e))?),
+        "--busy" => options.busy = PathBuf::from(text),
         "--imageapi-tls" => options.imageapi_tls = Some(PathBuf::from(text)),
         "--imageapi-listen" => {
             options.imageapi_listen =
@@ -346,8 +381,8 @@ mod tests {
 
     #[test]
     fn pid_1_of_a_namespace_keeps_its_role() {
-        let expect = Role::ContainerInit { in_cgroup: true };
-        assert_eq!(run("layercake-agent container-init cgroup", true), Ok(expect));
+        let expect = Role::ContainerInit { in_cgroup: true, sockets: 2 };
+        assert_eq!(run("layercake-agent container-init cgroup 2", true), Ok(expect));
         let expect = Role::Monitor { dir: "/d".into() };
         assert_eq!(run("@m monitor /d", false), Ok(expect));
     }

@@ -1,5 +1,6 @@
 //! Why a set was not pulled, and whether another try may help.
 
+use super::budget::Refusal;
 use protocol::ids::Digest;
 use protocol::oci::OciError;
 use protocol::oci::mount::MountForm;
@@ -112,16 +113,9 @@ pub enum PullError {
         /// The digest of the uncompressed content.
         found: Digest,
     },
-    /// The missing layers cannot fit.
-    #[error(
-        "{needed} bytes of compressed layers are missing, but the store has room for {free} bytes"
-    )]
-    NoSpace {
-        /// Compressed bytes to fetch; unpacked they need more.
-        needed: u64,
-        /// Bytes free.
-        free: u64,
-    },
+    /// What is missing cannot fit.
+    #[error(transparent)]
+    NoSpace(Box<Refusal>),
     /// The caller cancelled, or another layer failed first.
     #[error("the pull was cancelled")]
     Cancelled,

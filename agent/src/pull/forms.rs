@@ -39,6 +39,8 @@ impl Forms<'_> {
             let Some(entry) = entries.iter().find(|entry| entry.form == *form) else { continue };
             match (self.usable)(*form) {
                 Ok(()) => found.push(entry),
+                // Said once, when it is pulled.
+                Err(_) if self.stored.is_some() => {}
                 Err(reason) => {
                     log::info!(
                         "image {}: its mount form {form} is not taken: {reason}",
@@ -83,7 +85,7 @@ impl Pull<'_> {
         })?;
         staged.commit()?;
         log::debug!("pull: {form} {} of {} bytes", job.digest.short(), job.size);
-        Ok(job.size)
+        Ok(source.fetched())
     }
 }
 
@@ -103,5 +105,5 @@ fn write(source: &mut Source<'_>, path: &Path, size: u64) -> io::Result<()> {
 
 /// The job that fetches a mount form's blob.
 pub(super) fn job(form: MountForm, blob: &Descriptor) -> Job {
-    Job { digest: blob.digest, size: blob.size, content: Content::FileSystem(form) }
+    Job { digest: blob.digest, size: blob.size, content: Content::FileSystem(form), unpacked: None }
 }

@@ -17,11 +17,12 @@ use protocol::ids::Digest;
 use protocol::reference::Reference;
 use sha2::{Digest as _, Sha256};
 
+use super::budget::Need;
 use super::plan::image::{NAME, plan};
 use super::unpack::{Guarded, ZSTD_WINDOW_LOG};
 use super::{Progress, Pull, PullError, PulledImage, Puller, chain};
 use crate::layer::{self, LayerError, cpio};
-use crate::registry::{Registry, RegistryError};
+use crate::registry::RegistryError;
 use crate::store::{Claim, Pin};
 
 /// The name of a file system image in its layer.
@@ -111,7 +112,7 @@ impl Puller {
         progress: &Progress,
         cancel: &AtomicBool,
     ) -> Result<PulledOne, PullError> {
-        let registry = Registry::new(self.transport.clone(), reference);
+        let registry = self.registries.open(reference)?.with_cache(self.cache.clone());
         let failed = AtomicBool::new(false);
         let pull = Pull { puller: self, registry: &registry, progress, cancel, failed };
         let digest = match reference.digest {
@@ -210,13 +211,10 @@ impl Puller {
         dir: &Path,
         cancel: &AtomicBool,
     ) -> Result<(), PullError> {
-        let response = self.transport.get(url, &[]).and_then(|response| response.expect(&[200]));
+        let transport = self.registries.transport();
+        let response = transport.get(url, &[]).and_then(|response| response.expect(&[200]));
         let response = response.map_err(RegistryError::from)?;
-        let needed = response.content_length().unwrap_or(0);
-        let free = self.store.free_bytes()?;
-        if needed > free {
-            return Err(PullError::NoSpace { needed, free });
-        }
+        let _promise = self.promise(Need::of_file(response.content_length().unwrap_or(0)))?;
         let received = Rc::new(Cell::new(0));
         let body = Body { inner: response.into_reader(), received: received.clone(), cancel };
         let mut stream = Hashed { inner: body, hash: Sha256::new() };

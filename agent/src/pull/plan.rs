@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use protocol::ids::{Digest, Name};
 use protocol::imageset::ImageSet;
 use protocol::oci::mount::{MountEntry, MountForm};
+use protocol::oci::unpacked::Unpacked;
 use protocol::oci::{
     self, Descriptor, ImageConfig, MEDIA_IMAGESET_CONFIG, Manifest, OciError, RunConfig,
 };
@@ -23,6 +24,8 @@ pub(super) struct Job {
     pub(super) digest: Digest,
     pub(super) size: u64,
     pub(super) content: Content,
+    /// What it takes unpacked, where it says so.
+    pub(super) unpacked: Option<Unpacked>,
 }
 
 /// What a blob is, and so what is done with it.
@@ -171,7 +174,8 @@ fn add_jobs(
         let compression = Compression::of(&blob.media_type)
             .ok_or_else(|| wrong(format!("a layer has the media type `{}`", blob.media_type)))?;
         let content = Content::Layer { diff_id: *diff_id, compression };
-        add_job(entry, layers, Job { digest: blob.digest, size: blob.size, content })?;
+        let (digest, size, unpacked) = (blob.digest, blob.size, Unpacked::of(blob));
+        add_job(entry, layers, Job { digest, size, content, unpacked })?;
     }
     Ok(blobs.iter().map(|blob| blob.digest).collect())
 }

@@ -206,6 +206,18 @@ pub(super) fn mounts(
     Ok(mounts)
 }
 
+/// Reads any bytes as an index with mount forms and as the manifest of one, for fuzzing.
+pub fn fuzz_mount(bytes: &[u8]) {
+    let manifest = super::parse_manifest(bytes);
+    let Ok(index) = super::parse_index(bytes) else { return };
+    let _ = super::resolve_set(&index, "amd64");
+    for entry in index.manifests.iter().filter_map(MountEntry::of_entry) {
+        if let Ok(manifest) = &manifest {
+            let _ = entry.blob(manifest);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,6 +320,7 @@ mod tests {
             let mut bytes = serde_json::to_vec(&index).expect("json");
             let place = at.index(bytes.len());
             bytes[place] = byte;
+            fuzz_mount(&bytes);
             if let Ok(index) = parse_index(&bytes)
                 && let Ok(entries) = resolve_set(&index, "amd64")
             {

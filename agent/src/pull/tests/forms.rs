@@ -17,8 +17,7 @@ impl Bench {
     fn publish_forms(&self, forms: &[(MountForm, Vec<u8>)]) -> Reference {
         let layer = gzip(&Tar::default().file("etc", b"a layer").end());
         let plain = self.publish(&[("app", vec![layer])]);
-        let index = self.puller.transport.clone();
-        let registry = Registry::new(index, &plain);
+        let registry = self.puller.registries.open(&plain).expect("registry");
         let bytes = registry.manifest(&plain.digest.expect("digest")).expect("index");
         let mut index = protocol::oci::parse_index(&bytes).expect("index");
         let image = index.manifests[1].clone();
