@@ -176,7 +176,7 @@ fn id(answer: &Value) -> Result<i64> {
 #[test]
 fn a_node_mounts_nfs_a_partition_of_a_disk_image_on_it_and_a_disk_of_an_iscsi_target() -> Result<()>
 {
-    let needs = [&CASES[..], &STORAGE_CASES[..]].concat();
+    let needs = [CASES, STORAGE_CASES].concat();
     case("storage", &needs, |lab| {
         let artifacts = Artifacts::find()?.with_storage()?;
         let tls = lab.dir().join("tls");
