@@ -12,10 +12,13 @@
 
 mod adopt;
 mod backoff;
+mod busy;
 mod event;
+mod faults;
 mod given;
 mod notes;
 mod pulls;
+mod readiness;
 mod report;
 mod server_link;
 mod set;
@@ -24,20 +27,22 @@ mod usage;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use protocol::ids::{Name, NodeId};
-use protocol::node::{Desired, DesiredSet, ExitStatus, Phase, PhaseMark, PowerAction};
+use protocol::node::{Desired, DesiredSet, Phase, PhaseMark, PowerAction};
 
 use self::event::Event;
-use self::notes::{Commitment, Notes, NotesFile};
+use self::notes::{Notes, NotesFile};
 use self::pulls::Pulls;
 use self::report::Facts;
 use self::server_link::{Outbox, ServerLink};
-use self::set::{SetAction, SetEvent, SetMachine};
+use self::set::{Commitment, Content, SetAction, SetEvent, SetMachine};
 use self::usage::Usages;
-use self::worker::{Job, Live, Surroundings, Worker, uptime};
+use self::worker::{Job, Surroundings, Worker, uptime};
+use crate::channel::Channels;
 use crate::init::control::{Control, Request};
 use crate::network::NetworkEvent;
 
@@ -45,6 +50,10 @@ pub use self::start::run;
 
 /// Longest that the loop sleeps without an event: progress of a pull is reported at this pace.
 const PROGRESS_PACE: Duration = Duration::from_millis(500);
+/// How often memory is looked at while a set is kept staged that is given up when it is short.
+const PRESSURE_PACE: Duration = Duration::from_secs(10);
+/// Available memory below which it is short.
+const SHORT_OF_MEMORY: u64 = 32 << 20;
 /// What the sets get to stop in when the node goes down; PID 1 waits a little longer.
 const STOP_PATIENCE: Duration = Duration::from_secs(9);
 
@@ -86,8 +95,6 @@ struct SetSlot {
     decided: Duration,
     /// What was pulled and is not staged yet.
     pulled: Option<Box<crate::pull::PulledSet>>,
-    /// What will run once the cut-over under way is done.
-    next: Option<Commitment>,
 }
 
 /// The agent's state.
@@ -100,6 +107,10 @@ struct Agent {
     pulls: Pulls,
     outbox: Outbox,
     sets: BTreeMap<Name, SetSlot>,
+    /// The program that says whether the node is busy.
+    busy_program: PathBuf,
+    /// When memory was last looked at.
+    looked: Duration,
     /// How to reach the server, until the link is started.
     link: Option<start::LinkPlan>,
     network_waiting: Option<String>,
@@ -122,8 +133,10 @@ impl Agent {
                     event => self.take(event),
                 }
             }
+            // Looked at first: what has changed until the report is in it.
+            let writing = self.pulls.puller().cache().is_busy();
             self.publish();
-            let event = match self.patience() {
+            let event = match self.patience(writing) {
                 Some(patience) => inbox.recv_timeout(patience),
                 None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
             };
@@ -137,11 +150,13 @@ impl Agent {
     }
 
     /// How long the loop may sleep; None: until the next event.
-    fn patience(&self) -> Option<Duration> {
+    fn patience(&self, writing: bool) -> Option<Duration> {
         let now = uptime();
         let deadline = self.sets.values().filter_map(|slot| slot.machine.deadline()).min();
-        let pulling = self.pulls.any().then_some(PROGRESS_PACE);
-        deadline.map(|at| at.saturating_sub(now)).into_iter().chain(pulling).min()
+        let pulling = (self.pulls.any() || writing).then_some(PROGRESS_PACE);
+        let keeps = self.sets.values().any(|slot| slot.machine.keeps());
+        let looking = keeps.then_some((self.looked + PRESSURE_PACE).saturating_sub(now));
+        deadline.map(|at| at.saturating_sub(now)).into_iter().chain(pulling).chain(looking).min()
     }
 
     fn take(&mut self, event: Event) {
@@ -161,17 +176,24 @@ impl Agent {
                 }
                 self.step(&name, SetEvent::Staged(result));
             }
+            Event::Busy(name, why) => self.step(&name, SetEvent::Busy(why)),
+            Event::Progress(name, what) => self.step(&name, SetEvent::Progress(what)),
             Event::CutOver(name, result) => self.cut_over(&name, result),
             Event::Restarted { set, container, result } => {
                 self.step(&set, SetEvent::Restarted { container, result });
             }
             Event::Stopped(name) => {
-                self.notes.commitments.remove(&name);
-                self.notes_file.save(&self.notes);
                 self.step(&name, SetEvent::Stopped);
                 self.collect_garbage();
             }
-            Event::Ended { instance, exit } => self.ended(&instance, &exit),
+            Event::Ended { instance, exit } => {
+                self.tell_all(|| SetEvent::Ended { instance: instance.clone(), exit: exit.clone() })
+            }
+            Event::Word { instance, word, at_ns } => self.tell_all(|| SetEvent::Word {
+                instance: instance.clone(),
+                word: word.clone(),
+                at_ns,
+            }),
             Event::Terminate => {}
         }
     }
@@ -218,26 +240,36 @@ impl Agent {
         }
         self.server_waiting =
             Some(format!("boot server {}: no answer yet", plan.servers.join(", ")));
+        let (dirs, layer0) = (self.around.dirs.clone(), !self.standalone);
+        let channels = Channels::new(plan.transport.clone(), node.clone(), dirs, layer0);
         let link = ServerLink { servers: plan.servers, node, transport: plan.transport };
         let (poller, events) = (link.clone(), self.around.events.clone());
         let outbox = self.outbox.clone();
-        start::thread("desired", move || poller.poll_desired(&events));
+        start::thread("desired", move || poller.poll_desired(&events, &channels));
         start::thread("observed", move || link.write_observed(&outbox));
     }
 
     fn desired(&mut self, desired: Desired) {
+        for problem in self.pulls.puller().registries().set_desired(&desired.registries) {
+            log::warn!("desired document {}: {problem}", desired.version);
+        }
         let wanted: BTreeMap<Name, DesiredSet> =
             desired.imagesets.iter().map(|set| (set.name.clone(), set.clone())).collect();
         for name in wanted.keys() {
             self.slot(name, None);
         }
         let names: Vec<Name> = self.sets.keys().cloned().collect();
+        let busy = self.notes.desired.as_ref().and_then(|before| before.busy.clone());
+        let busy_changed = busy != desired.busy;
         self.remember_files(Some(&desired));
         // They may be secrets: the notes are a file.
         self.notes.desired = Some(Desired { files: Vec::new(), ..desired.clone() });
         self.notes_file.save(&self.notes);
         for name in names {
             self.step(&name, SetEvent::Want(wanted.get(&name).cloned()));
+        }
+        if busy_changed {
+            self.tell_all(|| SetEvent::BusyChanged);
         }
         if let Some(power) = desired.power
             && power.boot_id == self.notes.boot_id
@@ -270,25 +302,30 @@ impl Agent {
     }
 
     /// Makes sure that there is a slot for the set.
-    fn slot(&mut self, name: &Name, running: Option<(Live, set::Deployment)>) {
+    fn slot(&mut self, name: &Name, adopted: Option<adopt::AdoptedSet>) {
         if self.sets.contains_key(name) {
             return;
         }
-        let (live, deployment) = running.unzip();
-        match Worker::start(name.clone(), self.around.clone(), live) {
+        let (machine, running, kept) = match adopted {
+            Some(adopted) => (adopted.machine, Some(adopted.running), adopted.kept),
+            None => (SetMachine::new(name.clone()), None, None),
+        };
+        match Worker::start(name.clone(), self.around.clone(), running, kept) {
             Ok(worker) => {
-                let machine = SetMachine::new(name.clone(), deployment);
-                let slot = SetSlot { machine, worker, decided: uptime(), pulled: None, next: None };
+                let slot = SetSlot { machine, worker, decided: uptime(), pulled: None };
                 self.sets.insert(name.clone(), slot);
             }
             Err(error) => log::error!("{name}: no thread for it: {error}"),
         }
     }
 
-    /// Lets the machine of a set take an event, and does what it asks for.
+    /// Lets the machine of a set take an event, writes down where it stands, and does what it asks for: a crash at any moment
+    /// finds on disk what is about to be.
     fn step(&mut self, name: &Name, event: SetEvent) {
         let Some(slot) = self.sets.get_mut(name) else { return };
         let actions = slot.machine.handle(event, uptime(), backoff::jitter());
+        let note = slot.machine.note();
+        self.note(name, note);
         for action in actions {
             log::debug!("{name}: {action:?}");
             self.act(name, action);
@@ -296,6 +333,19 @@ impl Agent {
         if self.sets.get(name).is_some_and(|slot| slot.machine.is_spent()) {
             self.sets.remove(name);
         }
+    }
+
+    fn note(&mut self, name: &Name, note: Option<Commitment>) {
+        if self.notes.commitments.get(name) == note.as_ref() {
+            return;
+        }
+        let step = note.as_ref().map_or("kept-dropped", Commitment::step);
+        match note {
+            Some(note) => drop(self.notes.commitments.insert(name.clone(), note)),
+            None => drop(self.notes.commitments.remove(name)),
+        }
+        self.notes_file.save(&self.notes);
+        faults::reach(step);
     }
 
     fn act(&mut self, name: &Name, action: SetAction) {
@@ -309,44 +359,49 @@ impl Agent {
             }
             SetAction::CancelPull => self.pulls.cancel(name),
             SetAction::Stage(set) => match slot.pulled.take() {
-                Some(pulled) => {
-                    slot.next = Some(Commitment {
-                        set: set.clone(),
-                        digest: pulled.digest,
-                        mode: pulled.set.mode,
-                        last_roll: None,
-                    });
-                    send(&slot.worker, name, Job::Stage(set, pulled));
-                }
+                Some(pulled) => send(&slot.worker, name, Job::Stage(set, pulled)),
                 None => self
                     .around
                     .events
                     .send(Event::Staged(name.clone(), Err("nothing was pulled".to_owned()))),
             },
+            SetAction::StageKept(set) => {
+                slot.decided = uptime();
+                log::info!("{name}: version {} is kept here", set.version);
+                send(&slot.worker, name, Job::StageKept(set));
+            }
             SetAction::Discard => send(&slot.worker, name, Job::Discard),
+            SetAction::AskBusy => self.ask_busy(name),
             SetAction::CutOver(_) => {
-                // From here on the new set is what this node runs: a crash now ends in the new one.
-                if let Some(next) = slot.next.take() {
-                    self.notes.commitments.insert(name.clone(), next);
-                    self.notes_file.save(&self.notes);
-                }
                 let decided = slot.decided;
                 send(&slot.worker, name, Job::CutOver { decided });
             }
+            SetAction::GoBack(reason) => {
+                log::error!("{name}: going back: {reason}");
+                send(&slot.worker, name, Job::GoBack(reason));
+            }
+            SetAction::DropKept => send(&slot.worker, name, Job::DropKept),
             SetAction::Restart { container, restarts } => {
                 log::warn!("{name}.{container}: starting it again ({restarts})");
                 send(&slot.worker, name, Job::Restart(container, restarts));
             }
             SetAction::Rename(set) => {
                 log::info!("{name}: version {} is what runs already", set.version);
-                if let Some(commitment) = self.notes.commitments.get_mut(name) {
-                    commitment.set = set.clone();
-                }
                 send(&slot.worker, name, Job::Rename(set));
-                self.notes_file.save(&self.notes);
             }
             SetAction::Stop => send(&slot.worker, name, Job::Stop),
         }
+    }
+
+    /// Finds out whether the node may be disturbed: what the operator says, then what a program of the site says.
+    fn ask_busy(&self, name: &Name) {
+        let said = self.notes.desired.as_ref().and_then(|desired| desired.busy.clone());
+        let events = self.around.events.clone();
+        if said.is_some() || !self.busy_program.exists() {
+            return events.send(Event::Busy(name.clone(), said));
+        }
+        let (program, name) = (self.busy_program.clone(), name.clone());
+        start::thread("busy", move || events.send(Event::Busy(name, busy::ask(&program))));
     }
 
     fn pulled(&mut self, name: &Name, result: Result<Box<crate::pull::PulledSet>, String>) {
@@ -356,13 +411,14 @@ impl Agent {
         }
         let outcome = match (result, self.sets.get_mut(name)) {
             (Ok(pulled), Some(slot)) => {
-                let digest = pulled.digest;
+                let content = content(&pulled);
                 slot.pulled = Some(pulled);
-                Ok(digest)
+                Ok(content)
             }
-            (Ok(pulled), None) => Ok(pulled.digest),
+            (Ok(pulled), None) => Ok(content(&pulled)),
             (Err(why), _) => Err(why),
         };
+        faults::reach("pulled");
         self.step(name, SetEvent::Pulled(outcome));
         // Staging has taken it. What is still here is no longer wanted.
         if let Some(slot) = self.sets.get_mut(name) {
@@ -375,55 +431,43 @@ impl Agent {
         name: &Name,
         result: Result<Box<set::Deployment>, Box<set::CutOverFailure>>,
     ) {
-        let running = match &result {
+        match &result {
             Ok(deployment) => {
                 self.mark(Phase::Running);
-                log::info!(
-                    "{name}: runs version {} ({})",
-                    deployment.set.version,
-                    deployment.digest.short()
-                );
-                Some(&**deployment)
+                let (version, digest) = (&deployment.set.version, deployment.digest.short());
+                log::info!("{name}: runs version {version} ({digest})");
             }
-            Err(failure) => {
-                log::error!("{name}: {}", failure.reason);
-                failure.running.as_ref()
-            }
-        };
-        match running {
-            Some(running) => {
-                let commitment = Commitment {
-                    set: running.set.clone(),
-                    digest: running.digest,
-                    mode: running.mode,
-                    last_roll: running.last_roll.clone(),
-                };
-                self.notes.commitments.insert(name.clone(), commitment);
-            }
-            None => drop(self.notes.commitments.remove(name)),
+            Err(failure) => log::error!("{name}: {}", failure.reason),
         }
-        self.notes_file.save(&self.notes);
         self.step(name, SetEvent::CutOver(result));
         self.collect_garbage();
     }
 
     fn collect_garbage(&self) {
-        let keep = self.notes.commitments.values().map(|commitment| commitment.digest).collect();
+        let kept = |it: &Commitment| it.kept.as_ref().map(|kept| kept.digest);
+        let commitments = self.notes.commitments.values();
+        let keep = commitments.flat_map(|it| [Some(it.digest), kept(it)]).flatten().collect();
         self.pulls.collect_garbage(keep);
     }
 
-    /// Tells every set: the one whose instance it was knows it.
-    fn ended(&mut self, instance: &str, exit: &ExitStatus) {
+    /// Tells every set: the one that it is about knows it.
+    fn tell_all(&mut self, event: impl Fn() -> SetEvent) {
         for name in self.sets.keys().cloned().collect::<Vec<_>>() {
-            self.step(&name, SetEvent::Ended { instance: instance.to_owned(), exit: exit.clone() });
+            self.step(&name, event());
         }
     }
 
     fn tick(&mut self) {
-        let names: Vec<Name> = self.sets.keys().cloned().collect();
-        for name in names {
-            self.step(&name, SetEvent::Tick);
+        let now = uptime();
+        if now.saturating_sub(self.looked) >= PRESSURE_PACE {
+            self.looked = now;
+            let keeps = self.sets.values().any(|slot| slot.machine.keeps());
+            if keeps && worker::available_memory().is_some_and(|bytes| bytes < SHORT_OF_MEMORY) {
+                log::warn!("memory is short: what is kept staged is given up");
+                self.tell_all(|| SetEvent::Pressure);
+            }
         }
+        self.tell_all(|| SetEvent::Tick);
     }
 
     fn mark(&mut self, phase: Phase) {
@@ -454,7 +498,8 @@ impl Agent {
             crate::logging::status(&status);
             self.status = status;
         }
-        if let Some(observed) = self.facts.observed(&self.notes, sets, waiting) {
+        if let Some(mut observed) = self.facts.observed(&self.notes, sets, waiting) {
+            observed.cache = self.pulls.puller().cache().status();
             let machines = self.sets.iter().map(|(name, slot)| (name, &slot.machine));
             if let Some(observed) = self.usage.complete(observed, machines) {
                 self.outbox.put(observed);
@@ -483,6 +528,10 @@ impl Agent {
         }
         log::info!("every container has stopped");
     }
+}
+
+fn content(pulled: &crate::pull::PulledSet) -> Content {
+    Content { digest: pulled.digest, mode: pulled.set.mode, bytes: pulled.bytes }
 }
 
 fn send(worker: &mpsc::Sender<Job>, name: &Name, job: Job) {

@@ -8,16 +8,20 @@
 //! |---|---|
 //! | 0 | /dev/null |
 //! | 1, 2 | the log pipe |
-//! | 3 | the barrier: a byte lets it pass; when it closes, the monitor is dead |
-//! | 4 | status: `ready`, or `error` and a sentence; closed by the exec |
-//! | 5 | its spec |
-//! | 6 | files that are put over the image's: JSON, or nothing |
-//! | 7 | the terminal that becomes /dev/console, when the program is systemd |
-//! | 8 | in a user namespace: its root as a detached mount; 9 and on: its persistent directories |
+//! | from 3 | the held sockets, N of them, where the program looks for them (sd_listen_fds(3)) |
+//! | 3 + N | the barrier: a byte lets it pass; when it closes, the monitor is dead |
+//! | 4 + N | status: `ready`, or `error` and a sentence; closed by the exec |
+//! | 5 + N | its spec |
+//! | 6 + N | files that are put over the image's: JSON, or nothing |
+//! | 7 + N | the terminal that becomes /dev/console, when the program is systemd |
+//! | 8 + N | the socket for sd_notify(3) as a detached mount, when the program is to speak of itself |
+//! | 9 + N | in a user namespace: its root as a detached mount; 10 + N and on: its persistent directories |
 
 mod exec;
+pub(crate) mod join;
 mod limits;
 mod mounts;
+mod notify;
 pub mod privileges;
 mod reaper;
 pub mod seccomp;
@@ -36,18 +40,22 @@ use crate::containers::files::PlacedFile;
 use crate::monitor::machine::{ERROR, READY};
 use crate::sys::process::{close_from, inherited_fd};
 
-/// Number of the barrier's descriptor.
-const BARRIER_FD: i32 = 3;
-/// Number of the status pipe's descriptor.
-const STATUS_FD: i32 = 4;
-/// Number of the spec's descriptor.
-const SPEC_FD: i32 = 5;
-/// Number of the files' descriptor.
-const FILES_FD: i32 = 6;
-/// Number of the console's descriptor.
-const CONSOLE_FD: i32 = 7;
-/// Number of the root's descriptor; what is kept comes behind it.
-const ROOT_FD: i32 = 8;
+/// Number of the first held socket's descriptor; what follows is counted from behind the last.
+const FIRST_FD: i32 = 3;
+/// The barrier's descriptor.
+const BARRIER: i32 = 0;
+/// The status pipe's.
+const STATUS: i32 = 1;
+/// The spec's.
+const SPEC: i32 = 2;
+/// The files'.
+const FILES: i32 = 3;
+/// The console's.
+const CONSOLE: i32 = 4;
+/// The notify socket's.
+const INBOX: i32 = 5;
+/// The root's; what is kept comes behind it.
+const ROOT: i32 = 6;
 /// Exit code after an error that was told over the status pipe.
 const FAILED: i32 = 127;
 /// A step that failed. Its text is what the operator reads.
@@ -95,19 +103,21 @@ fn step<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> InitEr
 struct Inherited {
     files: File,
     console: Option<OwnedFd>,
+    inbox: OwnedFd,
     root: Option<OwnedFd>,
     kept: Vec<OwnedFd>,
 }
 
 impl Inherited {
     /// Takes the descriptors by their numbers.
-    fn take(spec: &Spec) -> io::Result<Self> {
+    fn take(spec: &Spec, base: i32) -> io::Result<Self> {
         let mapped = spec.view.id_base.is_some();
-        let kept = spec.view.persistent.iter().filter(|_| mapped).zip(ROOT_FD + 1..);
+        let kept = spec.view.persistent.iter().filter(|_| mapped).zip(base + ROOT + 1..);
         Ok(Self {
-            files: inherited_fd(FILES_FD)?.into(),
-            console: Some(inherited_fd(CONSOLE_FD)?),
-            root: if mapped { Some(inherited_fd(ROOT_FD)?) } else { None },
+            files: inherited_fd(base + FILES)?.into(),
+            console: Some(inherited_fd(base + CONSOLE)?),
+            inbox: inherited_fd(base + INBOX)?,
+            root: if mapped { Some(inherited_fd(base + ROOT)?) } else { None },
             kept: kept.map(|(_, number)| inherited_fd(number)).collect::<io::Result<_>>()?,
         })
     }
@@ -134,13 +144,16 @@ impl Inherited {
 /// Becomes the container. Returns only when it could not, or when the reaper's child has ended; the result is the process's
 /// exit code.
 ///
-/// `in_cgroup` says that the process was cloned into the container's own control group.
+/// `in_cgroup` says that the process was cloned into the container's own control group, `sockets` how many held sockets it
+/// has inherited.
 #[must_use]
-pub fn run(in_cgroup: bool) -> i32 {
-    let (Ok(barrier), Ok(status)) = (inherited_fd(BARRIER_FD), inherited_fd(STATUS_FD)) else {
+pub fn run(in_cgroup: bool, sockets: u8) -> i32 {
+    let base = FIRST_FD + i32::from(sockets);
+    let (Ok(barrier), Ok(status)) = (inherited_fd(base + BARRIER), inherited_fd(base + STATUS))
+    else {
         return FAILED;
     };
-    let error = match become_container(in_cgroup, barrier, &status) {
+    let error = match become_container(in_cgroup, base, barrier, &status) {
         Ok(Become::Program(program)) => match program.execute() {
             Err(error) => error,
         },
@@ -165,13 +178,14 @@ enum Become {
 
 fn become_container(
     in_cgroup: bool,
+    base: i32,
     barrier: OwnedFd,
     status: &OwnedFd,
 ) -> Result<Become, InitError> {
     die_with_the_monitor()?;
-    let spec = read_spec().map_err(step::<io::Error>("read its spec"))?;
-    let given = Inherited::take(&spec).map_err(step::<io::Error>("take its descriptors"))?;
-    let last = i32::try_from(given.kept.len()).unwrap_or_default() + ROOT_FD;
+    let spec = read_spec(base).map_err(step::<io::Error>("read its spec"))?;
+    let given = Inherited::take(&spec, base).map_err(step::<io::Error>("take its descriptors"))?;
+    let last = base + ROOT + i32::try_from(given.kept.len()).unwrap_or_default();
     close_from(last + 1).map_err(step::<io::Error>("close descriptors"))?;
     rustix::process::setsid().map_err(step("setsid"))?;
     rustix::thread::set_name(c"lc-container").map_err(step("set the process's name"))?;
@@ -187,7 +201,7 @@ fn become_container(
     let user = users::find_in(&root, spec.user.as_deref())?;
     drop(root);
     exec::enter_workdir(&spec.workdir)?;
-    let program = exec::Program::new(&spec, &user.home)?;
+    let mut program = exec::Program::new(&spec, &user.home)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let capabilities = privileges::of(&spec)?;
     if spec.view.is_filtered() {
@@ -207,13 +221,20 @@ fn become_container(
     wait_at_barrier(barrier)?;
     match spec.view.init {
         false => Ok(Become::Program(program)),
-        true => Ok(reaper::split()?.map_or(Become::Program(program), Become::Reaper)),
+        true => match reaper::split()? {
+            Some(reaper) => Ok(Become::Reaper(reaper)),
+            None => {
+                // The held sockets and the watchdog are this process's, not PID 1's.
+                program.tell(&spec)?;
+                Ok(Become::Program(program))
+            }
+        },
     }
 }
 
-fn read_spec() -> io::Result<Spec> {
+fn read_spec(base: i32) -> io::Result<Spec> {
     let mut bytes = Vec::new();
-    File::from(inherited_fd(SPEC_FD)?).read_to_end(&mut bytes)?;
+    File::from(inherited_fd(base + SPEC)?).read_to_end(&mut bytes)?;
     serde_json::from_slice(&bytes).map_err(io::Error::from)
 }
 

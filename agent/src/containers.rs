@@ -6,6 +6,7 @@
 //! <run>/containers/ID/spec.json      what it is; written before the monitor starts
 //!                     lock           locked as long as the monitor lives; holds its pid
 //!                     control.sock   one request a connection (control)
+//!                     notify.sock    where its program says that it is ready
 //!                     exit.json      how it ended; written by rename, last
 //! ```
 //! Pulling, mounting and deciding what should run are not done here.
@@ -20,21 +21,24 @@ pub mod idmap;
 pub mod keep;
 mod plan;
 pub mod policy;
+pub mod sockets;
 pub mod view;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use protocol::ids::{Digest, Name};
-use protocol::imageset::{Profile, Restart};
+use protocol::imageset::{DEFAULT_LOG_SIZE, Profile, Restart, Socket};
 use protocol::node::ExitStatus;
 use serde::{Deserialize, Serialize};
 
 pub use adopt::{Adopted, adopt, remove};
 pub use create::{create, create_with};
 pub use files::NodeFacts;
-pub use handle::{Handle, OnEnd, Released};
+pub(crate) use handle::read_reply;
+pub use handle::{Handle, OnEnd, OnStatus, Released};
 pub use plan::{Place, PlanError};
+pub use sockets::HeldSockets;
 pub use view::{Keeping, View};
 
 /// Longest container id.
@@ -45,6 +49,8 @@ pub const SPEC_FILE: &str = "spec.json";
 pub const EXIT_FILE: &str = "exit.json";
 /// The monitor's socket.
 pub const SOCKET_FILE: &str = "control.sock";
+/// The socket at which the container's program speaks of itself (sd_notify(3)); bound into the container.
+pub const NOTIFY_FILE: &str = "notify.sock";
 /// The file whose lock says that the monitor lives.
 pub const LOCK_FILE: &str = "lock";
 
@@ -81,16 +87,32 @@ pub struct Spec {
     pub stop_timeout_s: u32,
     /// Where `NAME.log` is written.
     pub log_dir: PathBuf,
+    /// Most bytes of it that are kept.
+    #[serde(default = "default_log_size")]
+    pub log_size: u64,
     /// What happens when it ends.
     pub restart: Restart,
     /// How often it was started again before this instance.
     pub restarts: u32,
+    /// The held sockets it gets, in order.
+    #[serde(default)]
+    pub sockets: Vec<Socket>,
+    /// Whether its program speaks of itself as sd_notify(3) has it.
+    #[serde(default)]
+    pub notify: bool,
+    /// Milliseconds between two WATCHDOG=1 that it is asked for.
+    #[serde(default)]
+    pub watchdog_ms: Option<u32>,
     /// What is built around it. Specs of older agents have none; their containers are adopted all the same.
     #[serde(default)]
     pub view: view::View,
     /// Files over the image's. In memory until the container is made, never in `spec.json`: they may be secrets.
     #[serde(skip)]
     pub files: Vec<files::PlacedFile>,
+}
+
+fn default_log_size() -> u64 {
+    DEFAULT_LOG_SIZE
 }
 
 /// How a container ended: `exit.json`.

@@ -5,8 +5,9 @@
 //! | PID 1 | [`init`]: early mounts, console, reaping, supervising the agent, pivot, shutdown |
 //! | the agent's loop | [`agent`]: events, ImageSets, rolls, the link to the boot server, the report |
 //! | the machine | [`modules`], [`network`], [`identity`], [`logging`] |
-//! | images | [`transport`], [`registry`], [`store`], [`layer`], [`pull`], [`prefetch`], [`mounts`] |
-//! | containers | [`containers`], [`monitor`], [`container_init`] |
+//! | images | [`transport`], [`registry`], [`store`], [`cache`], [`layer`], [`pull`], [`prefetch`], [`mounts`] |
+//! | containers | [`containers`], [`health`], [`monitor`], [`container_init`], [`container_exec`] |
+//! | an operator's look inside | [`channel`]: logs and commands |
 //! | the kernel | [`sys`]: the only place with unsafe code |
 //!
 //! Everywhere the same rule: decide in pure code, act at the edge.
@@ -34,6 +35,8 @@ pub mod logging;
 pub mod modules;
 pub mod network;
 
+pub mod cache;
+pub mod imageapi;
 pub mod layer;
 pub mod mounts;
 pub mod prefetch;
@@ -42,8 +45,12 @@ pub mod registry;
 pub mod store;
 pub mod transport;
 
+pub mod channel;
+
+pub mod container_exec;
 pub mod container_init;
 pub mod containers;
+pub mod health;
 pub mod monitor;
 
 pub mod sys;

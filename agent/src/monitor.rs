@@ -1,15 +1,17 @@
 //! The monitor: one small single-threaded process per container, its parent, with everything that must outlive the agent.
 //!
-//! It is started by [`crate::containers::create`] with one client connected on descriptor 0 and its lock file on descriptor 1,
-//! leaves the agent's session and control group, clones the container's first process ([`crate::container_init`]) into its
+//! It is started by [`crate::containers::create`] with one client connected on descriptor 0, over which the held sockets of the
+//! container come first where it has any, and its lock file on descriptor 1. It leaves the agent's session and control group, clones the container's first process ([`crate::container_init`]) into its
 //! namespaces and then waits on its log, its end, and clients. When the container has ended it writes `exit.json`, tells the
 //! clients and ends. When it dies itself, the kernel kills the container with it (PR_SET_PDEATHSIG).
 //!
 //! It decides nothing about restarts, images or mounts. What it does about what happens stands in [`machine`], without I/O.
 
 mod clients;
+mod inbox;
 pub mod machine;
 mod network;
+pub mod notify;
 pub mod ring;
 mod start;
 
@@ -25,11 +27,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use clients::{Clients, Received};
+use inbox::Inbox;
 use machine::{Action, ClientId, Event, Machine};
-use ring::{ROTATE_AT, Ring};
+use ring::Ring;
 use start::Started;
 
+pub(crate) use start::own_program;
+
 use crate::containers::control::{Reply, line, parse_request};
+use crate::containers::sockets::receive_with;
 use crate::containers::{
     EXIT_FILE, ExitRecord, SOCKET_FILE, SPEC_FILE, Spec, boottime_ns, cgroup, read_json, write_json,
 };
@@ -68,6 +74,10 @@ struct Monitor {
     ring: Ring,
     signals: SignalFd,
     started: Started,
+    /// The container's held sockets, kept open so that no connection is lost while it is replaced.
+    sockets: Vec<OwnedFd>,
+    /// Where its program speaks of itself, if it does.
+    inbox: Option<Inbox>,
     /// Held open until the end: its lock says that the monitor lives.
     _lock: OwnedFd,
 }
@@ -81,6 +91,7 @@ enum Source {
     End,
     Signals,
     Listener,
+    Inbox,
     Client(ClientId),
 }
 
@@ -90,7 +101,7 @@ impl Monitor {
     fn prepare(dir: &Path) -> Result<Self, Failure> {
         let (client, lock, files) =
             take_inherited().map_err(|e| (None, format!("monitor: {e}")))?;
-        match Self::prepare_with(dir, lock, files) {
+        match Self::prepare_with(dir, lock, files, &client) {
             Ok(mut monitor) => {
                 monitor.clients.add(client);
                 Ok(monitor)
@@ -99,20 +110,31 @@ impl Monitor {
         }
     }
 
-    fn prepare_with(dir: &Path, lock: OwnedFd, files: OwnedFd) -> Result<Self, String> {
+    fn prepare_with(
+        dir: &Path,
+        lock: OwnedFd,
+        files: OwnedFd,
+        client: &UnixStream,
+    ) -> Result<Self, String> {
         let mut notes = detach(&lock).map_err(|e| format!("monitor: {e}"))?;
         let spec: Spec = read_json(&dir.join(SPEC_FILE)).map_err(|e| format!("its spec: {e}"))?;
+        let sockets = take_sockets(&spec, client)?;
         let signals = take_signals().map_err(|e| format!("monitor: signals: {e}"))?;
         let listener = UnixListener::bind(dir.join(SOCKET_FILE))
             .map_err(|e| format!("its control socket: {e}"))?;
         let clients = Clients::new(listener).map_err(|e| format!("its control socket: {e}"))?;
-        let started = start::start(dir, &spec, files, &mut notes)?;
+        let inbox = spec.notify.then(|| Inbox::open(dir)).transpose();
+        let inbox = inbox.map_err(|e| format!("its notify socket: {e}"))?;
+        let started = start::start(dir, &spec, &sockets, files, &mut notes)?;
+        let machine = Machine::new(started.pid, notes, spec.stop_signal, spec.stop_timeout_s);
         Ok(Self {
-            machine: Machine::new(started.pid, notes, spec.stop_signal, spec.stop_timeout_s),
+            machine: machine.with_watchdog(spec.watchdog_ms),
             clients,
-            ring: Ring::new(spec.log_dir.join(format!("{}.log", spec.name)), ROTATE_AT),
+            ring: Ring::new(spec.log_dir.join(format!("{}.log", spec.name)), spec.log_size / 2),
             signals,
             started,
+            sockets,
+            inbox,
             _lock: lock,
         })
     }
@@ -130,6 +152,7 @@ impl Monitor {
                     Source::Console => self.read_console(),
                     Source::Signals => self.read_signals(),
                     Source::Listener => self.clients.accept(),
+                    Source::Inbox => self.read_inbox(),
                     Source::Client(id) => self.read_client(*id),
                     Source::End => {}
                 }
@@ -152,9 +175,16 @@ impl Monitor {
             (Source::Listener, self.clients.listener().as_fd()),
             (Source::End, self.started.pidfd.as_fd()),
         ];
+        let inbox = self.inbox.as_ref().map(|inbox| (Source::Inbox, inbox.as_fd()));
         let clients = self.clients.connections().map(|(id, fd)| (Source::Client(id), fd));
-        let sources: Vec<(Source, BorrowedFd<'_>)> =
-            status.into_iter().chain(log).chain(console).chain(fixed).chain(clients).collect();
+        let sources: Vec<(Source, BorrowedFd<'_>)> = status
+            .into_iter()
+            .chain(log)
+            .chain(console)
+            .chain(fixed)
+            .chain(inbox)
+            .chain(clients)
+            .collect();
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         let timeout =
@@ -191,6 +221,7 @@ impl Monitor {
                     self.clients.send(client, &reply);
                     self.clients.close(client);
                 }
+                Action::Sockets(client) => self.clients.send_sockets(client, &self.sockets),
             }
         }
     }
@@ -229,6 +260,13 @@ impl Monitor {
                 true
             }
             Err(error) => error == rustix::io::Errno::INTR,
+        }
+    }
+
+    fn read_inbox(&mut self) {
+        let Some(inbox) = &self.inbox else { return };
+        for message in inbox.receive(self.started.pid) {
+            self.handle(Event::Notify(message));
         }
     }
 
@@ -320,6 +358,19 @@ impl Monitor {
             }
         }
     }
+}
+
+/// The container's held sockets, which come with the very first byte.
+fn take_sockets(spec: &Spec, client: &UnixStream) -> Result<Vec<OwnedFd>, String> {
+    if spec.sockets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (_, sockets) = receive_with(client, 1).map_err(|e| format!("its held sockets: {e}"))?;
+    let (got, wanted) = (sockets.len(), spec.sockets.len());
+    if got != wanted {
+        return Err(format!("its held sockets: {got} came instead of {wanted}"));
+    }
+    Ok(sockets)
 }
 
 /// The client on descriptor 0, the lock on 1 and the files on 2; all three standard descriptors then lead nowhere.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent::containers::{Adopted, ContainerError, Spec, adopt, create_with, remove};
+use agent::containers::{Adopted, ContainerError, HeldSockets, Spec, adopt, create_with, remove};
 use agent::paths::RunDirs;
 use bench::{Bench, LONG, PLAY_AGENT, PROGRAM, SIGKILL, SIGTERM, alive, kill, wait_until};
 use protocol::imageset::Profile;
@@ -385,7 +385,8 @@ fn play_agent() {
     let spec: Spec =
         serde_json::from_slice(&fs::read(base.join("play.json")).expect("spec")).expect("spec");
     let handle =
-        create_with(Path::new(PROGRAM), &dirs, &spec, Arc::new(|_, _| {})).expect("create");
+        create_with(Path::new(PROGRAM), &dirs, &spec, &HeldSockets::default(), Arc::new(|_, _| {}))
+            .expect("create");
     handle.release().expect("release");
     fs::write(base.join("released"), "").expect("tell the test");
     loop {

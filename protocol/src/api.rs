@@ -4,11 +4,14 @@
 //! |---|---|---|
 //! | GET /v1/nodes | | `Vec<NodeRecord>` |
 //! | GET /v1/nodes/{id} | | [`NodeRecord`] |
-//! | GET /v1/nodes/{id}/desired?after=V&wait=S | | [`crate::node::Desired`]; 204 when nothing newer came in S seconds |
+//! | GET /v1/nodes/{id}/desired?after=V&wait=S&registries=TAG | | [`crate::node::Desired`] with the registry table; 204 when nothing newer came in S seconds |
 //! | PUT /v1/nodes/{id}/observed | [`crate::node::Observed`] | 204 |
+//! | POST /v1/nodes/{id}/channels | [`crate::channel::ChannelBody`] | 201 [`crate::channel::ChannelCreated`] |
 //! | POST /v1/nodes/{id}/power | [`PowerBody`] | 204 |
+//! | POST /v1/nodes/{id}/busy | [`BusyBody`] | 204 |
 //! | GET /v1/imagesets | | `Vec<ImageSetRecord>` |
 //! | POST /v1/rolls | [`RollRequest`] | 201 [`Roll`] |
+//! | POST /v1/rolls/undo | [`UndoRequest`] | 201 `Vec<Roll>` |
 //! | GET /v1/rolls, GET /v1/rolls/{id} | | `Vec<Roll>`, [`Roll`] |
 //!
 //! Every failure answers [`ErrorBody`].
@@ -83,6 +86,15 @@ pub struct PowerBody {
     pub action: PowerAction,
 }
 
+/// `POST /v1/nodes/{id}/busy`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BusyBody {
+    /// Why the node is not to be disturbed; none when it is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy: Option<String>,
+}
+
 /// A version of an ImageSet in the server's registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageSetRecord {
@@ -104,18 +116,37 @@ pub struct RollRequest {
     pub nodes: Vec<String>,
     /// `NAME:VERSION` in the server's registry, or a full reference.
     pub imageset: String,
+    /// Cut over on busy nodes as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// `POST /v1/rolls/undo`: bring these nodes back to the version of this ImageSet that they ran before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UndoRequest {
+    /// Ids of nodes, or the one word `all`: every node that wants the set.
+    pub nodes: Vec<String>,
+    /// The ImageSet.
+    pub name: Name,
+    /// Cut over on busy nodes as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// How one node stands in a roll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RollState {
-    /// It has not reported the new digest as current yet.
+    /// It has not reported the new digest as current and committed yet.
     Pending,
-    /// It runs the new digest.
+    /// It runs the new digest, and ran it well for as long as the set is watched.
     Done,
-    /// It says it could not; it still runs what it ran.
+    /// It says it could not; it still runs what it ran, and tries again.
     Failed,
+    /// It ran the new digest, which failed, and runs what it ran before. It does not try again by itself.
+    #[serde(rename = "rolled_back")]
+    RolledBack,
     /// A later roll wants something else of it.
     Superseded,
 }
@@ -130,7 +161,7 @@ pub struct RollNode {
     /// Why, where there is a why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What it cost, once done.
+    /// What it cost, from the cut-over on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<RollReport>,
 }

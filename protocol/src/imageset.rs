@@ -19,7 +19,9 @@ pub use runtime::{
     Bind, Device, File, Limits, Namespaces, NetMode, Network, Persistent, Propagation, Seccomp,
     Storage, Tmpfs,
 };
-pub use service::{Health, Listen, ParseListenError, Probe, Socket, Strategy, http_address};
+pub use service::{
+    Health, Listen, MAX_SOCKETS, ParseListenError, Probe, Socket, Strategy, http_address,
+};
 pub use signal::signal_number;
 pub use values::{Bound, ByteSize, Cpus, FileMode, ParseSizeError, Ulimit};
 
@@ -28,6 +30,12 @@ pub const DEFAULT_STOP_TIMEOUT_S: u32 = 10;
 
 /// Seconds that a set is watched after a cut-over where it does not say otherwise.
 pub const DEFAULT_WATCH_S: u32 = 10;
+
+/// Bytes of a container's log that a node keeps where the container does not say otherwise.
+pub const DEFAULT_LOG_SIZE: u64 = 32 << 20;
+
+/// How many they may be: a log lies in the node's memory.
+pub const LOG_SIZES: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 30);
 
 /// Most containers in one ImageSet.
 pub const MAX_CONTAINERS: usize = 64;
@@ -164,7 +172,7 @@ pub struct Container {
     /// How much it may use of huge pages, by page size, `"2MiB" = "64MiB"`; mounted at /dev/hugepages (largest page size first).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub hugepages: BTreeMap<String, ByteSize>,
-    /// Bytes of its log that the node keeps; 2 MiB when absent.
+    /// Most bytes of its log that the node keeps, in two halves: [`LOG_SIZES`], 32 MiB when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_size: Option<ByteSize>,
     /// Containers of the set that are ready before this one starts.

@@ -6,16 +6,19 @@
 //! |---|---|
 //! | [`ids`] | MAC, node id, name, version and digest newtypes |
 //! | [`reference`](mod@reference) | where an image or ImageSet lives: registry, repository, tag, digest |
+//! | [`registries`] | mirrors, CA certificates and credentials of registries, for nodes and the server |
 //! | [`boot_args`] | the kernel command line: parse and render side by side |
 //! | [`imageset`] | the ImageSet description that nodes read |
 //! | [`oci`] | descriptors, manifests, indexes, and resolving an ImageSet from its index |
 //! | [`signature`] | signatures in cosign's key layout: build, read and verify |
 //! | [`node`] | the desired and the observed document of a node |
 //! | [`api`] | request, reply and error bodies of `/v1` |
+//! | [`channel`] | logs and commands through the server: requests, frames, flow control |
 //! | [`layer0`] | `manifest.json` of a built Layer0 |
 
 pub mod ids;
 pub mod reference;
+pub mod registries;
 
 pub mod boot_args;
 
@@ -24,6 +27,7 @@ pub mod oci;
 pub mod signature;
 
 pub mod api;
+pub mod channel;
 pub mod node;
 
 pub mod layer0;

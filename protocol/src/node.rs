@@ -6,8 +6,10 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::channel::ChannelRequest;
 use crate::ids::{Digest, Mac, Name, NodeId, Version};
 use crate::reference::Reference;
+use crate::registries::RegistryEntry;
 
 mod given;
 
@@ -22,6 +24,21 @@ pub struct DesiredSet {
     pub version: Version,
     /// Where it is fetched from, pinned by digest.
     pub reference: Reference,
+    /// Changes with every roll that an operator starts, so that a version which the node went back from is tried again when
+    /// it is asked for again. 0 when no roll brought it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub roll: u64,
+    /// Cut over to it although the node is busy.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub force: bool,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// What to do with the machine.
@@ -55,9 +72,41 @@ pub struct Desired {
     /// A request for power-off or reboot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power: Option<PowerRequest>,
+    /// What the server knows of registries; goes before what the node brought along, host by host. Has secrets in it: only
+    /// the node's own request is answered with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub registries: Vec<RegistryEntry>,
+    /// Changes whenever `registries` may have; the long poll says which one it has (`registries=`). None without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registries_tag: Option<String>,
+    /// Channels that the server wants opened now. They do not change the version: nothing of them lasts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channels: Vec<ChannelRequest>,
+    /// Why the node is not to be disturbed; none when it is free. A busy node stages what is wanted, and cuts over when it is
+    /// free again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy: Option<String>,
     /// Files and secrets that containers of this node name by `from`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<GivenFile>,
+}
+
+impl Desired {
+    /// A document in which nothing is wanted of the node, with version 0.
+    #[must_use]
+    pub const fn empty(node: NodeId) -> Self {
+        Self {
+            version: 0,
+            node,
+            imagesets: Vec::new(),
+            power: None,
+            registries: Vec::new(),
+            registries_tag: None,
+            channels: Vec::new(),
+            busy: None,
+            files: Vec::new(),
+        }
+    }
 }
 
 /// A step of a node's boot, in the order in which they happen.
@@ -161,9 +210,21 @@ pub struct ExitStatus {
     /// Signal number, when one killed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// Why it could not even start, when it did not.
+    /// Why it could not even start, when it did not; or why the node killed it (`watchdog: …`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// What a container's health check, or its own word, says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthState {
+    /// Not ready yet.
+    Starting,
+    /// Ready, and well as far as anybody asks.
+    Healthy,
+    /// The check failed as often as it may.
+    Unhealthy,
 }
 
 /// A container as the agent sees it.
@@ -181,6 +242,16 @@ pub struct ObservedContainer {
     /// How its program last ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<ExitStatus>,
+    /// Whether it is ready to serve: its program has said so (`notify`) and its health check was good once, as far as it has
+    /// either. Absent where it does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
+    /// Its health; none when it has no health check and does not tell when it is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthState>,
+    /// Why it is unhealthy, or what its program says of itself (sd_notify(3), STATUS=).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// What could not be had on this node, one sentence each, `limits_unavailable: …`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -200,7 +271,34 @@ pub struct PullProgress {
     pub bytes_per_s: u64,
 }
 
-/// What the last cut-over cost.
+/// How a roll ended, or that it has not ended yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RollOutcome {
+    /// The new set runs and is watched; when it fails now, the old one comes back by itself.
+    Watching,
+    /// The new set ran well for its whole window.
+    Committed,
+    /// The old set runs again; the report's `reason` says why.
+    RolledBack,
+    /// The operator went back to the set that was kept staged.
+    Undone,
+}
+
+impl RollOutcome {
+    /// Its name in tables and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Watching => "watching",
+            Self::Committed => "committed",
+            Self::RolledBack => "rolled_back",
+            Self::Undone => "undone",
+        }
+    }
+}
+
+/// What the last cut-over cost, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RollReport {
     /// Digest that ran before; none on a first start.
@@ -212,9 +310,19 @@ pub struct RollReport {
     pub bytes: u64,
     /// Milliseconds from the decision to the exec barrier.
     pub staging_ms: u64,
-    /// Microseconds from the old program's end to the new one's exec, the longest of the set's containers.
+    /// Microseconds from the old program's end to the new one's exec, the longest of the set's containers. 0 where the old one
+    /// ran until the new one was ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blackout_us: Option<u64>,
+    /// Microseconds from the old program's end until the new one was ready, the longest of the set's containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_us: Option<u64>,
+    /// What became of it; none from an agent that does not watch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<RollOutcome>,
+    /// Why the old set came back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// An ImageSet as the agent sees it.
@@ -237,9 +345,12 @@ pub struct ObservedSet {
     /// Its containers.
     #[serde(default)]
     pub containers: Vec<ObservedContainer>,
-    /// What the last cut-over cost.
+    /// What the last cut-over cost, and what became of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_roll: Option<RollReport>,
+    /// The set that is kept staged: wanting it again costs no pull and no mount.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<DesiredSet>,
 }
 
 /// An interface of the node.
@@ -251,6 +362,20 @@ pub struct ObservedLink {
     pub mac: Mac,
     /// Its IP addresses.
     pub addresses: Vec<IpAddr>,
+}
+
+/// The disk that a node keeps blobs on across reboots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedCache {
+    /// The block device (`/dev/vda1`), or the directory of a standalone agent.
+    pub place: String,
+    /// Bytes of blobs kept there.
+    pub used: u64,
+    /// Most bytes that are kept.
+    pub limit: u64,
+    /// Why it is not, or not fully, used: one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// What has been seen of a node: `PUT /v1/nodes/{id}/observed`, written by the agent.
@@ -283,6 +408,9 @@ pub struct Observed {
     /// What the node waits for, and why: one sentence. None when all is as desired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
+    /// The disk that keeps blobs across reboots, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<ObservedCache>,
     /// Its ImageSets.
     pub imagesets: Vec<ObservedSet>,
 }

@@ -1,15 +1,20 @@
 //! The command line: one file per subcommand. Results on stdout, progress and logs on stderr; exit 0 done, 1 failed,
 //! 2 wrong usage.
 
+mod channel;
 mod client;
 mod completions;
+mod exec;
 mod imageset;
+mod logs;
 mod man;
 mod node;
 mod output;
 mod registry;
 mod roll;
 mod serve;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -49,6 +54,10 @@ enum Command {
     /// Bring nodes to a version of an ImageSet.
     #[command(subcommand)]
     Roll(roll::Command),
+    /// Show what a container of a node wrote, or the node itself, and follow it.
+    Logs(logs::Args),
+    /// Run a command in a container of a node. Exits as the command does; 255 where it cannot be run.
+    Exec(exec::Args),
     /// Print the completions of a shell.
     Completions(completions::Args),
     /// Write the man pages.
@@ -56,21 +65,24 @@ enum Command {
 }
 
 impl Cli {
-    /// Does what was asked.
+    /// Does what was asked. The exit code is 0, or that of the command that was run on a node.
     ///
     /// # Errors
     /// Whatever went wrong, in words for the person who asked.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
         let output = Output { json: self.json };
         let client = || Client::new(&self.server);
-        match self.command {
+        let done = match self.command {
             Command::Serve(args) => serve::run(&args, output),
             Command::Node(command) => node::run(command, &client(), output),
             Command::Imageset(command) => imageset::run(&command, &self.server, output),
             Command::Roll(command) => roll::run(command, &client(), output),
+            Command::Logs(args) => logs::run(&args, &client(), &self.server, output),
+            Command::Exec(args) => return Ok(exec::run(&args, &client(), &self.server)),
             Command::Completions(args) => completions::run(&args),
             Command::Man(args) => man::run(&args),
-        }
+        };
+        done.map(|()| ExitCode::SUCCESS)
     }
 }
 
@@ -110,7 +122,19 @@ mod tests {
             "layercake imageset token",
             "layercake roll start n1,n2 --imageset hello:2 --wait --timeout 60",
             "layercake roll start all --imageset http://r:1/hello:2",
+            "layercake roll start all --no-wait --force --imageset hello:2",
+            "layercake roll undo hello --all",
+            "layercake roll undo hello --node n1,n2 --timeout 5",
             "layercake roll show 3",
+            "layercake logs n1 web -f -n 100 --set hello",
+            "layercake logs n1 hello/web --json",
+            "layercake logs n1 --agent -f",
+            "layercake exec n1 web -- ls -l",
+            "layercake exec -it n1 hello/web -u 1000:10 -e A=1 -e B= sh -c x",
+            "layercake roll status",
+            "layercake node busy n1",
+            "layercake node busy n1 off",
+            "layercake node busy n1 on --reason job",
             "layercake completions bash",
             "layercake man dir",
         ] {
@@ -126,10 +150,16 @@ mod tests {
             "layercake node power n1 explode",
             "layercake node show N_1",
             "layercake roll start n1",
+            "layercake roll start n1 --imageset hello:1 --no-wait --timeout 3",
+            "layercake roll undo hello",
+            "layercake roll undo --all",
             "layercake roll start n1 --imageset hello",
             "layercake imageset sign hello:1",
             "layercake imageset verify hello:1",
             "layercake roll show x",
+            "layercake logs n1 a/b/c",
+            "layercake logs n1 web --agent",
+            "layercake exec n1 web",
             "layercake --server host node list",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).expect_err(line);

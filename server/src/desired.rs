@@ -9,7 +9,7 @@ pub const FIRST_VERSION: u64 = 1;
 /// The document of a node of which nothing is wanted yet.
 #[must_use]
 pub fn first(node: NodeId) -> Desired {
-    Desired { version: FIRST_VERSION, node, imagesets: Vec::new(), power: None, files: Vec::new() }
+    Desired { version: FIRST_VERSION, ..Desired::empty(node) }
 }
 
 /// The document with this ImageSet in place of the one of the same name.
@@ -28,6 +28,18 @@ pub fn with_set(current: &Desired, set: DesiredSet) -> Desired {
 pub fn with_power(current: &Desired, action: PowerAction, boot_id: &str) -> Desired {
     let power = Some(PowerRequest { action, boot_id: boot_id.to_owned() });
     Desired { version: current.version + 1, power, ..current.clone() }
+}
+
+/// The document with this ImageSet by a roll: one that was asked for before is asked for again.
+#[must_use]
+pub fn with_roll(current: &Desired, set: DesiredSet) -> Desired {
+    with_set(current, DesiredSet { roll: current.version + 1, ..set })
+}
+
+/// The document of a node that is busy for this reason, or free.
+#[must_use]
+pub fn with_busy(current: &Desired, busy: Option<String>) -> Desired {
+    Desired { version: current.version + 1, busy, ..current.clone() }
 }
 
 /// Whether the long poll's caller, who has `after`, should get this document now. Any other version counts, not only
@@ -49,6 +61,8 @@ mod tests {
             name: name.parse().expect("name"),
             version: version.parse().expect("version"),
             reference: format!("http://r:1/{name}:{version}@{digest}").parse().expect("reference"),
+            roll: 0,
+            force: false,
         }
     }
 
@@ -59,6 +73,15 @@ mod tests {
         let rolled = with_set(&two, set("a", "2"));
         assert_eq!(rolled.version, FIRST_VERSION + 3);
         assert_eq!(rolled.imagesets, [set("a", "2"), set("b", "1")]);
+    }
+
+    #[test]
+    fn every_roll_is_another_one_even_to_the_same_version() {
+        let once = with_roll(&first("n1".parse().expect("id")), set("a", "1"));
+        let twice = with_roll(&once, set("a", "1"));
+        assert_ne!(once.imagesets, twice.imagesets);
+        let busy = with_busy(&twice, Some("job 1".to_owned()));
+        assert_eq!((busy.version, busy.imagesets), (twice.version + 1, twice.imagesets));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! The HTTP routes, all in [`router`]: boot files, the API, and the embedded registry beside them.
 
 mod boot;
+mod channels;
 mod error;
 pub mod file;
 mod imagesets;
 pub mod listen;
 mod nodes;
 mod rolls;
+pub(crate) mod sendfile;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +29,10 @@ use tower_http::trace::TraceLayer;
 
 pub use self::error::ApiError;
 pub(crate) use self::error::chain as error_chain;
+use crate::channels::Desk;
+use crate::channels::relay::Socket;
 use crate::inventory::Inventory;
+use crate::registries::Known;
 use crate::sources::Sources;
 
 /// Largest request body of the API, in bytes.
@@ -40,6 +45,8 @@ pub struct App {
     pub inventory: Arc<Inventory>,
     /// Where ImageSets are looked up.
     pub sources: Sources,
+    /// What nodes are told of registries.
+    pub registries: Known,
     /// Base URL of this server, as nodes reach it.
     pub url: String,
     /// More kernel arguments for every node.
@@ -48,6 +55,8 @@ pub struct App {
     pub layer0_dir: PathBuf,
     /// Where `ipxe.efi` is, for UEFI HTTP Boot: the TFTP server's directory.
     pub loader_dir: Option<PathBuf>,
+    /// Where the ends of channels meet.
+    pub channels: Arc<Desk<Socket>>,
     /// How long the registry keeps what nothing refers to.
     pub gc_grace: Duration,
     /// True once the server is to end: long polls end with it.
@@ -74,9 +83,14 @@ pub fn router(app: Arc<App>, registry: Router) -> Router {
         .route("/v1/nodes/{id}/desired", get(nodes::desired))
         .route("/v1/nodes/{id}/observed", put(nodes::observed))
         .route("/v1/nodes/{id}/power", post(nodes::power))
+        .route("/v1/nodes/{id}/channels", post(channels::ask))
+        .route("/v1/nodes/{id}/channels/{channel}/node", get(channels::node))
+        .route("/v1/nodes/{id}/channels/{channel}/operator", get(channels::operator))
+        .route("/v1/nodes/{id}/busy", post(nodes::busy))
         .route("/v1/imagesets", get(imagesets::list))
         .route("/v1/imagesets/gc", post(imagesets::gc))
         .route("/v1/rolls", get(rolls::list).post(rolls::start))
+        .route("/v1/rolls/undo", post(rolls::undo))
         .route("/v1/rolls/{id}", get(rolls::show))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn(same_origin));

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::PROTOCOL_VERSION;
 use protocol::api::{NodeRecord, Roll, RollState};
-use protocol::ids::{Digest, Mac, NodeId};
+use protocol::ids::{Digest, Mac, Name, NodeId};
 use protocol::node::{Desired, DesiredSet, Observed, PowerAction};
 use tokio::sync::watch;
 
@@ -38,6 +38,26 @@ pub enum InventoryError {
     /// A roll names no node at all.
     #[error("there are no nodes to roll")]
     NoNodes,
+    /// A node does not want the set, so there is nothing to undo.
+    #[error("node {node} has no ImageSet {name}")]
+    NoSuchSet {
+        /// The node.
+        node: NodeId,
+        /// The set.
+        name: Name,
+    },
+    /// Nothing is known that a node ran before.
+    #[error(
+        "node {node}: no version of ImageSet {name} is known that it ran before {version}; `layercake roll start` brings it to any"
+    )]
+    NothingBefore {
+        /// The node.
+        node: NodeId,
+        /// The set.
+        name: Name,
+        /// What it is wanted to run.
+        version: protocol::ids::Version,
+    },
     /// A machine that nobody has named, and `server.auto_register` is false.
     #[error(
         "{0} is not in the inventory and server.auto_register is false: give it a [[node]] in the config"
@@ -116,11 +136,15 @@ impl Inventory {
         self.state().nodes.values().map(|node| record(&node.row)).collect()
     }
 
-    /// The digests of what nodes are to run: a reboot fetches it again, whatever its tag stands for by then.
+    /// The digests of what nodes are to run, and of what they could be brought back to: a reboot fetches it again, whatever its
+    /// tag stands for by then.
     #[must_use]
     pub fn pinned(&self) -> BTreeSet<Digest> {
         let state = self.state();
-        let sets = state.nodes.values().flat_map(|node| &node.row.desired.imagesets);
+        let rows = || state.nodes.values().map(|node| &node.row);
+        let observed = rows().filter_map(|row| row.observed.as_ref());
+        let kept = observed.flat_map(|it| &it.imagesets).filter_map(|set| set.previous.as_ref());
+        let sets = rows().flat_map(|row| &row.desired.imagesets).chain(kept);
         sets.filter_map(|set| set.reference.digest).collect()
     }
 
@@ -286,7 +310,7 @@ impl Inventory {
             let state = self.state();
             let mut rows = state.rows(nodes)?;
             for row in &mut rows {
-                row.desired = desired::with_set(&row.desired, set.clone());
+                row.desired = desired::with_roll(&row.desired, set.clone());
             }
             let mut superseded = state.rolls.clone();
             superseded.retain_mut(|roll| roll.supersede(&set.name, nodes));
@@ -316,6 +340,53 @@ impl Inventory {
         state.rolls.push(roll);
         state.publish(rows);
         Ok(answer)
+    }
+
+    /// Brings nodes back to the version of a set that they ran before: one roll for every version that comes of it. Durable on
+    /// return.
+    ///
+    /// # Errors
+    /// If a node does not exist, does not want the set, or nothing is known that it ran before; nothing is changed then. If the
+    /// storage fails.
+    pub async fn undo(
+        &self,
+        nodes: &[NodeId],
+        name: &Name,
+        force: bool,
+    ) -> Result<Vec<Roll>, InventoryError> {
+        let targets = self.state().undo_targets(nodes, name, force)?;
+        let mut rolls = Vec::new();
+        for (set, of_set) in targets {
+            rolls.push(self.start_roll(&of_set, set).await?);
+        }
+        Ok(rolls)
+    }
+
+    /// The nodes that want a set.
+    #[must_use]
+    pub fn nodes_with(&self, name: &Name) -> Vec<NodeId> {
+        let state = self.state();
+        let rows = state.nodes.values().map(|node| &node.row);
+        let wants = |row: &&crate::storage::NodeRow| {
+            row.desired.imagesets.iter().any(|set| set.name == *name)
+        };
+        rows.filter(wants).map(|row| row.id.clone()).collect()
+    }
+
+    /// Says that a node is busy, and why, or that it is free. Durable on return.
+    ///
+    /// # Errors
+    /// If the node does not exist or the storage fails.
+    pub async fn busy(&self, id: &NodeId, busy: Option<String>) -> Result<(), InventoryError> {
+        let _turn = self.writing.lock().await;
+        let mut rows = self.state().rows(std::slice::from_ref(id))?;
+        rows.retain(|row| row.desired.busy != busy);
+        for row in &mut rows {
+            row.desired = desired::with_busy(&row.desired, busy.clone());
+        }
+        self.storage.save_desired(&rows).await?;
+        self.state().publish(rows);
+        Ok(())
     }
 
     /// What a configured node shall run until an operator says otherwise: set where no version of it is wanted yet.

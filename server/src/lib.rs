@@ -7,6 +7,7 @@
 //! | [`storage`] | the storage trait, and SQLite behind it |
 //! | [`inventory`] | every node and roll in RAM; the one place where they change |
 //! | [`sources`] | from `NAME:VERSION` to a digest: the embedded registry or an external one |
+//! | [`channels`] | logs and commands: where operators and nodes meet, and what passes between them |
 //! | [`http`] | the HTTP routes |
 //! | [`dhcp`], [`tftp`], [`registry`] | the other services |
 //! | [`serve`] | opens the ports and runs it all |
@@ -23,8 +24,10 @@ pub mod inventory;
 pub mod sources;
 pub mod storage;
 
+pub mod channels;
 pub mod dhcp;
 pub mod http;
+pub mod registries;
 pub mod registry;
 pub mod tftp;
 

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     // Err only means that a provider is there already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // Where stderr is gone there is nobody to tell.
             let _ = writeln!(std::io::stderr().lock(), "layercake: {error:#}");

@@ -1,14 +1,15 @@
 //! How rolls stand. Pure: a roll is decided from what nodes report, and from later rolls.
 //!
 //! ```text
-//! Pending ──reports the digest as current──> Done (final, with what it cost)
-//!    │ └──reports that it could not──> Failed ──an agent that tries again succeeds──> Done
+//! Pending ──reports the digest as current and committed──> Done (final, with what it cost)
+//!    │ ├──reports that it could not──> Failed ──an agent that tries again succeeds──> Done
+//!    │ └──reports that it went back──> RolledBack (final)
 //!    └──a later roll of the same set──> Superseded (final)
 //! ```
 
 use protocol::api::{Roll, RollNode, RollState};
 use protocol::ids::{Digest, Name, NodeId, Version};
-use protocol::node::{Observed, ObservedSet, RollReport, SetState};
+use protocol::node::{DesiredSet, Observed, ObservedSet, RollOutcome, RollReport, SetState};
 use protocol::reference::Reference;
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +75,7 @@ impl RollRecord {
             }
             let set = observed.imagesets.iter().find(|set| set.name == self.name);
             let (state, reason, report) = judge(set, &digest);
-            changed |= (member.state, &member.reason) != (state, &reason);
+            changed |= (member.state, &member.reason, &member.report) != (state, &reason, &report);
             (member.state, member.reason, member.report) = (state, reason, report);
         }
         changed
@@ -103,8 +104,21 @@ fn judge(
     digest: &Digest,
 ) -> (RollState, Option<String>, Option<RollReport>) {
     let Some(set) = set else { return (RollState::Pending, None, None) };
+    let report = set.last_roll.clone().filter(|report| report.to == *digest);
+    match report.as_ref().and_then(|report| report.outcome) {
+        Some(RollOutcome::RolledBack) => {
+            let reason = report.as_ref().and_then(|report| report.reason.clone());
+            return (RollState::RolledBack, reason, report);
+        }
+        // A first start has nothing to go back to: what goes wrong with it is told below.
+        Some(RollOutcome::Watching)
+            if set.state != SetState::Degraded || set.previous.is_some() =>
+        {
+            return (RollState::Pending, set.reason.clone(), report);
+        }
+        _ => {}
+    }
     if set.digest == *digest && set.state == SetState::Current {
-        let report = set.last_roll.clone().filter(|report| report.to == *digest);
         return (RollState::Done, None, report);
     }
     let gave_up = match set.state {
@@ -117,6 +131,41 @@ fn judge(
         (Some(reason), true) => (RollState::Failed, Some(reason.clone()), None),
         (reason, _) => (RollState::Pending, reason.clone(), None),
     }
+}
+
+/// The version of a set that a node is brought back to by an undo; none when nothing is known of one.
+///
+/// What runs goes first, when it is not what is wanted: the node went back already, or has not rolled yet. Then what the node
+/// keeps staged, then the last version that an earlier roll brought it to.
+#[must_use]
+pub fn undo_target(
+    node: &NodeId,
+    wanted: &DesiredSet,
+    observed: Option<&Observed>,
+    rolls: &[RollRecord],
+) -> Option<DesiredSet> {
+    let digest = wanted.reference.digest?;
+    let brought = |to: &dyn Fn(&RollRecord) -> bool| {
+        let here = |roll: &&RollRecord| {
+            let done = |it: &Member| it.node == *node && it.state == RollState::Done;
+            roll.name == wanted.name && roll.members.iter().any(done) && to(roll)
+        };
+        rolls.iter().rev().find(here).map(|roll| DesiredSet {
+            version: roll.version.clone(),
+            reference: roll.reference.clone(),
+            ..wanted.clone()
+        })
+    };
+    let set = observed.and_then(|it| it.imagesets.iter().find(|set| set.name == wanted.name));
+    if let Some(runs) = set.filter(|set| set.digest != digest && !set.containers.is_empty()) {
+        let of_roll = brought(&|roll| roll.reference.digest == Some(runs.digest));
+        return of_roll.or_else(|| {
+            let reference = wanted.reference.clone().with_digest(runs.digest);
+            Some(DesiredSet { version: runs.version.clone(), reference, ..wanted.clone() })
+        });
+    }
+    let kept = set.and_then(|set| set.previous.clone());
+    kept.or_else(|| brought(&|roll| roll.reference.digest != Some(digest)))
 }
 
 #[cfg(test)]
@@ -133,7 +182,7 @@ mod tests {
         set.state = state;
         set.reason = reason.map(str::to_owned);
         if let Some(cost) = &mut set.last_roll {
-            cost.to = digest;
+            (cost.to, cost.outcome) = (digest, Some(RollOutcome::Committed));
         }
         observed
     }
@@ -172,6 +221,58 @@ mod tests {
         check(&report(4, new, SetState::Current, None), RollState::Pending, None);
         let old = Digest::of(b"old");
         check(&report(5, old, SetState::Current, None), RollState::Pending, None);
+    }
+
+    #[test]
+    fn a_node_that_watches_is_pending_and_one_that_went_back_is_rolled_back_for_good() {
+        let new = Digest::of(b"new");
+        let mut watching = report(5, new, SetState::Current, Some("watching version 2"));
+        let cost = watching.imagesets[0].last_roll.as_mut().expect("report");
+        cost.outcome = Some(RollOutcome::Watching);
+        let roll = check(&watching, RollState::Pending, Some("watching version 2"));
+        assert!(roll.members[0].report.is_some(), "what it cost is known already");
+        let mut back = report(5, Digest::of(b"old"), SetState::Degraded, Some("x"));
+        let cost = back.imagesets[0].last_roll.as_mut().expect("report");
+        (cost.to, cost.outcome) = (new, Some(RollOutcome::RolledBack));
+        cost.reason = Some("container web ended: exit code 1".to_owned());
+        let why = Some("container web ended: exit code 1");
+        let mut roll = check(&back, RollState::RolledBack, why);
+        assert!(!roll.observe(&report(5, new, SetState::Current, None)));
+        // A first start that fails while it is watched has nothing to go back to, and says why.
+        watching.imagesets[0].state = SetState::Degraded;
+        watching.imagesets[0].previous = None;
+        check(&watching, RollState::Failed, Some("watching version 2"));
+    }
+
+    #[test]
+    fn an_undo_goes_to_what_runs_or_is_kept_or_was_brought_before() {
+        let node: NodeId = "n1".parse().expect("id");
+        let wanted = DesiredSet {
+            name: "hello".parse().expect("name"),
+            version: "2".parse().expect("version"),
+            reference: roll().reference,
+            roll: 5,
+            force: false,
+        };
+        let version = |observed: Option<&Observed>, rolls: &[RollRecord]| {
+            undo_target(&node, &wanted, observed, rolls).map(|set| set.version.to_string())
+        };
+        let old = Digest::of(b"old");
+        let mut earlier = roll();
+        earlier.version = "0".parse().expect("version");
+        earlier.reference = format!("http://r:1/hello:0@{old}").parse().expect("reference");
+        earlier.members[0].state = RollState::Done;
+        let current = report(5, Digest::of(b"new"), SetState::Current, None);
+        assert_eq!(version(Some(&current), &[]).as_deref(), Some("1"), "what it keeps");
+        let mut keeps_none = current.clone();
+        keeps_none.imagesets[0].previous = None;
+        assert_eq!(version(Some(&keeps_none), &[]), None);
+        assert_eq!(version(Some(&keeps_none), &[earlier.clone(), roll()]).as_deref(), Some("0"));
+        assert_eq!(version(None, &[earlier.clone()]).as_deref(), Some("0"));
+        let back = report(5, old, SetState::Degraded, Some("x"));
+        let target = undo_target(&node, &wanted, Some(&back), &[]).expect("what runs");
+        assert_eq!((target.version.as_str(), target.reference.digest), ("2", Some(old)));
+        assert_eq!(version(Some(&back), &[earlier]).as_deref(), Some("0"));
     }
 
     #[test]

@@ -92,6 +92,7 @@ impl Client {
         let request = RollRequest {
             nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
             imageset: imageset.to_owned(),
+            force: false,
         };
         decode("/v1/rolls", &self.request(&Method::POST, "/v1/rolls", Some(&request))?)
     }

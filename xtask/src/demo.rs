@@ -25,8 +25,10 @@ use crate::builds;
 use report::{NodeReport, Report};
 use screen::Screen;
 
-/// The example that is run.
-const SET: &str = "hello";
+/// The folder of the example that is run.
+const EXAMPLE: &str = "zero-downtime-roll";
+/// The ImageSet in it.
+const SET: &str = "zero-downtime";
 /// Where its service listens on a node.
 const PORT: u16 = 8080;
 /// Name of the demo's evidence.
@@ -47,7 +49,7 @@ pub(crate) struct Args {
     keep: bool,
     /// Print the result as one JSON object on stdout, and nothing else there: imageset, from, to, accelerator, took_ms,
     /// and nodes with node, address, phases (phase, ms since power-on), boot_id, pulled_bytes, roll_bytes, blackout_us,
-    /// client_gap_ms, before, after
+    /// requests, failed, client_gap_ms, before, after
     #[arg(long)]
     json: bool,
     /// Build the server with optimisation: slower to build, nothing to see
@@ -104,10 +106,13 @@ fn play(args: &Args, lab: &Lab, artifacts: Artifacts) -> Result<()> {
     let mut server = Server::start(lab, &spec)?;
     screen.say("layercake serve is up: DHCP, TFTP, HTTP boot and the image registry");
     for version in ["v1", "v2"] {
-        server.push(lab, &example(SET, version))?;
+        server.push(lab, &example(EXAMPLE, version))?;
     }
     screen.say(&format!("ImageSets {SET}:1 and {SET}:2 are built and pushed to the registry"));
-    server.layercake(lab, &["roll", "start", "all", "--imageset", &format!("{SET}:1")])?;
+    server.layercake(
+        lab,
+        &["roll", "start", "all", "--no-wait", "--imageset", &format!("{SET}:1")],
+    )?;
     let power_on = Instant::now();
     let mut nodes = switch_on(lab, args.nodes)?;
     let machines = if args.nodes == 1 { "machine is" } else { "machines are" };
@@ -147,6 +152,8 @@ fn show(args: &Args, report: &Report) -> Result<()> {
         return Ok(());
     }
     println!("\n{}", report.table());
+    let (failed, requests) = report.requests();
+    println!("During the roll {failed} failed of {requests} requests.");
     println!(
         "From power-on to {SET}:2 on every node: {}.{} s.",
         report.took_ms / 1000,
@@ -155,7 +162,7 @@ fn show(args: &Args, report: &Report) -> Result<()> {
     if !args.keep {
         println!(
             "Next: `cargo xtask demo --keep` leaves the machines running, to look around.\n      \
-             `examples/{SET}/` is what they ran: change it and run the demo again.\n      \
+             `examples/{EXAMPLE}/` is what they ran: change it and run the demo again.\n      \
              README.md says how to boot a real machine."
         );
     }
@@ -193,7 +200,14 @@ fn roll(screen: &Screen, server: &mut Server, nodes: &mut [Node], name: &Name) -
     for (node, probe) in nodes.iter_mut().zip(probes) {
         let gap = probe.stop()?;
         node.report.client_gap_ms = u64::try_from(gap.longest.as_millis()).ok();
+        node.report.requests = Some(gap.answers + gap.failures);
+        node.report.failed = Some(gap.failures);
     }
+    let total = |of: fn(&NodeReport) -> Option<u64>| -> u64 {
+        nodes.iter().filter_map(|node| of(&node.report)).sum()
+    };
+    let (failed, requests) = (total(|report| report.failed), total(|report| report.requests));
+    screen.say(&format!("clients asked all the time: {failed} failed of {requests} requests"));
     Ok(())
 }
 

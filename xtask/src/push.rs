@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let files = descriptions(&root.join("examples"), &args.example)?;
     let layercake = builds::server(false)?;
     match args.example.split('/').next() {
-        Some("hello") => builds::hello()?,
+        Some("hello" | "zero-downtime-roll") => builds::hello()?,
         Some("pivot") => tests::story::make_pivot_base(&root.join("target/examples/pivot"))?,
         _ => {}
     }

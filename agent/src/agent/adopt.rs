@@ -1,5 +1,6 @@
 //! What a new agent does with what an earlier one left: running containers are kept, ended ones are accounted for, what
-//! belongs to no committed set is removed. A crash at any point of a roll thus ends in exactly one set.
+//! belongs to no committed set is removed. A crash at any point of a roll thus ends in exactly one set: the one that the notes
+//! name. What they say is kept stays mounted, so that a set on trial can still be gone back from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,12 +11,12 @@ use protocol::ids::{Digest, Name};
 use protocol::imageset::Mode;
 use protocol::node::{ContainerState, Desired, ExitStatus};
 
-use super::notes::Commitment;
-use super::set::{ContainerRecord, Deployment};
-use super::worker::{Live, Member, deployment, mount_dir, on_end, record, uptime};
+use super::readiness::Readiness;
+use super::set::{Commitment, ContainerRecord, Deployment, Kept, SetMachine};
+use super::worker::{Live, Member, Surroundings, deployment, mount_dir, on_end, record, uptime};
 use super::{Agent, chain};
 use crate::containers::policy::should_restart;
-use crate::containers::{self, Adopted, Handle, Spec};
+use crate::containers::{self, Adopted, Handle, HeldSockets, Spec};
 use crate::mounts;
 
 /// How long the record of a container that has just ended may take to arrive.
@@ -54,6 +55,17 @@ fn keep(committed: &Digest, containers: &[Name], left: &[Instance]) -> Vec<Optio
     containers.iter().map(|name| of(name, true).or_else(|| of(name, false))).collect()
 }
 
+/// A set that an earlier agent left behind.
+#[derive(Debug)]
+pub(super) struct AdoptedSet {
+    /// What decides.
+    pub machine: SetMachine,
+    /// What runs.
+    pub running: Live,
+    /// What is kept.
+    pub kept: Option<Live>,
+}
+
 impl Agent {
     /// Adopts what an earlier agent of this boot left behind.
     pub(super) fn adopt(&mut self) {
@@ -62,17 +74,21 @@ impl Agent {
         for (name, commitment) in self.notes.commitments.clone() {
             let of_set = left.remove(&name).unwrap_or_default();
             match self.adopt_set(&name, &commitment, of_set) {
-                Some((live, deployment)) => {
+                Some(adopted) => {
                     log::info!("{name}: version {} goes on", commitment.set.version);
-                    mounted.extend(live.members.iter().map(|member| member.mount.clone()));
-                    self.slot(&name, Some((live, deployment)));
+                    let members = [Some(&adopted.running), adopted.kept.as_ref()];
+                    let members = members.into_iter().flatten().flat_map(|live| &live.members);
+                    mounted.extend(members.map(|member| member.mount.clone()));
+                    let note = adopted.machine.note();
+                    self.slot(&name, Some(adopted));
+                    self.notes.commitments.extend(note.map(|note| (name, note)));
                 }
                 None => drop(self.notes.commitments.remove(&name)),
             }
         }
         self.notes_file.save(&self.notes);
         for of_set in left.into_values() {
-            of_set.into_iter().for_each(|item| self.discard(item));
+            of_set.into_iter().for_each(|item| discard(&self.around, item));
         }
         // A pivoted root lies there, too, and is nobody's to take away.
         if self.notes.commitments.values().all(|it| it.mode == Mode::Contain) {
@@ -95,12 +111,13 @@ impl Agent {
                 log::warn!("left over: {}", chain(&error));
             }
         }
+        mounts::lower::sweep(&self.around.dirs.lowers());
     }
 
     /// Every container instance found, by set.
     fn left_behind(&self) -> BTreeMap<Name, Vec<Left>> {
         let mut left: BTreeMap<Name, Vec<Left>> = BTreeMap::new();
-        let found = containers::adopt(&self.around.dirs, &on_end(&self.around.events));
+        let found = containers::adopt(&self.around.dirs, &on_end(&self.around));
         match found {
             Ok(found) => {
                 for adopted in found {
@@ -122,21 +139,22 @@ impl Agent {
         name: &Name,
         commitment: &Commitment,
         left: Vec<Left>,
-    ) -> Option<(Live, Deployment)> {
+    ) -> Option<AdoptedSet> {
+        let give_up = |why: &str, left: Vec<Left>| {
+            log::warn!("{name}: {why}");
+            left.into_iter().for_each(|item| discard(&self.around, item));
+            None
+        };
         if commitment.mode == Mode::Pivot && self.around.init.is_some() {
-            log::warn!("{name}: the agent ended before PID 1 could pivot");
-            left.into_iter().for_each(|item| self.discard(item));
-            return None;
+            return give_up("the agent ended before PID 1 could pivot", left);
         }
         let Some(pulled) = self.pulls.puller().reopen(&commitment.digest) else {
-            log::warn!("{name}: version {} is not in the store any more", commitment.set.version);
-            left.into_iter().for_each(|item| self.discard(item));
-            return None;
+            let version = &commitment.set.version;
+            return give_up(&format!("version {version} is not in the store any more"), left);
         };
-        let set = commitment.set.clone();
-        let mut live = Live { set, pulled, members: Vec::new(), staged: uptime() };
+        let mut running = Live::new(commitment.set.clone(), pulled);
         let described = match commitment.mode {
-            Mode::Contain => live.pulled.set.containers.clone(),
+            Mode::Contain => running.pulled.set.containers.clone(),
             Mode::Pivot => Vec::new(),
         };
         let names: Vec<Name> = described.iter().map(|it| it.name.clone()).collect();
@@ -147,35 +165,67 @@ impl Agent {
         for index in kept {
             found.push(index.and_then(|index| left.get_mut(index)).and_then(Option::take));
         }
-        // Before any barrier opens: the old must have left its ports.
-        left.into_iter().flatten().for_each(|item| self.discard(item));
+        self.discard_others(left.into_iter().flatten().collect(), &found);
         let mut records = Vec::new();
         for (container, found) in described.into_iter().zip(found) {
             let dirs = &self.around.dirs;
             let mount = mount_dir(dirs, name, &container.name, &commitment.digest);
             let mut member = Member::new(container, mount);
-            records.push(take_over(&mut member, found));
-            live.members.push(member);
+            records.push(take_over(&mut member, found, &self.around));
+            running.members.push(member);
         }
-        let deployment = deployment(&live, records, commitment.last_roll.clone());
-        Some((live, deployment))
+        let kept = commitment.kept.as_ref().and_then(|kept| self.reopen_kept(name, kept));
+        let note = commitment.kept.clone().filter(|_| kept.is_some());
+        let deployment: Deployment = deployment(&running, records, commitment.last_roll.clone());
+        let machine = SetMachine::adopted(deployment, note, commitment, uptime());
+        Some(AdoptedSet { machine, running, kept })
     }
 
-    /// Stops and removes an instance that belongs to no committed set.
-    fn discard(&self, left: Left) {
-        let id = left.spec().id.clone();
-        let Left::Live(handle) = &left else { return self.forget(&id) };
-        log::info!("{id}: left over, stopping it");
-        for result in [handle.stop().map(drop), handle.remove()] {
-            if let Err(error) = result {
-                log::warn!("{id}: {}", chain(&error));
+    /// Ends what the set does not keep. Where all that it keeps runs already, the rest only drains, and nobody waits for it;
+    /// otherwise it has left its ports before any barrier opens.
+    fn discard_others(&self, others: Vec<Left>, found: &[Option<Left>]) {
+        let runs = |left: &Option<Left>| match left {
+            Some(Left::Live(handle)) => handle.state() == ContainerState::Running,
+            _ => false,
+        };
+        if others.is_empty() || !found.iter().all(runs) {
+            return others.into_iter().for_each(|item| discard(&self.around, item));
+        }
+        let around = self.around.clone();
+        super::start::thread("drain", move || {
+            others.into_iter().for_each(|item| discard(&around, item));
+        });
+    }
+
+    /// The kept set with its mounts; none when they are not there any more.
+    fn reopen_kept(&self, name: &Name, kept: &Kept) -> Option<Live> {
+        let pulled = self.pulls.puller().reopen(&kept.digest)?;
+        let mut live = Live::new(kept.set.clone(), pulled);
+        for container in live.pulled.set.containers.clone() {
+            let mount = mount_dir(&self.around.dirs, name, &container.name, &kept.digest);
+            if !mounts::is_mounted(&mount) {
+                log::warn!("{name}: version {} is not kept any more", kept.set.version);
+                return None;
             }
+            live.members.push(Member::new(container, mount));
         }
+        Some(live)
     }
+}
 
-    /// Takes an ended instance's directory away.
-    fn forget(&self, id: &str) {
-        if let Err(error) = containers::remove(&self.around.dirs, id) {
+/// Stops and removes an instance that belongs to no committed set.
+fn discard(around: &Surroundings, left: Left) {
+    let id = left.spec().id.clone();
+    let Left::Live(handle) = &left else {
+        // It has ended: its directory goes.
+        if let Err(error) = containers::remove(&around.dirs, &id) {
+            log::warn!("{id}: {}", chain(&error));
+        }
+        return;
+    };
+    log::info!("{id}: left over, stopping it");
+    for result in [handle.stop().map(drop), handle.remove()] {
+        if let Err(error) = result {
             log::warn!("{id}: {}", chain(&error));
         }
     }
@@ -190,10 +240,14 @@ fn instance(left: &Left) -> Instance {
 }
 
 /// Makes the instance the member's own, and says how it stands. What does not run, but should, is due to be started at once.
-fn take_over(member: &mut Member, left: Option<Left>) -> ContainerRecord {
+fn take_over(member: &mut Member, left: Option<Left>, around: &Surroundings) -> ContainerRecord {
     match left {
         Some(Left::Live(handle)) => {
             member.restarts = handle.spec().restarts;
+            member.sockets = handle.sockets().unwrap_or_else(|error| {
+                log::warn!("{}; its connections are lost when it ends", chain(&error));
+                HeldSockets::default()
+            });
             let id = handle.spec().id.clone();
             // One that runs already says so; one that was held at its barrier goes on now.
             let released = handle.release();
@@ -206,10 +260,19 @@ fn take_over(member: &mut Member, left: Option<Left>) -> ContainerRecord {
                     Some(handle.pid())
                 }
             };
+            let readiness = released.map(|it| {
+                let readiness = Readiness::of(&member.container).begun(it.exec_at_ns);
+                around.attend(&handle, &member.container, readiness.clone());
+                readiness
+            });
             member.handle = Some(handle);
             match ended {
                 Some(exit) => ended_record(member, &id, exit.status),
-                None => record(member, &id, pid),
+                None => {
+                    let mut record = record(member, &id, pid);
+                    record.readiness = readiness.unwrap_or(record.readiness);
+                    record
+                }
             }
         }
         Some(Left::Ended(spec, exit)) => {
@@ -303,7 +366,17 @@ mod tests {
 
     #[test]
     fn a_container_that_nothing_is_left_of_is_started_at_once() {
-        let record = take_over(&mut member(Restart::Never), None);
+        let (sender, _inbox) = std::sync::mpsc::channel();
+        let around = Surroundings {
+            facts: std::sync::Arc::default(),
+            dirs: crate::paths::RunDirs::new("/nowhere"),
+            events: crate::agent::Sender(sender),
+            init: None,
+            hostname: String::new(),
+            board: std::sync::Arc::default(),
+            health: crate::health::Watcher::start(Box::new(|_, _, _| ())).expect("thread"),
+        };
+        let record = take_over(&mut member(Restart::Never), None, &around);
         assert!(record.restart_at.is_some() && record.instance.is_empty());
     }
 }

@@ -5,7 +5,8 @@ use std::fmt;
 use protocol::ids::Name;
 use protocol::node::{Desired, ExitStatus};
 
-use super::set::{CutOverFailure, Deployment};
+use super::readiness::Word;
+use super::set::{CutOverFailure, Deployment, Started};
 use crate::network::NetworkEvent;
 use crate::pull::PulledSet;
 
@@ -24,7 +25,11 @@ pub enum Event {
     Pulled(Name, Result<Box<PulledSet>, String>),
     /// A set stands at its exec barriers, or not.
     Staged(Name, Result<(), String>),
-    /// A cut-over ended.
+    /// Whether the node may be disturbed, asked for this set; else why not.
+    Busy(Name, Option<String>),
+    /// What the cut-over of a set waits for.
+    Progress(Name, String),
+    /// A cut-over ended, or a going back.
     CutOver(Name, Result<Box<Deployment>, Box<CutOverFailure>>),
     /// A container was started again, or not.
     Restarted {
@@ -32,8 +37,8 @@ pub enum Event {
         set: Name,
         /// The container.
         container: Name,
-        /// New instance and process id, or why not.
-        result: Result<(String, u32), String>,
+        /// The new instance, or why not.
+        result: Result<Started, String>,
     },
     /// A set was stopped.
     Stopped(Name),
@@ -43,6 +48,15 @@ pub enum Event {
         instance: String,
         /// How.
         exit: ExitStatus,
+    },
+    /// Something is said of a container's readiness or health.
+    Word {
+        /// The instance.
+        instance: String,
+        /// What.
+        word: Word,
+        /// When, nanoseconds of CLOCK_BOOTTIME.
+        at_ns: u64,
     },
     /// PID 1, or a user, asks the agent to end.
     Terminate,
@@ -59,18 +73,22 @@ impl fmt::Display for Event {
             Self::Pulled(name, Err(why)) => write!(f, "{name}: not pulled: {why}"),
             Self::Staged(name, Ok(())) => write!(f, "{name}: staged"),
             Self::Staged(name, Err(why)) => write!(f, "{name}: not staged: {why}"),
+            Self::Busy(name, None) => write!(f, "{name}: the node is free"),
+            Self::Busy(name, Some(why)) => write!(f, "{name}: the node is busy: {why}"),
+            Self::Progress(name, what) => write!(f, "{name}: {what}"),
             Self::CutOver(name, Ok(deployment)) => write!(f, "{name}: runs {}", deployment.digest),
             Self::CutOver(name, Err(failure)) => {
                 write!(f, "{name}: not cut over: {}", failure.reason)
             }
-            Self::Restarted { set, container, result: Ok((_, pid)) } => {
-                write!(f, "{set}.{container}: started again, pid {pid}")
+            Self::Restarted { set, container, result: Ok(started) } => {
+                write!(f, "{set}.{container}: started again, pid {}", started.pid)
             }
             Self::Restarted { set, container, result: Err(why) } => {
                 write!(f, "{set}.{container}: not started again: {why}")
             }
             Self::Stopped(name) => write!(f, "{name}: stopped"),
             Self::Ended { instance, exit } => write!(f, "{instance} ended: {exit:?}"),
+            Self::Word { instance, word, .. } => write!(f, "{instance}: {word:?}"),
             Self::Terminate => f.write_str("asked to end"),
         }
     }

@@ -12,6 +12,7 @@ use protocol::node::{Desired, Observed};
 use super::Sender;
 use super::backoff::{jitter, retry_ceiling};
 use super::event::Event;
+use crate::channel::Channels;
 use crate::transport::Transport;
 
 /// Seconds that the server may hold the long poll.
@@ -33,31 +34,37 @@ pub(super) struct ServerLink {
 }
 
 impl ServerLink {
-    fn url(&self, attempt: u32, tail: &str) -> String {
+    fn base(&self, attempt: u32) -> &str {
         let index =
             usize::try_from(attempt).unwrap_or(0).checked_rem(self.servers.len()).unwrap_or(0);
-        let base = self.servers.get(index).map_or("", String::as_str);
-        format!("{base}/v1/nodes/{}/{tail}", self.node)
+        self.servers.get(index).map_or("", String::as_str)
+    }
+
+    fn url(&self, attempt: u32, tail: &str) -> String {
+        format!("{}/v1/nodes/{}/{tail}", self.base(attempt), self.node)
     }
 
     /// Polls the desired document for ever and sends each new one, and each change between reachable and not.
-    pub(super) fn poll_desired(self, events: &Sender) {
-        let mut known: Option<u64> = None;
+    pub(super) fn poll_desired(self, events: &Sender, channels: &Channels) {
+        let mut known: Option<(u64, Option<String>)> = None;
         let mut failures: u32 = 0;
         loop {
             let wait = if failures == 0 { LONG_POLL_S } else { 0 };
-            let tail = known.map_or("desired".to_owned(), |version| {
-                format!("desired?after={version}&wait={wait}")
-            });
+            let tail = tail(known.as_ref(), wait);
             let timeout = REQUEST_TIMEOUT + Duration::from_secs(wait);
             match self.transport.get_json::<Desired>(&self.url(failures, &tail), timeout) {
                 Ok(desired) => {
-                    failures = 0;
                     events.send(Event::ServerReachable);
-                    if let Some(desired) = desired {
-                        known = Some(desired.version);
-                        events.send(Event::Desired(desired));
+                    if let Some(mut desired) = desired {
+                        let requests = std::mem::take(&mut desired.channels);
+                        channels.open(self.base(failures), requests);
+                        // With nothing but channels in it, it is no news.
+                        let news = (desired.version, desired.registries_tag.clone());
+                        if known.replace(news.clone()) != Some(news) {
+                            events.send(Event::Desired(desired));
+                        }
                     }
+                    failures = 0;
                 }
                 Err(error) => {
                     failures = failures.saturating_add(1);
@@ -91,6 +98,14 @@ impl ServerLink {
             }
         }
     }
+}
+
+/// What is asked for: the document that comes after the known one, or one with another registry table.
+fn tail(known: Option<&(u64, Option<String>)>, wait: u64) -> String {
+    let Some((version, tag)) = known else { return "desired".to_owned() };
+    let good = |b: u8| b.is_ascii_alphanumeric();
+    let tag = tag.as_deref().filter(|tag| tag.bytes().all(good)).unwrap_or_default();
+    format!("desired?after={version}&wait={wait}&registries={tag}")
 }
 
 #[derive(Debug, Default)]

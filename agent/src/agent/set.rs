@@ -1,29 +1,39 @@
 //! One ImageSet on this node, as a state machine: (event, now) in, actions out. Pure: no I/O, no clock, no threads.
 //!
 //! ```text
-//!            wanted, not running            pulled            staged             cut over
-//!   Idle ─────────────────────────▶ Pulling ──────▶ Staging ────────▶ CuttingOver ────────▶ Idle
-//!     ▲                                │ failed        │ failed           │ failed (old set is back)
-//!     │  wanted changed / time is up   ▼               ▼                  ▼
-//!     └──────────────────────────── Waiting (full jitter, 0.5 s doubling to 30 s)
+//!         wanted, not running        pulled          staged, free           runs
+//!   Idle ────────────────────▶ Pulling ──▶ Staging ──▶ (Held) ──▶ CuttingOver ──▶ Watching ──▶ Idle (committed)
+//!     ▲  └─ the kept set is wanted again ──▶ ▲ │ failed                │ failed       │ failed
+//!     │                          │ failed      ▼                       │              ▼
+//!     │  time is up              └──────▶ Waiting (jitter, 0.5 s … 30 s)│          GoingBack
+//!     └─────────────────────────────────────┘                          └────▶ the old set runs, and stays
 //! ```
 //!
-//! Whatever runs goes on running until CuttingOver. Nothing is remembered of a plan: after every step the machine looks
-//! again at what is wanted and what runs.
+//! Whatever runs goes on running until CuttingOver, and is then kept staged: mounts held, processes ended. It comes back by
+//! itself when the new set cannot be cut over to or fails while it is watched; that version is then *refused*: not tried again
+//! until something else is wanted, or the same by a new roll. Without a set to go back to, a start is tried again and again.
+//! Nothing is remembered of a plan: after every step the machine looks again at what is wanted and what runs.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use protocol::ids::{Digest, Name};
 use protocol::imageset::{Mode, Restart};
 use protocol::node::{ContainerState, DesiredSet, ExitStatus, RollReport};
+use serde::{Deserialize, Serialize};
 
 use super::backoff::retry_ceiling;
-use crate::containers::policy::{backoff, failures_after, should_restart};
+use super::readiness::{Readiness, Word};
 
+mod containers;
+mod note;
+mod roll;
 mod view;
 
+pub(super) use note::{Commitment, Refused};
 pub(super) use view::exit_text;
+
+/// How often a node whose hook says that it is busy is asked again.
+const BUSY_PACE: Duration = Duration::from_secs(15);
 
 /// A container of the running set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +58,11 @@ pub struct ContainerRecord {
     pub restart_at: Option<Duration>,
     /// Failures in a row that the next pause is computed from.
     pub failures: u32,
+    /// How ready and well it is.
+    pub readiness: Readiness,
+    /// When the container that it replaced ended, nanoseconds of CLOCK_BOOTTIME; none where there was none, or where it ran
+    /// until this one was ready.
+    pub replaced_at_ns: Option<u64>,
     /// What could not be had on this node.
     pub notes: Vec<String>,
 }
@@ -61,10 +76,61 @@ pub struct Deployment {
     pub digest: Digest,
     /// How it took hold of the node.
     pub mode: Mode,
+    /// How long it is watched.
+    pub watch: Duration,
     /// Its containers.
     pub containers: Vec<ContainerRecord>,
-    /// What the cut-over to it cost.
+    /// What the cut-over to it cost, or the last one that did not last.
     pub last_roll: Option<RollReport>,
+}
+
+/// A set that is kept staged: its mounts are held, its processes have ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Kept {
+    /// What it was asked for as.
+    pub set: DesiredSet,
+    /// Digest of its index.
+    pub digest: Digest,
+}
+
+/// What was pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Content {
+    /// Digest of its index.
+    pub digest: Digest,
+    /// How it takes hold of the node.
+    pub mode: Mode,
+    /// Compressed bytes that were fetched for it.
+    pub bytes: u64,
+}
+
+/// What the machine is on its way to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Target {
+    set: DesiredSet,
+    digest: Digest,
+    mode: Mode,
+    bytes: u64,
+    staging_ms: u64,
+    /// Whether it is the set that is kept staged: it ran here before, and the operator wants it back.
+    kept: bool,
+}
+
+/// A set on trial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Watch {
+    /// When all of it must be ready and well at the latest.
+    ready_by: Duration,
+    /// When it is committed, since all of it is ready and well.
+    until: Option<Duration>,
+}
+
+/// The way back to the kept set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Way {
+    kept: Kept,
+    refused: Refused,
+    report: Option<RollReport>,
 }
 
 /// What the machine is doing.
@@ -72,8 +138,11 @@ pub struct Deployment {
 enum Work {
     Idle,
     Pulling { target: DesiredSet, cancelled: bool },
-    Staging { target: DesiredSet, digest: Digest },
-    CuttingOver { target: DesiredSet, digest: Digest },
+    Staging(Target),
+    Held { target: Target, busy: Option<String>, ask_at: Option<Duration> },
+    CuttingOver(Target),
+    Watching(Watch),
+    GoingBack(Box<Way>),
     Stopping,
     Waiting { until: Duration },
 }
@@ -84,9 +153,15 @@ pub(super) enum SetEvent {
     /// The operator wants this; None: nothing of this name.
     Want(Option<DesiredSet>),
     /// The pull ended.
-    Pulled(Result<Digest, String>),
+    Pulled(Result<Content, String>),
     /// Every container stands at its exec barrier, or not.
     Staged(Result<(), String>),
+    /// Whether the node may be disturbed now; else why not.
+    Busy(Option<String>),
+    /// The node may have become busy or free.
+    BusyChanged,
+    /// What the cut-over under way waits for.
+    Progress(String),
     /// The new set runs, or the old one again.
     CutOver(Result<Box<Deployment>, Box<CutOverFailure>>),
     /// A container ended by itself.
@@ -96,26 +171,50 @@ pub(super) enum SetEvent {
         /// How it ended.
         exit: ExitStatus,
     },
-    /// A container was started again, or not: the new instance and its process id.
+    /// Something is said of a container's readiness or health.
+    Word {
+        /// The instance.
+        instance: String,
+        /// What.
+        word: Word,
+        /// When, nanoseconds of CLOCK_BOOTTIME.
+        at_ns: u64,
+    },
+    /// A container was started again, or not.
     Restarted {
         /// Its name.
         container: Name,
-        /// New instance and process id, or why not.
-        result: Result<(String, u32), String>,
+        /// The new instance, or why not.
+        result: Result<Started, String>,
     },
     /// Everything of the set has been stopped.
     Stopped,
+    /// Memory is short.
+    Pressure,
     /// Time has passed.
     Tick,
 }
 
-/// A cut-over that did not come to be.
+/// A container instance that was just started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// The instance.
+    pub instance: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When its program was executed, nanoseconds of CLOCK_BOOTTIME.
+    pub exec_at_ns: u64,
+}
+
+/// A cut-over that did not come to be, or did not last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CutOverFailure {
     /// Why.
     pub reason: String,
     /// What runs now: the old set again, where there was one.
     pub running: Option<Deployment>,
+    /// What it cost.
+    pub report: Option<RollReport>,
 }
 
 /// What the machine wants done.
@@ -127,10 +226,18 @@ pub(super) enum SetAction {
     CancelPull,
     /// Bring every container of what was pulled to its exec barrier.
     Stage(DesiredSet),
-    /// Throw away what was staged.
+    /// Bring every container of the kept set to its exec barrier.
+    StageKept(DesiredSet),
+    /// Throw away what was staged; a kept set is kept again.
     Discard,
-    /// Stop the old, release the new.
+    /// Find out whether the node may be disturbed, and answer with `Busy`.
+    AskBusy,
+    /// Stop the old, release the new, keep the old.
     CutOver(DesiredSet),
+    /// Stop the new, start the kept set again; ends with `CutOver`.
+    GoBack(String),
+    /// Take down the kept set.
+    DropKept,
     /// Start this container again.
     Restart {
         /// Its name.
@@ -144,17 +251,30 @@ pub(super) enum SetAction {
     Stop,
 }
 
+/// What was heard of an instance whose start was not heard of yet.
+#[derive(Debug)]
+enum Early {
+    Ended(ExitStatus),
+    Word(Word, u64),
+}
+
 /// The machine.
 #[derive(Debug)]
 pub(super) struct SetMachine {
     name: Name,
     wanted: Option<DesiredSet>,
     running: Option<Deployment>,
+    kept: Option<Kept>,
     work: Work,
-    /// Why the last attempt failed, and how many did in a row.
+    /// When the work on what is wanted began.
+    begun: Duration,
+    /// Why the last attempt failed, and how many did in a row; 0: it is not tried again.
     failure: Option<(String, u32)>,
-    /// Ends of instances that are being started: they may be heard of before the start itself is.
-    early: BTreeMap<String, ExitStatus>,
+    /// What was gone back from.
+    refused: Option<Refused>,
+    /// What the cut-over under way waits for.
+    progress: Option<String>,
+    early: Vec<(String, Early)>,
 }
 
 fn is_target(deployment: &Deployment, wanted: &DesiredSet) -> bool {
@@ -165,16 +285,20 @@ fn is_target(deployment: &Deployment, wanted: &DesiredSet) -> bool {
 }
 
 impl SetMachine {
-    /// A machine for the set of this name; `running` is what an earlier agent left behind.
+    /// A machine for the set of this name of which nothing runs.
     #[must_use]
-    pub(super) fn new(name: Name, running: Option<Deployment>) -> Self {
+    pub(super) fn new(name: Name) -> Self {
         Self {
             name,
             wanted: None,
-            running,
+            running: None,
+            kept: None,
             work: Work::Idle,
+            begun: Duration::ZERO,
             failure: None,
-            early: BTreeMap::new(),
+            refused: None,
+            progress: None,
+            early: Vec::new(),
         }
     }
 
@@ -184,22 +308,31 @@ impl SetMachine {
         self.wanted.is_none() && self.running.is_none() && self.work == Work::Idle
     }
 
+    /// Whether a set is kept staged, which memory could be had from.
+    #[must_use]
+    pub(super) fn keeps(&self) -> bool {
+        self.kept.is_some()
+    }
+
     /// When the machine next needs a [`SetEvent::Tick`].
     #[must_use]
     pub(super) fn deadline(&self) -> Option<Duration> {
-        let retry = match self.work {
-            Work::Waiting { until } => Some(until),
+        let due = match &self.work {
+            Work::Waiting { until } => Some(*until),
+            Work::Held { ask_at, .. } => *ask_at,
+            // Without a set to go back to nothing happens when it is late.
+            Work::Watching(watch) => watch.until.or(self.kept.is_some().then_some(watch.ready_by)),
             _ => None,
         };
         // While all of them are being replaced nothing is restarted: a time that has passed would wake the loop for ever.
         let containers = self.running.iter().filter(|_| !self.is_leaving());
         let restarts = containers.flat_map(|running| &running.containers);
-        restarts.filter_map(|container| container.restart_at).chain(retry).min()
+        restarts.filter_map(|container| container.restart_at).chain(due).min()
     }
 
     /// Whether what runs is being replaced or stopped this very moment.
     fn is_leaving(&self) -> bool {
-        matches!(self.work, Work::CuttingOver { .. } | Work::Stopping)
+        matches!(self.work, Work::CuttingOver(_) | Work::GoingBack(_) | Work::Stopping)
     }
 
     /// Takes an event. `jitter` is a fresh random number in 0.0..1.0, for retries.
@@ -209,15 +342,24 @@ impl SetMachine {
             SetEvent::Want(wanted) => self.want(wanted, &mut actions),
             SetEvent::Pulled(result) => self.pulled(result, now, jitter, &mut actions),
             SetEvent::Staged(result) => self.staged(result, now, jitter, &mut actions),
+            SetEvent::Busy(busy) => self.busy(busy, now, &mut actions),
+            SetEvent::BusyChanged => self.ask_again(&mut actions),
+            SetEvent::Progress(text) => {
+                self.progress = Some(text).filter(|_| matches!(self.work, Work::CuttingOver(_)));
+            }
             SetEvent::CutOver(result) => self.cut_over(result, now, jitter),
             SetEvent::Ended { instance, exit } => self.ended(&instance, exit, now),
+            SetEvent::Word { instance, word, at_ns } => self.word(&instance, word, at_ns, now),
             SetEvent::Restarted { container, result } => self.restarted(&container, result, now),
             SetEvent::Stopped => {
                 self.running = None;
+                self.kept = None;
                 self.work = Work::Idle;
             }
-            SetEvent::Tick => {}
+            SetEvent::Pressure => self.pressure(&mut actions),
+            SetEvent::Tick => self.ask_when_due(now, &mut actions),
         }
+        self.watch(now, &mut actions);
         self.restart_due(now, &mut actions);
         self.evaluate(now, &mut actions);
         actions
@@ -228,9 +370,17 @@ impl SetMachine {
             return;
         }
         self.wanted = wanted;
-        self.failure = None;
+        // An adopted machine hears for the first time what is wanted: a refusal outlives the agent.
+        if self.refused.as_ref().map(|it| &it.set) != self.wanted.as_ref() {
+            self.refused = None;
+            self.failure = None;
+        }
         match &mut self.work {
             Work::Waiting { .. } => self.work = Work::Idle,
+            Work::Held { .. } => {
+                actions.push(SetAction::Discard);
+                self.work = Work::Idle;
+            }
             Work::Pulling { target, cancelled }
                 if self.wanted.as_ref() != Some(target) && !*cancelled =>
             {
@@ -248,166 +398,13 @@ impl SetMachine {
         self.failure = Some((reason, attempts));
     }
 
-    fn pulled(
-        &mut self,
-        result: Result<Digest, String>,
-        now: Duration,
-        jitter: f64,
-        actions: &mut Vec<SetAction>,
-    ) {
-        let Work::Pulling { target, cancelled } = std::mem::replace(&mut self.work, Work::Idle)
-        else {
-            return;
-        };
-        if cancelled || self.wanted.as_ref() != Some(&target) {
-            return;
-        }
-        match result {
-            // Another tag or registry, the same content: staging it would take the running containers' roots away.
-            Ok(digest) if self.running.as_ref().is_some_and(|it| it.digest == digest) => {
-                self.rename(&target, actions);
-            }
-            Ok(digest) => {
-                actions.push(SetAction::Stage(target.clone()));
-                self.work = Work::Staging { target, digest };
-            }
-            Err(reason) => self.fail(reason, now, jitter),
-        }
-    }
-
     fn rename(&mut self, target: &DesiredSet, actions: &mut Vec<SetAction>) {
-        self.failure = None;
+        if self.refused.is_none() {
+            self.failure = None;
+        }
         if let Some(running) = self.running.as_mut().filter(|it| it.set != *target) {
             running.set = target.clone();
             actions.push(SetAction::Rename(target.clone()));
-        }
-    }
-
-    fn staged(
-        &mut self,
-        result: Result<(), String>,
-        now: Duration,
-        jitter: f64,
-        actions: &mut Vec<SetAction>,
-    ) {
-        let Work::Staging { target, digest } = std::mem::replace(&mut self.work, Work::Idle) else {
-            return;
-        };
-        match result {
-            Ok(()) if self.wanted.as_ref() == Some(&target) => {
-                actions.push(SetAction::CutOver(target.clone()));
-                self.work = Work::CuttingOver { target, digest };
-            }
-            Ok(()) => actions.push(SetAction::Discard),
-            Err(reason) if self.wanted.as_ref() == Some(&target) => self.fail(reason, now, jitter),
-            Err(_) => {}
-        }
-    }
-
-    fn cut_over(
-        &mut self,
-        result: Result<Box<Deployment>, Box<CutOverFailure>>,
-        now: Duration,
-        jitter: f64,
-    ) {
-        self.work = Work::Idle;
-        match result {
-            Ok(mut deployment) => {
-                deployment.containers.iter_mut().for_each(|container| container.started = now);
-                self.running = Some(*deployment);
-                self.failure = None;
-            }
-            Err(failure) => {
-                self.running = failure.running;
-                if let Some(running) = &mut self.running {
-                    running.containers.iter_mut().for_each(|container| container.started = now);
-                }
-                self.fail(failure.reason, now, jitter);
-            }
-        }
-        self.catch_up(now);
-    }
-
-    /// Takes the ends that were heard of before the starts.
-    fn catch_up(&mut self, now: Duration) {
-        for (instance, exit) in std::mem::take(&mut self.early) {
-            self.ended(&instance, exit, now);
-        }
-    }
-
-    /// Whether instances are being started whose names are not known yet.
-    fn is_starting(&self) -> bool {
-        let mut containers = self.running.iter().flat_map(|running| &running.containers);
-        matches!(self.work, Work::CuttingOver { .. })
-            || containers.any(|it| it.state == ContainerState::Created)
-    }
-
-    fn ended(&mut self, instance: &str, exit: ExitStatus, now: Duration) {
-        let (leaving, starting) = (self.is_leaving(), self.is_starting());
-        let mut containers = self.running.iter_mut().flat_map(|running| &mut running.containers);
-        let Some(container) = containers.find(|it| it.instance == instance) else {
-            if starting {
-                self.early.insert(instance.to_owned(), exit);
-            }
-            return;
-        };
-        if container.pid.is_none() {
-            // Known from its directory already (adoption).
-            return;
-        }
-        if leaving {
-            container.state = ContainerState::Exited;
-            container.pid = None;
-            return;
-        }
-        let clean = exit.code == Some(0);
-        container.state = if clean { ContainerState::Exited } else { ContainerState::Dead };
-        container.pid = None;
-        container.exit = Some(exit);
-        let ran = now.saturating_sub(container.started);
-        container.failures = failures_after(container.failures, ran);
-        if container.exit.as_ref().is_some_and(|exit| should_restart(container.restart, exit)) {
-            container.restart_at = Some(now + backoff(container.failures.saturating_sub(1)));
-        }
-    }
-
-    fn restarted(&mut self, name: &Name, result: Result<(String, u32), String>, now: Duration) {
-        let Some(running) = &mut self.running else { return };
-        let Some(container) = running.containers.iter_mut().find(|it| it.name == *name) else {
-            return;
-        };
-        match result {
-            Ok((instance, pid)) => {
-                container.instance = instance;
-                container.pid = Some(pid);
-                container.state = ContainerState::Running;
-                container.started = now;
-            }
-            Err(error) => {
-                container.state = ContainerState::Dead;
-                container.exit = Some(ExitStatus { code: None, signal: None, error: Some(error) });
-                container.restart_at = Some(now + backoff(container.failures));
-                container.failures = container.failures.saturating_add(1);
-            }
-        }
-        self.catch_up(now);
-    }
-
-    /// Restarts what is due, unless the set is being replaced or stopped this very moment.
-    fn restart_due(&mut self, now: Duration, actions: &mut Vec<SetAction>) {
-        if self.is_leaving() {
-            return;
-        }
-        let containers = self.running.iter_mut().flat_map(|running| &mut running.containers);
-        for container in containers.filter(|it| it.restart_at.is_some_and(|at| at <= now)) {
-            container.restart_at = None;
-            container.state = ContainerState::Created;
-            container.instance.clear();
-            container.restarts = container.restarts.saturating_add(1);
-            actions.push(SetAction::Restart {
-                container: container.name.clone(),
-                restarts: container.restarts,
-            });
         }
     }
 
@@ -418,7 +415,8 @@ impl SetMachine {
             }
             self.work = Work::Idle;
         }
-        if self.work != Work::Idle {
+        self.end_watch_of_unwanted();
+        if !matches!(self.work, Work::Idle | Work::Watching(_)) {
             return;
         }
         match (self.wanted.clone(), &self.running) {
@@ -438,7 +436,29 @@ impl SetMachine {
                 );
                 self.failure = Some((reason, 0));
             }
-            (Some(wanted), _) => {
+            // Gone back from: it stays on what runs.
+            (Some(wanted), Some(_)) if self.refused.as_ref().is_some_and(|it| it.set == wanted) => {
+            }
+            (Some(wanted), _) => self.begin(wanted, now, actions),
+        }
+    }
+
+    /// Sets out for what is wanted: the kept set is there already, anything else is pulled.
+    fn begin(&mut self, wanted: DesiredSet, now: Duration, actions: &mut Vec<SetAction>) {
+        self.begun = now;
+        match (&self.kept, wanted.reference.digest) {
+            (Some(kept), Some(digest)) if kept.digest == digest && self.running.is_some() => {
+                actions.push(SetAction::StageKept(wanted.clone()));
+                self.work = Work::Staging(Target {
+                    set: wanted,
+                    digest,
+                    mode: Mode::Contain,
+                    bytes: 0,
+                    staging_ms: 0,
+                    kept: true,
+                });
+            }
+            _ => {
                 self.work = Work::Pulling { target: wanted.clone(), cancelled: false };
                 actions.push(SetAction::Pull(wanted));
             }
@@ -449,3 +469,7 @@ impl SetMachine {
 #[cfg(test)]
 #[path = "set_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "set_world.rs"]
+mod world;

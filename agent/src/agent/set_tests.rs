@@ -1,19 +1,28 @@
 //! Tests of the ImageSet state machine: what it does, in the order in which it happens on a node.
 
-use protocol::node::SetState;
+use protocol::node::{RollOutcome, SetState};
 
 use super::*;
 
-fn set(version: &str) -> DesiredSet {
+/// How long the sets here are watched.
+const WINDOW: Duration = Duration::from_secs(10);
+
+fn content(version: &str) -> Content {
+    Content { digest: Digest::of(version.as_bytes()), mode: Mode::Contain, bytes: 1 }
+}
+
+pub(super) fn set(version: &str) -> DesiredSet {
     let digest = Digest::of(version.as_bytes());
     DesiredSet {
         name: "hello".parse().expect("name"),
         version: version.parse().expect("version"),
         reference: format!("http://r:1/hello:{version}@{digest}").parse().expect("reference"),
+        roll: 0,
+        force: false,
     }
 }
 
-fn deployment(version: &str, restart: Restart) -> Deployment {
+pub(super) fn deployment(version: &str, restart: Restart) -> Deployment {
     let set = set(version);
     let container = ContainerRecord {
         name: "web".parse().expect("name"),
@@ -26,10 +35,50 @@ fn deployment(version: &str, restart: Restart) -> Deployment {
         started: Duration::ZERO,
         restart_at: None,
         failures: 0,
+        readiness: readiness("{}").begun(1),
+        replaced_at_ns: None,
         notes: Vec::new(),
     };
     let digest = set.reference.digest.expect("digest");
-    Deployment { set, digest, mode: Mode::Contain, containers: vec![container], last_roll: None }
+    let last_roll = Some(report(version));
+    let mode = Mode::Contain;
+    Deployment { set, digest, mode, watch: WINDOW, containers: vec![container], last_roll }
+}
+
+fn readiness(json: &str) -> Readiness {
+    let mut value: serde_json::Value = serde_json::from_str(json).expect("json");
+    value["name"] = "web".into();
+    value["image"] = "web".into();
+    Readiness::of(&serde_json::from_value(value).expect("container"))
+}
+
+fn report(version: &str) -> RollReport {
+    RollReport {
+        from: None,
+        to: Digest::of(version.as_bytes()),
+        bytes: 1,
+        staging_ms: 1,
+        blackout_us: None,
+        ready_us: None,
+        outcome: None,
+        reason: None,
+    }
+}
+
+/// A machine whose set, where one runs, was committed by an earlier agent.
+fn machine(running: Option<Deployment>) -> SetMachine {
+    let Some(running) = running else { return SetMachine::new("hello".parse().expect("name")) };
+    let commitment = Commitment {
+        set: running.set.clone(),
+        digest: running.digest,
+        mode: running.mode,
+        last_roll: None,
+        kept: None,
+        trial: None,
+        refused: None,
+        cutting_over: false,
+    };
+    SetMachine::adopted(running, None, &commitment, Duration::ZERO)
 }
 
 struct Bench {
@@ -39,10 +88,7 @@ struct Bench {
 
 impl Bench {
     fn new(running: Option<Deployment>) -> Self {
-        Self {
-            machine: SetMachine::new("hello".parse().expect("name"), running),
-            now: Duration::ZERO,
-        }
+        Self { machine: machine(running), now: Duration::ZERO }
     }
 
     #[track_caller]
@@ -53,6 +99,18 @@ impl Bench {
     fn state(&self) -> SetState {
         self.machine.observed(None).expect("observed").state
     }
+
+    fn outcome(&self) -> Option<RollOutcome> {
+        self.machine.observed(None).expect("observed").last_roll.expect("report").outcome
+    }
+
+    fn note(&self) -> Commitment {
+        self.machine.note().expect("note")
+    }
+}
+
+fn started(instance: &str, pid: u32) -> Result<Started, String> {
+    Ok(Started { instance: instance.to_owned(), pid, exec_at_ns: 1 })
 }
 
 fn ended(version: &str, code: i32) -> SetEvent {
@@ -67,7 +125,7 @@ fn a_wanted_set_is_pulled_staged_and_cut_over() {
     let mut bench = Bench::new(None);
     bench.expect(SetEvent::Want(Some(set("1"))), &[SetAction::Pull(set("1"))]);
     assert_eq!(bench.state(), SetState::Absent);
-    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"1"))), &[SetAction::Stage(set("1"))]);
+    bench.expect(SetEvent::Pulled(Ok(content("1"))), &[SetAction::Stage(set("1"))]);
     bench.expect(SetEvent::Staged(Ok(())), &[SetAction::CutOver(set("1"))]);
     assert_eq!(bench.state(), SetState::Staged);
     bench.expect(SetEvent::CutOver(Ok(Box::new(deployment("1", Restart::Always)))), &[]);
@@ -81,8 +139,9 @@ fn a_roll_keeps_the_old_set_until_the_new_one_is_staged() {
     bench.expect(SetEvent::Want(Some(set("2"))), &[SetAction::Pull(set("2"))]);
     let observed = bench.machine.observed(None).expect("observed");
     assert_eq!((observed.digest, observed.state), (Digest::of(b"1"), SetState::Current));
-    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"2"))), &[SetAction::Stage(set("2"))]);
-    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::CutOver(set("2"))]);
+    bench.expect(SetEvent::Pulled(Ok(content("2"))), &[SetAction::Stage(set("2"))]);
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::AskBusy]);
+    bench.expect(SetEvent::Busy(None), &[SetAction::CutOver(set("2"))]);
     bench.expect(SetEvent::CutOver(Ok(Box::new(deployment("2", Restart::Always)))), &[]);
     assert_eq!(bench.machine.observed(None).expect("observed").digest, Digest::of(b"2"));
 }
@@ -107,7 +166,7 @@ fn a_failed_pull_waits_longer_each_time_and_says_why() {
 fn a_failed_roll_leaves_the_old_set_running_and_degraded() {
     let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
     bench.expect(SetEvent::Want(Some(set("2"))), &[SetAction::Pull(set("2"))]);
-    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"2"))), &[SetAction::Stage(set("2"))]);
+    bench.expect(SetEvent::Pulled(Ok(content("2"))), &[SetAction::Stage(set("2"))]);
     bench.expect(SetEvent::Staged(Err("no /proc in the image".to_owned())), &[]);
     let observed = bench.machine.observed(None).expect("observed");
     assert_eq!((observed.digest, observed.state), (Digest::of(b"1"), SetState::Degraded));
@@ -120,13 +179,20 @@ fn a_failed_roll_leaves_the_old_set_running_and_degraded() {
 fn a_failed_cut_over_comes_back_to_the_old_set() {
     let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
     bench.expect(SetEvent::Want(Some(set("2"))), &[SetAction::Pull(set("2"))]);
-    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"2"))), &[SetAction::Stage(set("2"))]);
-    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::CutOver(set("2"))]);
+    bench.expect(SetEvent::Pulled(Ok(content("2"))), &[SetAction::Stage(set("2"))]);
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::AskBusy]);
+    bench.expect(SetEvent::Busy(None), &[SetAction::CutOver(set("2"))]);
     let running = Some(deployment("1", Restart::Always));
-    let failure = CutOverFailure { reason: "exec /x: not found".to_owned(), running };
+    let report = Some(report("2"));
+    let failure = CutOverFailure { reason: "exec /x: not found".to_owned(), running, report };
     bench.expect(SetEvent::CutOver(Err(Box::new(failure))), &[]);
     assert_eq!(bench.state(), SetState::Degraded);
-    assert!(bench.machine.deadline().is_some());
+    assert_eq!(bench.outcome(), Some(RollOutcome::RolledBack));
+    assert_eq!(bench.machine.deadline(), None, "not tried again by itself");
+    assert!(bench.machine.waiting().expect("waiting").contains("stays on version 1"));
+    // The very same asked for again by a new roll is tried again.
+    let again = DesiredSet { roll: 1, ..set("2") };
+    bench.expect(SetEvent::Want(Some(again.clone())), &[SetAction::Pull(again)]);
 }
 
 #[test]
@@ -136,7 +202,7 @@ fn a_change_of_mind_cancels_the_pull_and_discards_what_was_staged() {
     bench.expect(SetEvent::Want(Some(set("2"))), &[SetAction::CancelPull]);
     bench.expect(SetEvent::Want(Some(set("3"))), &[]);
     bench.expect(SetEvent::Pulled(Err("cancelled".to_owned())), &[SetAction::Pull(set("3"))]);
-    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"3"))), &[SetAction::Stage(set("3"))]);
+    bench.expect(SetEvent::Pulled(Ok(content("3"))), &[SetAction::Stage(set("3"))]);
     bench.expect(SetEvent::Want(Some(set("4"))), &[]);
     bench.expect(SetEvent::Staged(Ok(())), &[SetAction::Discard, SetAction::Pull(set("4"))]);
 }
@@ -157,16 +223,16 @@ fn a_dead_container_is_started_again_with_a_growing_pause() {
     bench.expect(SetEvent::Want(Some(set("1"))), &[]);
     bench.expect(ended("1", 3), &[]);
     assert_eq!(bench.state(), SetState::Degraded);
-    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(100)));
-    bench.now = Duration::from_millis(100);
+    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(10)));
+    bench.now = Duration::from_millis(10);
     let web: Name = "web".parse().expect("name");
     bench.expect(SetEvent::Tick, &[SetAction::Restart { container: web.clone(), restarts: 1 }]);
-    let result = Ok(("hello.web.again".to_owned(), 9));
+    let result = started("hello.web.again", 9);
     bench.expect(SetEvent::Restarted { container: web.clone(), result }, &[]);
     assert_eq!(bench.state(), SetState::Current);
     let exit = ExitStatus { code: None, signal: Some(9), error: None };
     bench.expect(SetEvent::Ended { instance: "hello.web.again".to_owned(), exit }, &[]);
-    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(300)));
+    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(30)));
     assert_eq!(bench.machine.observed(None).expect("observed").containers[0].restarts, 1);
 }
 
@@ -199,8 +265,9 @@ fn a_pivoted_set_is_not_replaced_and_says_so() {
 fn cutting_over() -> Bench {
     let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
     bench.expect(SetEvent::Want(Some(set("2"))), &[SetAction::Pull(set("2"))]);
-    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"2"))), &[SetAction::Stage(set("2"))]);
-    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::CutOver(set("2"))]);
+    bench.expect(SetEvent::Pulled(Ok(content("2"))), &[SetAction::Stage(set("2"))]);
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::AskBusy]);
+    bench.expect(SetEvent::Busy(None), &[SetAction::CutOver(set("2"))]);
     bench
 }
 
@@ -208,10 +275,221 @@ fn cutting_over() -> Bench {
 fn a_container_that_ends_before_its_cut_over_is_heard_of_is_started_again() {
     let mut bench = cutting_over();
     bench.expect(ended("2", 1), &[]);
-    bench.expect(SetEvent::CutOver(Ok(Box::new(deployment("2", Restart::Always)))), &[]);
+    let why = "container web ended: exit code 1".to_owned();
+    let runs = SetEvent::CutOver(Ok(Box::new(deployment("2", Restart::Always))));
+    bench.expect(runs, &[SetAction::GoBack(why)]);
+    assert_eq!(bench.note().digest, Digest::of(b"1"));
+}
+
+/// A bench on which version 2 has just been cut over to, in place of version 1.
+fn watching(readiness: Readiness) -> Bench {
+    let mut bench = cutting_over();
+    let mut new = deployment("2", Restart::Always);
+    new.containers[0].readiness = readiness;
+    new.containers[0].replaced_at_ns = Some(1_000_000);
+    bench.expect(SetEvent::CutOver(Ok(Box::new(new))), &[]);
+    bench
+}
+
+fn word(word: Word, at_ns: u64) -> SetEvent {
+    SetEvent::Word { instance: "hello.web.2".to_owned(), word, at_ns }
+}
+
+const HEALTH: &str = r#"{"health":{"tcp":"127.0.0.1:1","start_period_ms":1000,"retries":2}}"#;
+
+#[test]
+fn a_set_that_stays_well_for_its_window_is_committed_and_the_old_one_stays_kept() {
+    let mut bench = watching(readiness("{}").begun(4_000_000));
+    assert_eq!((bench.state(), bench.outcome()), (SetState::Current, Some(RollOutcome::Watching)));
+    let note = bench.note();
+    assert_eq!((note.digest, note.trial.is_some()), (Digest::of(b"2"), true));
+    assert_eq!(note.kept.expect("kept").digest, Digest::of(b"1"));
     let observed = bench.machine.observed(None).expect("observed");
-    assert_eq!(observed.containers[0].exit.as_ref().and_then(|exit| exit.code), Some(1));
-    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(100)));
+    assert_eq!(observed.last_roll.expect("report").ready_us, Some(3000));
+    assert_eq!(bench.machine.deadline(), Some(WINDOW));
+    bench.now = WINDOW;
+    bench.expect(SetEvent::Tick, &[]);
+    assert_eq!((bench.outcome(), bench.machine.deadline()), (Some(RollOutcome::Committed), None));
+    let observed = bench.machine.observed(None).expect("observed");
+    assert_eq!(observed.previous.expect("previous").version.as_str(), "1");
+    assert_eq!(bench.note().trial, None);
+}
+
+#[test]
+fn a_set_on_trial_that_fails_is_gone_back_from_and_not_tried_again() {
+    let never = r#"{"notify":true}"#;
+    let table: [(&str, Vec<SetEvent>, u64, &str); 5] = [
+        ("{}", vec![ended("2", 3)], 1, "container web ended: exit code 3"),
+        ("{}", vec![ended("2", 0)], 1, "container web ended: exit code 0"),
+        (
+            HEALTH,
+            vec![word(Word::Healthy, 9), word(Word::Unhealthy("500".to_owned()), 10)],
+            9,
+            "container web is unhealthy: 500",
+        ),
+        (HEALTH, vec![], 11, "container web is not ready after 10 s"),
+        (never, vec![], 96, "container web is not ready after 95 s"),
+    ];
+    for (container, events, at, why) in table {
+        let mut bench = watching(readiness(container).begun(4_000_000));
+        bench.now = Duration::from_secs(at);
+        let mut actions = Vec::new();
+        for event in events.into_iter().chain([SetEvent::Tick]) {
+            actions.extend(bench.machine.handle(event, bench.now, 1.0));
+        }
+        assert_eq!(actions, [SetAction::GoBack(why.to_owned())], "{container}");
+        let note = bench.note();
+        assert_eq!(
+            (note.digest, note.kept),
+            (Digest::of(b"1"), None),
+            "before the new one is stopped"
+        );
+        assert_eq!(note.refused.expect("refused").set, set("2"));
+        let running = Some(deployment("1", Restart::Always));
+        let failure = CutOverFailure { reason: why.to_owned(), running, report: None };
+        bench.expect(SetEvent::CutOver(Err(Box::new(failure))), &[]);
+        let observed = bench.machine.observed(None).expect("observed");
+        assert_eq!((observed.digest, observed.state), (Digest::of(b"1"), SetState::Degraded));
+        let report = observed.last_roll.expect("report");
+        assert_eq!((report.to, report.outcome), (Digest::of(b"2"), Some(RollOutcome::RolledBack)));
+        assert_eq!(report.reason.as_deref(), Some(why));
+        assert_eq!(bench.machine.deadline(), None);
+        // Nor by a new agent.
+        let note = bench.note();
+        let adopted = SetMachine::adopted(deployment("1", Restart::Always), None, &note, bench.now);
+        bench.machine = adopted;
+        bench.expect(SetEvent::Want(Some(set("2"))), &[]);
+        assert_eq!(bench.state(), SetState::Degraded);
+    }
+}
+
+#[test]
+fn a_container_that_is_asked_is_watched_from_the_moment_it_is_well() {
+    let mut bench = watching(readiness(HEALTH).begun(4_000_000));
+    assert_eq!(bench.state(), SetState::Staged);
+    assert!(bench.machine.waiting().expect("waiting").contains("web is not ready yet"));
+    bench.now = Duration::from_secs(2);
+    bench.expect(word(Word::Healthy, 51_000_000), &[]);
+    assert_eq!(bench.state(), SetState::Current);
+    assert_eq!(bench.machine.deadline(), Some(bench.now + WINDOW));
+    let observed = bench.machine.observed(None).expect("observed");
+    assert_eq!(observed.last_roll.expect("report").ready_us, Some(50_000));
+}
+
+#[test]
+fn a_first_start_has_nothing_to_go_back_to_and_is_started_again() {
+    let mut bench = Bench::new(None);
+    bench.expect(SetEvent::Want(Some(set("1"))), &[SetAction::Pull(set("1"))]);
+    bench.expect(SetEvent::Pulled(Ok(content("1"))), &[SetAction::Stage(set("1"))]);
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::CutOver(set("1"))]);
+    bench.expect(SetEvent::CutOver(Ok(Box::new(deployment("1", Restart::Always)))), &[]);
+    bench.expect(ended("1", 1), &[]);
+    assert_eq!(bench.state(), SetState::Degraded);
+    bench.now = Duration::from_secs(1);
+    let web: Name = "web".parse().expect("name");
+    bench.expect(SetEvent::Tick, &[SetAction::Restart { container: web.clone(), restarts: 1 }]);
+    let result = started("again", 9);
+    bench.expect(SetEvent::Restarted { container: web, result }, &[]);
+    assert_eq!(bench.machine.deadline(), Some(bench.now + WINDOW), "watched anew");
+}
+
+#[test]
+fn an_undo_takes_the_kept_set_without_a_pull_and_is_final() {
+    let mut bench = watching(readiness("{}").begun(1));
+    bench.now = WINDOW;
+    bench.expect(SetEvent::Tick, &[]);
+    let back = DesiredSet { roll: 3, ..set("1") };
+    bench.expect(SetEvent::Want(Some(back.clone())), &[SetAction::StageKept(back.clone())]);
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::AskBusy]);
+    bench.expect(SetEvent::Busy(None), &[SetAction::CutOver(back.clone())]);
+    let mut old = deployment("1", Restart::Always);
+    old.set = back;
+    bench.expect(SetEvent::CutOver(Ok(Box::new(old))), &[]);
+    assert_eq!((bench.outcome(), bench.machine.deadline()), (Some(RollOutcome::Undone), None));
+    let previous = bench.machine.observed(None).expect("observed").previous;
+    assert_eq!(previous.expect("previous").version.as_str(), "2");
+}
+
+#[test]
+fn a_kept_set_that_cannot_be_staged_is_pulled_again() {
+    let mut bench = watching(readiness("{}").begun(1));
+    bench.expect(SetEvent::Want(Some(set("1"))), &[SetAction::StageKept(set("1"))]);
+    let gone = SetEvent::Staged(Err("the mount is gone".to_owned()));
+    bench.expect(gone, &[SetAction::DropKept]);
+    bench.now = Duration::from_secs(1);
+    bench.expect(SetEvent::Tick, &[SetAction::Pull(set("1"))]);
+}
+
+#[test]
+fn the_kept_set_makes_room_for_the_next_roll_and_for_memory_but_never_during_a_trial() {
+    let mut bench = watching(readiness("{}").begun(1));
+    bench.expect(SetEvent::Pressure, &[]);
+    bench.now = WINDOW;
+    bench.expect(SetEvent::Tick, &[]);
+    bench.expect(SetEvent::Want(Some(set("3"))), &[SetAction::Pull(set("3"))]);
+    let staged = [SetAction::DropKept, SetAction::Stage(set("3"))];
+    bench.expect(SetEvent::Pulled(Ok(content("3"))), &staged);
+    let mut bench = watching(readiness("{}").begun(1));
+    bench.now = WINDOW;
+    bench.expect(SetEvent::Tick, &[]);
+    bench.expect(SetEvent::Pressure, &[SetAction::DropKept]);
+    assert_eq!(bench.note().kept, None);
+}
+
+#[test]
+fn a_busy_node_stages_and_waits_until_it_is_free() {
+    let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
+    bench.expect(SetEvent::Want(Some(set("2"))), &[SetAction::Pull(set("2"))]);
+    bench.expect(SetEvent::Pulled(Ok(content("2"))), &[SetAction::Stage(set("2"))]);
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::AskBusy]);
+    bench.expect(SetEvent::Busy(Some("job 123".to_owned())), &[]);
+    assert_eq!(bench.machine.waiting().as_deref(), Some("node is busy: job 123"));
+    assert_eq!(bench.state(), SetState::Current);
+    bench.now = BUSY_PACE;
+    bench.expect(SetEvent::Tick, &[SetAction::AskBusy]);
+    bench.expect(SetEvent::Busy(Some("job 123".to_owned())), &[]);
+    bench.expect(SetEvent::BusyChanged, &[SetAction::AskBusy]);
+    bench.expect(SetEvent::Busy(None), &[SetAction::CutOver(set("2"))]);
+}
+
+#[test]
+fn a_forced_roll_does_not_ask_whether_the_node_is_busy() {
+    let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
+    let forced = DesiredSet { force: true, ..set("2") };
+    bench.expect(SetEvent::Want(Some(forced.clone())), &[SetAction::Pull(forced.clone())]);
+    bench.expect(SetEvent::Pulled(Ok(content("2"))), &[SetAction::Stage(forced.clone())]);
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::CutOver(forced)]);
+}
+
+#[test]
+fn an_unhealthy_container_is_started_again_by_its_policy() {
+    for (restart, again) in
+        [(Restart::Always, true), (Restart::OnFailure, true), (Restart::Never, false)]
+    {
+        let mut running = deployment("2", restart);
+        running.containers[0].readiness = readiness(HEALTH).begun(1);
+        let mut bench = Bench::new(Some(running));
+        bench.expect(SetEvent::Want(Some(set("2"))), &[]);
+        bench.expect(word(Word::Healthy, 5), &[]);
+        bench.expect(word(Word::Unhealthy("timeout".to_owned()), 6), &[]);
+        assert_eq!(bench.state(), SetState::Degraded);
+        let reason = bench.machine.observed(None).expect("observed").reason;
+        assert_eq!(reason.as_deref(), Some("container web is unhealthy: timeout"));
+        assert_eq!(bench.machine.deadline().is_some(), again, "{restart:?}");
+    }
+}
+
+#[test]
+fn a_trial_goes_on_in_a_new_agent_with_the_time_that_is_left() {
+    let bench = watching(readiness("{}").begun(1));
+    let note = bench.note();
+    let kept = note.kept.clone();
+    let now = Duration::from_secs(4);
+    let mut machine = SetMachine::adopted(deployment("2", Restart::Always), kept, &note, now);
+    assert_eq!(machine.handle(SetEvent::Want(Some(set("2"))), now, 1.0), []);
+    assert_eq!(machine.deadline(), Some(WINDOW));
+    let actions = machine.handle(ended("2", 1), now, 1.0);
+    assert_eq!(actions, [SetAction::GoBack("container web ended: exit code 1".to_owned())]);
 }
 
 #[test]
@@ -219,18 +497,18 @@ fn a_container_that_ends_before_its_restart_is_heard_of_is_started_again_and_its
     let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
     bench.expect(SetEvent::Want(Some(set("1"))), &[]);
     bench.expect(ended("1", 3), &[]);
-    bench.now = Duration::from_millis(100);
+    bench.now = Duration::from_millis(10);
     let web: Name = "web".parse().expect("name");
     bench.expect(SetEvent::Tick, &[SetAction::Restart { container: web.clone(), restarts: 1 }]);
     // The old instance's end once more, from an earlier agent's watch: known.
     bench.expect(ended("1", 3), &[]);
     bench.expect(ended("again", 4), &[]);
-    let result = Ok(("hello.web.again".to_owned(), 9));
+    let result = started("hello.web.again", 9);
     bench.expect(SetEvent::Restarted { container: web.clone(), result }, &[]);
-    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(300)));
-    bench.now = Duration::from_millis(300);
+    assert_eq!(bench.machine.deadline(), Some(Duration::from_millis(30)));
+    bench.now = Duration::from_millis(30);
     bench.expect(SetEvent::Tick, &[SetAction::Restart { container: web.clone(), restarts: 2 }]);
-    let result = Ok(("hello.web.third".to_owned(), 10));
+    let result = started("hello.web.third", 10);
     bench.expect(SetEvent::Restarted { container: web, result }, &[]);
     let observed = bench.machine.observed(None).expect("observed");
     assert_eq!(observed.state, SetState::Current);
@@ -250,9 +528,11 @@ fn the_same_content_under_another_name_is_renamed_and_not_touched() {
         name: "hello".parse().expect("name"),
         version: "latest".parse().expect("version"),
         reference: "http://r:1/hello:latest".parse().expect("reference"),
+        roll: 0,
+        force: false,
     };
     bench.expect(SetEvent::Want(Some(latest.clone())), &[SetAction::Pull(latest.clone())]);
-    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"1"))), &[SetAction::Rename(latest)]);
+    bench.expect(SetEvent::Pulled(Ok(content("1"))), &[SetAction::Rename(latest)]);
     assert_eq!(bench.state(), SetState::Current);
 }
 
@@ -261,9 +541,10 @@ fn a_restart_that_is_due_does_not_wake_the_loop_while_the_set_is_replaced() {
     let mut bench = Bench::new(Some(deployment("1", Restart::Always)));
     bench.expect(SetEvent::Want(Some(set("1"))), &[]);
     bench.expect(SetEvent::Want(Some(set("2"))), &[SetAction::Pull(set("2"))]);
-    bench.expect(SetEvent::Pulled(Ok(Digest::of(b"2"))), &[SetAction::Stage(set("2"))]);
+    bench.expect(SetEvent::Pulled(Ok(content("2"))), &[SetAction::Stage(set("2"))]);
     bench.expect(ended("1", 1), &[]);
     assert!(bench.machine.deadline().is_some());
-    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::CutOver(set("2"))]);
+    bench.expect(SetEvent::Staged(Ok(())), &[SetAction::AskBusy]);
+    bench.expect(SetEvent::Busy(None), &[SetAction::CutOver(set("2"))]);
     assert_eq!(bench.machine.deadline(), None);
 }

@@ -1,45 +1,58 @@
 //! The hands of one ImageSet: a thread that mounts, creates, releases and stops its containers, one job after another.
 //!
-//! What to do is decided by [`super::set`]; this only does it and says how it went.
+//! What to do is decided by [`super::set`]; this only does it and says how it went. Three sets are held at most: the one that
+//! runs, the one that is staged to follow it, and the one that ran before, kept with its mounts.
 
 mod cut;
+mod keeping;
+mod order;
+mod pivot;
+mod restart;
+mod roll;
+mod room;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use protocol::ids::{Digest, Name};
-use protocol::imageset::{Container, Mode};
-use protocol::node::{ContainerState, DesiredSet, ExitStatus, RollReport};
+use protocol::imageset::{Container, DEFAULT_WATCH_S, Mode};
+use protocol::node::{ContainerState, DesiredSet, RollReport};
 use rustix::time::{ClockId, clock_gettime};
 
-use self::cut::{all_at_once, blackout_us};
+use self::cut::all_at_once;
 use super::Sender;
 use super::event::Event;
-use super::set::{ContainerRecord, CutOverFailure, Deployment, exit_text};
-use crate::containers::{self, Handle, NodeFacts, OnEnd, Place, Spec, keep};
+use super::faults;
+use super::readiness::{Board, Readiness};
+use super::set::{ContainerRecord, Deployment, exit_text};
+use crate::containers::sockets::obtain;
+use crate::containers::{self, Handle, HeldSockets, NodeFacts, OnEnd, Place, Spec, keep};
+use crate::health::Watcher;
 use crate::init::control::Control;
 use crate::mounts;
 use crate::paths::RunDirs;
 use crate::pull::PulledSet;
-
-mod keeping;
-mod pivot;
-mod restart;
 
 /// A job for the worker of a set.
 #[derive(Debug)]
 pub(super) enum Job {
     /// Mount every image and bring every container to its exec barrier.
     Stage(DesiredSet, Box<PulledSet>),
-    /// Throw away what was staged.
+    /// Bring every container of the kept set to its exec barrier, in the mounts that it has.
+    StageKept(DesiredSet),
+    /// Throw away what was staged; the kept set is kept again.
     Discard,
-    /// Stop the old, release the new.
+    /// Stop the old, release the new, keep the old.
     CutOver {
         /// When the decision for this version was taken, on CLOCK_BOOTTIME.
         decided: Duration,
     },
+    /// Stop what runs, start the kept set again; why.
+    GoBack(String),
+    /// Take down the kept set.
+    DropKept,
     /// Start a container again.
     Restart(Name, u32),
     /// What runs is known under another name now.
@@ -63,13 +76,22 @@ pub(super) struct Member {
     pub leftover: Option<String>,
     /// How often it was started again.
     pub restarts: u32,
+    /// Its held sockets: kept here while it is started again, so that no connection is lost.
+    pub sockets: HeldSockets,
 }
 
 impl Member {
     /// A member that nothing runs of.
     #[must_use]
     pub(super) fn new(container: Container, mount: PathBuf) -> Self {
-        Self { container, mount, handle: None, leftover: None, restarts: 0 }
+        Self {
+            container,
+            mount,
+            handle: None,
+            leftover: None,
+            restarts: 0,
+            sockets: HeldSockets::default(),
+        }
     }
 }
 
@@ -91,6 +113,40 @@ pub(super) struct Live {
     pub members: Vec<Member>,
     /// When all of it stood at the exec barrier.
     pub staged: Duration,
+    /// Whether it ran here before and was kept.
+    pub kept: bool,
+}
+
+impl Live {
+    /// A set that nothing is mounted or created of.
+    #[must_use]
+    pub(super) fn new(set: DesiredSet, pulled: PulledSet) -> Self {
+        Self { set, pulled, members: Vec::new(), staged: uptime(), kept: false }
+    }
+
+    /// Every socket that is held for it.
+    fn sockets(&self) -> HeldSockets {
+        self.members.iter().map(|member| &member.sockets).collect()
+    }
+
+    /// Has its members begin with these held sockets, of which each takes its own.
+    fn inherit(&mut self, sockets: &HeldSockets) {
+        for member in &mut self.members {
+            member.sockets = sockets.clone();
+        }
+    }
+
+    /// Lets go of its held sockets; the paths of those that its successor does not have are removed.
+    fn let_go(&mut self, successor: &HeldSockets) {
+        for member in &mut self.members {
+            std::mem::take(&mut member.sockets).retire(successor);
+        }
+    }
+
+    /// The descriptions of its containers.
+    fn containers(&self) -> Vec<Container> {
+        self.members.iter().map(|member| member.container.clone()).collect()
+    }
 }
 
 /// An instance that was stopped.
@@ -114,6 +170,27 @@ pub(super) struct Surroundings {
     pub hostname: String,
     /// What templates may say of the node, and the files the server gave it.
     pub facts: Arc<Mutex<NodeFacts>>,
+    /// Where it stands which containers are ready.
+    pub board: Arc<Board>,
+    /// Who asks containers how they are.
+    pub health: Watcher,
+}
+
+impl Surroundings {
+    /// A program was executed: it is on the board from now on, and whoever there is to ask is asked.
+    pub(super) fn attend(&self, handle: &Handle, container: &Container, readiness: Readiness) {
+        let asked = readiness.is_asked();
+        self.board.begin(&handle.spec().id, readiness);
+        if asked {
+            self.health.watch(handle, container.health.as_ref());
+        }
+    }
+
+    /// Nobody wants to know any more how this instance is.
+    pub(super) fn forget(&self, instance: &str) {
+        self.board.forget(instance);
+        self.health.forget(instance);
+    }
 }
 
 /// The worker.
@@ -123,6 +200,9 @@ pub(super) struct Worker {
     around: Surroundings,
     incoming: Option<Live>,
     running: Option<Live>,
+    kept: Option<Live>,
+    /// Old instances that were asked to end and have not yet.
+    draining: Vec<JoinHandle<()>>,
 }
 
 /// Time since the kernel started, suspend included (CLOCK_BOOTTIME).
@@ -133,7 +213,7 @@ pub(super) fn uptime() -> Duration {
 }
 
 impl Worker {
-    /// Starts the thread; `running` is what an earlier agent left behind. Jobs go into the returned channel.
+    /// Starts the thread; `running` and `kept` are what an earlier agent left behind. Jobs go into the returned channel.
     ///
     /// # Errors
     /// If no thread can be started.
@@ -141,9 +221,12 @@ impl Worker {
         name: Name,
         around: Surroundings,
         running: Option<Live>,
+        kept: Option<Live>,
     ) -> std::io::Result<mpsc::Sender<Job>> {
         let (jobs, inbox) = mpsc::channel();
-        let mut worker = Self { name: name.clone(), around, incoming: None, running };
+        let draining = Vec::new();
+        let mut worker =
+            Self { name: name.clone(), around, incoming: None, running, kept, draining };
         thread::Builder::new().name(format!("set-{name}")).stack_size(256 << 10).spawn(
             move || {
                 for job in inbox {
@@ -163,14 +246,23 @@ impl Worker {
                 let result = self.stage(set, *pulled);
                 self.around.events.send(Event::Staged(name, result));
             }
-            Job::Discard => {
-                if let Some(live) = self.incoming.take() {
+            Job::StageKept(set) => {
+                let result = self.stage_kept(set);
+                self.around.events.send(Event::Staged(name, result));
+            }
+            Job::Discard => self.discard(),
+            Job::DropKept => {
+                if let Some(live) = self.kept.take() {
                     self.take_down(live);
                 }
             }
             Job::CutOver { decided } => {
                 let result = self.cut_over(decided);
                 self.around.events.send(Event::CutOver(name, result));
+            }
+            Job::GoBack(reason) => {
+                let failure = self.go_back(reason);
+                self.around.events.send(Event::CutOver(name, Err(Box::new(failure))));
             }
             Job::Restart(container, restarts) => {
                 let result = self.restart(&container, restarts);
@@ -197,22 +289,26 @@ impl Worker {
     /// A pivoted root stays: it is the machine's, and its mount is not ours to take away.
     fn stop_all(&mut self) {
         let running = self.running.take_if(|live| live.pulled.set.mode == Mode::Contain);
-        for live in [self.incoming.take(), running].into_iter().flatten() {
+        let all = [self.incoming.take(), running, self.kept.take()];
+        for live in all.into_iter().flatten() {
             self.take_down(live);
         }
     }
 
     /// Mounts and creates; what was begun is undone when something fails.
     fn stage(&mut self, set: DesiredSet, pulled: PulledSet) -> Result<(), String> {
-        if let Some(old) = self.incoming.take() {
-            self.take_down(old);
+        self.discard();
+        let mut live = Live::new(set, pulled);
+        if let Some(old) = &self.running {
+            room::check(old, &live, &self.around.dirs)?;
         }
-        let mut live = Live { set, pulled, members: Vec::new(), staged: uptime() };
+        faults::reach("staging");
         let result = match live.pulled.set.mode {
             Mode::Contain => self.stage_containers(&mut live),
             Mode::Pivot => self.stage_pivot(&mut live),
         };
         live.staged = uptime();
+        faults::reach("staged");
         match result {
             Ok(()) => {
                 self.incoming = Some(live);
@@ -225,10 +321,57 @@ impl Worker {
         }
     }
 
+    /// Creates the containers of the kept set in the mounts that were held for it.
+    fn stage_kept(&mut self, set: DesiredSet) -> Result<(), String> {
+        self.discard();
+        let mut live = self.kept.take().ok_or("no set is kept")?;
+        live.set = set;
+        live.kept = true;
+        // Nothing was fetched for it this time.
+        live.pulled.bytes = 0;
+        live.inherit(&self.sockets_before());
+        let result = self.create_missing(&mut live);
+        live.staged = uptime();
+        self.incoming = Some(live);
+        if result.is_err() {
+            self.discard();
+        }
+        result
+    }
+
+    /// Creates an instance of every member that has none.
+    fn create_missing(&self, live: &mut Live) -> Result<(), String> {
+        for index in 0..live.members.len() {
+            let missing = live.members.get(index).is_some_and(|member| member.handle.is_none());
+            if missing {
+                let handle = self.create(live, index)?;
+                if let Some(member) = live.members.get_mut(index) {
+                    member.handle = Some(handle);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Throws away what is staged; a kept set is kept again.
+    fn discard(&mut self) {
+        match self.incoming.take() {
+            Some(mut live) if live.kept && self.kept.is_none() => {
+                let stopped = self.stop_members(&mut live);
+                self.remove(stopped);
+                self.kept = Some(live);
+            }
+            Some(live) => self.take_down(live),
+            None => {}
+        }
+    }
+
     fn stage_containers(&self, live: &mut Live) -> Result<(), String> {
         for container in live.pulled.set.containers.clone() {
             let mount = self.mount(&live.pulled, &container.name, &container.image)?;
-            live.members.push(Member::new(container, mount));
+            let mut member = Member::new(container, mount);
+            member.sockets = self.sockets_before();
+            live.members.push(member);
             let index = live.members.len().saturating_sub(1);
             let handle = self.create(live, index)?;
             if let Some(member) = live.members.get_mut(index) {
@@ -245,18 +388,33 @@ impl Worker {
         let dir = mount_dir(&self.around.dirs, &self.name, container, &pulled.digest);
         mounts::unmount_overlay(&dir).map_err(|error| super::chain(&error))?;
         let own_users = |it: &Container| it.name == *container && it.namespaces.user;
-        if pulled.set.containers.iter().any(own_users) {
+        let mounted = if pulled.set.containers.iter().any(own_users) {
             let base = containers::view::id_base(&self.name, container);
-            containers::idmap::mount_overlay(&image.layers, &dir, base)?;
-            return Ok(dir);
-        }
-        mounts::mount_overlay(&image.layers, &dir).map_err(|error| super::chain(&error))?;
+            let mapped = |layers: &[PathBuf]| containers::idmap::mount_overlay(layers, &dir, base);
+            mounts::mount_image_by(&image.root, &dir, mapped)
+        } else {
+            mounts::mount_image(&image.root, &dir)
+        };
+        mounted.map_err(|error| super::chain(&error))?;
         Ok(dir)
     }
 
-    /// Creates an instance of a member, held at its exec barrier.
-    fn create(&self, live: &Live, index: usize) -> Result<Handle, String> {
+    /// Every held socket of what runs: whichever container listens there next gets the very same.
+    fn sockets_before(&self) -> HeldSockets {
+        self.running.as_ref().map(Live::sockets).unwrap_or_default()
+    }
+
+    /// Creates an instance of a member, held at its exec barrier, with its held sockets. Its root is mounted again should it
+    /// not be.
+    fn create(&self, live: &mut Live, index: usize) -> Result<Handle, String> {
+        let member = live.members.get_mut(index).ok_or("no such member")?;
+        member.sockets = obtain(&member.container.sockets, &member.sockets).map_err(|error| {
+            format!("container {}: {}", member.container.name, super::chain(&error))
+        })?;
         let member = live.members.get(index).ok_or("no such member")?;
+        if !mounts::is_mounted(&member.mount) {
+            self.mount(&live.pulled, &member.container.name, &member.container.image)?;
+        }
         let image = live.pulled.images.get(&member.container.image);
         let config = &image
             .ok_or_else(|| format!("image {} was not pulled", member.container.image))?
@@ -283,87 +441,25 @@ impl Worker {
             Spec::plan(place, &member.container, config).map_err(|error| super::chain(&error))?;
         keep::prepare(&spec)?;
         self.hand_identity_on(&spec);
-        containers::create(&self.around.dirs, &spec, on_end(&self.around.events)).map_err(|error| {
+        let (dirs, sockets) = (&self.around.dirs, &member.sockets);
+        containers::create(dirs, &spec, sockets, on_end(&self.around)).map_err(|error| {
             format!("container {}: {}", member.container.name, super::chain(&error))
         })
     }
 
-    fn cut_over(&mut self, decided: Duration) -> Result<Box<Deployment>, Box<CutOverFailure>> {
-        let Some(mut live) = self.incoming.take() else {
-            return Err(Box::new(CutOverFailure {
-                reason: "nothing is staged".to_owned(),
-                running: None,
-            }));
-        };
-        if live.pulled.set.mode == Mode::Pivot {
-            return self.pivot(live, decided);
-        }
-        let mut old = self.running.take();
-        // From here to the release nothing is done but what the new containers wait for.
-        let stopped = old.as_mut().map_or(Vec::new(), |old| self.stop_members(old));
-        let released = self.release(&mut live);
-        let ends: Vec<(Name, u64)> =
-            stopped.iter().filter_map(|it| Some((it.name.clone(), it.ended_at_ns?))).collect();
-        self.remove(stopped);
-        match released {
-            Ok(records) => {
-                let starts: Vec<(Name, u64)> =
-                    records.iter().map(|(record, at)| (record.name.clone(), *at)).collect();
-                let report = RollReport {
-                    from: old.as_ref().map(|old| old.pulled.digest),
-                    to: live.pulled.digest,
-                    bytes: live.pulled.bytes,
-                    staging_ms: millis(live.staged.saturating_sub(decided)),
-                    blackout_us: blackout_us(&ends, &starts),
-                };
-                if let Some(old) = old {
-                    self.take_down(old);
-                }
-                let containers = records.into_iter().map(|(record, _)| record).collect();
-                let deployment = deployment(&live, containers, Some(report));
-                self.running = Some(live);
-                Ok(Box::new(deployment))
-            }
-            Err(reason) => {
-                self.take_down(live);
-                let running = old.map(|old| self.restore(old));
-                Err(Box::new(CutOverFailure { reason, running }))
-            }
-        }
-    }
-
-    /// Starts the old set again after the new one could not be. What does not start now is tried again like any container.
-    fn restore(&mut self, mut old: Live) -> Deployment {
-        let mut containers = Vec::new();
-        for index in 0..old.members.len() {
-            let started = self.start_member(&mut old, index);
-            let Some(member) = old.members.get(index) else { continue };
-            containers.push(match started {
-                Ok((instance, pid)) => record(member, &instance, Some(pid)),
-                Err(reason) => {
-                    log::error!("{}.{}: going back: {reason}", self.name, member.container.name);
-                    let exit = ExitStatus { code: None, signal: None, error: Some(reason) };
-                    let state = ContainerState::Dead;
-                    let restart_at = Some(uptime());
-                    ContainerRecord {
-                        state,
-                        exit: Some(exit),
-                        restart_at,
-                        ..record(member, "", None)
-                    }
-                }
-            });
-        }
-        let deployment = deployment(&old, containers, None);
-        self.running = Some(old);
-        deployment
-    }
-
-    /// Stops every running instance, all at once, and returns as soon as all are dead: the instances that ended, which
-    /// are still to be removed, and when (nanoseconds, the containers' clock).
+    /// Stops every instance of a set, the last of its start order first, and returns as soon as all are dead: what is still
+    /// to be removed.
     fn stop_members(&self, live: &mut Live) -> Vec<Stopped> {
-        live.members.iter_mut().for_each(|member| self.forget_leftover(member));
-        let handles = live.members.iter_mut().filter_map(|member| {
+        let order = order::stop(&live.containers());
+        order.into_iter().flat_map(|names| self.stop_these(live, &names)).collect()
+    }
+
+    /// Stops these instances, all at once, and returns as soon as all are dead: the instances that ended, which are still to
+    /// be removed, and when (nanoseconds, the containers' clock).
+    fn stop_these(&self, live: &mut Live, names: &[Name]) -> Vec<Stopped> {
+        let members = live.members.iter_mut().filter(|it| names.contains(&it.container.name));
+        let handles = members.filter_map(|member| {
+            self.forget_leftover(member);
             member.handle.take().map(|handle| (member.container.name.clone(), handle))
         });
         let stopped = all_at_once(handles.collect(), |handle: &Handle| handle.stop());
@@ -381,27 +477,11 @@ impl Worker {
     /// Takes away what stopped instances leave.
     fn remove(&self, stopped: Vec<Stopped>) {
         for Stopped { name, handle, .. } in stopped {
+            self.around.forget(&handle.spec().id);
             if let Err(error) = handle.remove() {
                 log::warn!("{}.{name}: {}", self.name, super::chain(&error));
             }
         }
-    }
-
-    /// Opens every exec barrier, all at once; returns a record of each container with the time of its exec (nanoseconds).
-    fn release(&self, live: &mut Live) -> Result<Vec<(ContainerRecord, u64)>, String> {
-        let handles = live.members.iter().filter_map(|member| {
-            member.handle.clone().map(|handle| (member.container.name.clone(), handle))
-        });
-        let mut records = Vec::new();
-        for (name, handle, released) in all_at_once(handles.collect(), Handle::release) {
-            let released =
-                released.map_err(|error| format!("container {name}: {}", super::chain(&error)))?;
-            let member = live.members.iter().find(|member| member.container.name == name);
-            let Some(member) = member else { continue };
-            let record = record(member, handle.spec().id.as_str(), Some(released.pid));
-            records.push((record, released.exec_at_ns));
-        }
-        Ok(records)
     }
 
     /// Takes the directory of an instance away that ended while no agent looked.
@@ -414,7 +494,8 @@ impl Worker {
     }
 
     /// Stops and removes everything of a set; what goes wrong is logged, the rest is done all the same.
-    fn take_down(&self, mut live: Live) {
+    fn take_down(&mut self, mut live: Live) {
+        self.finish_draining();
         let stopped = self.stop_members(&mut live);
         self.remove(stopped);
         for member in &live.members {
@@ -428,12 +509,13 @@ impl Worker {
 
 /// What is called when a container ends. An end that nobody asked for is said on the console.
 #[must_use]
-pub(super) fn on_end(events: &Sender) -> OnEnd {
-    let events = events.clone();
+pub(super) fn on_end(around: &Surroundings) -> OnEnd {
+    let (events, board) = (around.events.clone(), Arc::clone(&around.board));
     Arc::new(move |instance: &str, record| {
         if !record.asked {
             log::warn!("container {instance} ended: {}", exit_text(&record.status));
         }
+        board.ended(instance, &record.status);
         events.send(Event::Ended { instance: instance.to_owned(), exit: record.status });
     })
 }
@@ -452,6 +534,8 @@ pub(super) fn record(member: &Member, instance: &str, pid: Option<u32>) -> Conta
         started: uptime(),
         restart_at: None,
         failures: 0,
+        readiness: Readiness::of(&member.container),
+        replaced_at_ns: None,
         notes: member.handle.as_ref().map(|handle| handle.notes().to_vec()).unwrap_or_default(),
     }
 }
@@ -463,31 +547,23 @@ pub(super) fn deployment(
     containers: Vec<ContainerRecord>,
     last_roll: Option<RollReport>,
 ) -> Deployment {
+    let watch_s = live.pulled.set.watch_s.unwrap_or(DEFAULT_WATCH_S);
     Deployment {
         set: live.set.clone(),
         digest: live.pulled.digest,
         mode: live.pulled.set.mode,
+        watch: Duration::from_secs(watch_s.into()),
         containers,
         last_roll,
     }
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+/// Bytes of memory that are available on this machine.
+#[must_use]
+pub(super) fn available_memory() -> Option<u64> {
+    room::available(&std::fs::read_to_string("/proc/meminfo").ok()?)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_blackout_is_the_longest_gap_of_containers_that_were_there_before() {
-        let at = |name: &str, ns| (name.parse::<Name>().expect("name"), ns);
-        let ends = [at("a", 1_000_000), at("b", 2_000_000)];
-        assert_eq!(
-            blackout_us(&ends, &[at("a", 4_000_000), at("b", 3_000_000), at("c", 9)]),
-            Some(3000)
-        );
-        assert_eq!(blackout_us(&[], &[at("a", 1)]), None);
-    }
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

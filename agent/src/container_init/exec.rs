@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, eaccess};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
+use super::notify::words;
 use super::{InitError, step};
 use crate::containers::Spec;
 use crate::sys::process::reset_signals;
@@ -55,12 +56,34 @@ impl Program {
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(step::<std::ffi::NulError>("a NUL byte in command or environment"))
         };
-        Ok(Self {
+        let mut program = Self {
             candidates: strings(&candidates)?,
             argv: strings(&spec.argv)?,
             env: strings(&env)?,
             name,
-        })
+        };
+        program.tell(spec)?;
+        Ok(program)
+    }
+
+    /// Says in its environment which sockets it has and where it may speak of itself, as the process that calls this.
+    ///
+    /// # Errors
+    /// A NUL byte in a socket's name.
+    pub(super) fn tell(&mut self, spec: &Spec) -> Result<(), InitError> {
+        for (key, value) in words(spec, std::process::id()) {
+            let is_it = |entry: &CString| {
+                entry
+                    .to_bytes()
+                    .strip_prefix(key.as_bytes())
+                    .is_some_and(|rest| rest.starts_with(b"="))
+            };
+            self.env.retain(|entry| !is_it(entry));
+            let entry = CString::new(format!("{key}={value}"));
+            self.env
+                .push(entry.map_err(step::<std::ffi::NulError>("a NUL byte in a socket's name"))?);
+        }
+        Ok(())
     }
 
     /// Does what can be done before the exec: signals are reset, and a program that is not there or not executable is found

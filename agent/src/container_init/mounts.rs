@@ -21,6 +21,7 @@ use rustix::mount::{
     mount_change, move_mount, open_tree, unmount,
 };
 
+use super::notify::INBOX_NAME;
 use super::{Inherited, InitError, step};
 use crate::containers::Spec;
 use crate::containers::view::keeps_setuid;
@@ -114,6 +115,9 @@ pub(super) fn enter(spec: &Spec, in_cgroup: bool, given: &Inherited) -> Result<(
     tree.bind_node_files(spec)?;
     if system && !view.has_target("/lib/modules") {
         tree.bind_modules()?;
+    }
+    if spec.notify {
+        tree.attach_inbox(given)?;
     }
     tree.set_sysctls(view)?;
     if !view.privileged {
@@ -212,6 +216,15 @@ impl Tree {
             mount => mount.map_err(step(format!("mount /{}", new.at)))?,
         };
         attach(&mount, &target).map_err(step(format!("mount /{}", new.at)))
+    }
+
+    /// Lays the monitor's socket for sd_notify(3) into /dev, which is the container's own.
+    fn attach_inbox(&self, given: &Inherited) -> Result<(), InitError> {
+        let failed = || format!("mount /dev/{INBOX_NAME}");
+        let dev = self.real_dir("dev")?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let target = rustix::fs::openat(&dev, INBOX_NAME, flags, Mode::from_raw_mode(0o600));
+        attach(&given.inbox, &target.map_err(step(failed()))?).map_err(step(failed()))
     }
 }
 

@@ -102,6 +102,7 @@ fn adopt_one(id: &str, dir: &Path, on_end: &OnEnd) -> Result<Option<Adopted>, Co
                 return Ok(Some(Adopted::Ended { spec: Box::new(spec), exit }));
             }
             Ok((_, Reply::Error { message })) => log::warn!("container {id}: {message}"),
+            Ok((_, reply)) => log::warn!("container {id}: a strange reply: {reply:?}"),
             Err(error) if dir.join(EXIT_FILE).exists() || !monitor_lives(dir) => {
                 log::debug!("container {id} ended while it was being adopted: {error}");
             }

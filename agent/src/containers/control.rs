@@ -1,7 +1,8 @@
 //! What agent and monitor say to each other over `control.sock`: one JSON document a line. Pure.
 //!
 //! A connection carries one request. Every request but [`Request::Watch`] has one reply, after which the monitor closes.
-//! `Watch` is answered when the container stands at its exec barrier (or failed to), and again when it has ended.
+//! `Watch` is answered when the container stands at its exec barrier (or failed to), whenever its program says something new
+//! of itself, and when it has ended. Agent and monitor may be versions apart: either ignores what it does not know.
 
 use protocol::node::ContainerState;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,8 @@ pub enum Request {
     },
     /// How does it stand?
     Status,
+    /// Give me its held sockets.
+    Sockets,
 }
 
 /// From the monitor.
@@ -43,11 +46,19 @@ pub enum Reply {
     Status(Status),
     /// It has ended.
     Ended(ExitRecord),
+    /// Its held sockets, as many, come with this line's first byte (unix(7), SCM_RIGHTS), in the order of its spec.
+    Sockets {
+        /// How many.
+        count: usize,
+    },
     /// Not done, and why: one sentence.
     Error {
         /// The sentence.
         message: String,
     },
+    /// What a later version says and this one does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// How a container stands, as its monitor knows.
@@ -60,6 +71,15 @@ pub struct Status {
     /// When its program was executed, nanoseconds of CLOCK_BOOTTIME.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec_at_ns: Option<u64>,
+    /// When its program first said READY=1 (sd_notify(3)), same clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_at_ns: Option<u64>,
+    /// Whether its program said STOPPING=1.
+    #[serde(default)]
+    pub stopping: bool,
+    /// The last STATUS= of its program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
     /// What could not be had on this machine, `limits_unavailable: …`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -99,6 +119,14 @@ mod tests {
             assert_eq!(line(&request), format!("{text}\n").into_bytes());
             assert_eq!(parse_request(text.as_bytes()).expect("parse"), request);
         }
+    }
+
+    #[test]
+    fn a_reply_of_another_version_is_no_error() {
+        let reply = |text: &str| serde_json::from_str::<Reply>(text).expect(text);
+        assert_eq!(reply(r#"{"reply":"colour","red":1}"#), Reply::Unknown);
+        let old = reply(r#"{"reply":"status","state":"running","pid":7,"later":true}"#);
+        assert!(matches!(old, Reply::Status(status) if status.ready_at_ns.is_none()));
     }
 
     proptest! {

@@ -13,15 +13,25 @@ use rustix::fs::{FlockOperation, MemfdFlags, memfd_create};
 use super::adopt::clear;
 use super::control::{Reply, Request, Status, line};
 use super::handle::{Handle, OnEnd, REPLY_TIMEOUT, read_reply};
+use super::sockets::{HeldSockets, send_with};
 use super::{ContainerError, LOCK_FILE, SPEC_FILE, Spec, file_errors, valid_id, write_json};
 use crate::paths::RunDirs;
 
-/// Makes a container and brings it to its exec barrier, with this program as its monitor.
+/// The byte that held sockets come with: a monitor reads it before any request.
+const SOCKETS: &[u8] = b"s";
+
+/// Makes a container and brings it to its exec barrier, with this program as its monitor. `sockets` are those of its spec,
+/// as [`super::sockets::obtain`] gave them.
 ///
 /// # Errors
 /// As [`create_with`].
-pub fn create(dirs: &RunDirs, spec: &Spec, on_end: OnEnd) -> Result<Handle, ContainerError> {
-    create_with(Path::new("/proc/self/exe"), dirs, spec, on_end)
+pub fn create(
+    dirs: &RunDirs,
+    spec: &Spec,
+    sockets: &HeldSockets,
+    on_end: OnEnd,
+) -> Result<Handle, ContainerError> {
+    create_with(Path::new("/proc/self/exe"), dirs, spec, sockets, on_end)
 }
 
 /// As [`create`], with the agent's program at a given path.
@@ -33,6 +43,7 @@ pub fn create_with(
     program: &Path,
     dirs: &RunDirs,
     spec: &Spec,
+    sockets: &HeldSockets,
     on_end: OnEnd,
 ) -> Result<Handle, ContainerError> {
     if !valid_id(&spec.id) {
@@ -49,7 +60,7 @@ pub fn create_with(
         Err(source) => return Err(file_error("make", dir, source)),
         Ok(()) => {}
     }
-    let started = start(program, &dir, spec);
+    let started = start(program, &dir, spec, sockets);
     if started.is_err() {
         clear(&spec.id, &dir)?;
     }
@@ -62,6 +73,7 @@ fn start(
     program: &Path,
     dir: &Path,
     spec: &Spec,
+    sockets: &HeldSockets,
 ) -> Result<(Child, UnixStream, Status), ContainerError> {
     let file_error = file_errors(&spec.id);
     let path = dir.join(LOCK_FILE);
@@ -75,6 +87,11 @@ fn start(
     let files = in_memory(spec).map_err(|source| monitor_error("cannot be given files", source))?;
     let (mut ours, theirs) =
         UnixStream::pair().map_err(|source| monitor_error("cannot be connected", source))?;
+    if !sockets.is_empty() {
+        // Before anything else that the monitor reads; they wait in the connection until it does.
+        send_with(&ours, SOCKETS, &sockets.descriptors())
+            .map_err(|source| monitor_error("cannot be given its sockets", source))?;
+    }
     // The lock lives in the open file: the monitor holds it from its first moment, whatever becomes of this process.
     let mut child = Command::new(program)
         .arg("monitor")
@@ -101,6 +118,10 @@ fn start(
         }
         Ok(Reply::Error { message }) => {
             ContainerError::Refused { id: spec.id.clone(), reason: message }
+        }
+        Ok(reply @ (Reply::Sockets { .. } | Reply::Unknown)) => {
+            let reason = format!("its monitor gave a strange reply: {reply:?}");
+            ContainerError::Refused { id: spec.id.clone(), reason }
         }
         Err(source) => monitor_error("did not bring it to its exec barrier", source),
     };

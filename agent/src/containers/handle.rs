@@ -4,7 +4,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -15,6 +15,7 @@ use protocol::node::ContainerState;
 use super::adopt::{clear, kill_monitor, monitor_lives, record_of_the_dead};
 use super::cgroup::Cgroup;
 use super::control::{MAX_LINE, Reply, Request, Status, line};
+use super::sockets::{HeldSockets, receive_with};
 use super::{ContainerError, EXIT_FILE, ExitRecord, SOCKET_FILE, Spec, read_json};
 
 /// Longest time from starting a monitor to its container standing at the exec barrier, and of any quick reply.
@@ -30,13 +31,15 @@ const WATCH_STACK: usize = 256 << 10;
 /// Called once when a container has ended, on a thread of its own, with its id and how it ended.
 pub type OnEnd = Arc<dyn Fn(&str, ExitRecord) + Send + Sync>;
 
+/// Called whenever a container's program has said something new of itself, with its id and how it stands.
+pub type OnStatus = Box<dyn Fn(&str, &Status) + Send>;
+
 /// A container whose monitor lives, or lived when the handle was made. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Handle {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     spec: Spec,
     dir: PathBuf,
@@ -46,6 +49,19 @@ struct Inner {
     dead: AtomicBool,
     ended: Mutex<Option<ExitRecord>>,
     changed: Condvar,
+    told: Mutex<Told>,
+}
+
+/// The last that the monitor told of itself, and who wants to know.
+struct Told {
+    status: Status,
+    listener: Option<OnStatus>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("id", &self.spec.id).field("pid", &self.pid).finish()
+    }
 }
 
 /// A container that passed its exec barrier.
@@ -70,10 +86,11 @@ impl Handle {
             spec,
             dir,
             pid: status.pid,
-            notes: status.notes,
+            notes: status.notes.clone(),
             dead: AtomicBool::new(false),
             ended: Mutex::new(None),
             changed: Condvar::new(),
+            told: Mutex::new(Told { status, listener: None }),
         });
         let watched = Arc::clone(&inner);
         std::thread::Builder::new()
@@ -88,6 +105,18 @@ impl Handle {
     #[must_use]
     pub fn spec(&self) -> &Spec {
         &self.inner.spec
+    }
+
+    /// Its directory on the node.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+
+    /// How it stood when its monitor last told of itself, without asking.
+    #[must_use]
+    pub fn last_status(&self) -> Status {
+        self.inner.told.lock().unwrap_or_else(PoisonError::into_inner).status.clone()
     }
 
     /// Process id on the node of its first process.
@@ -108,9 +137,42 @@ impl Handle {
         match self.inner.request(&Request::Status, REPLY_TIMEOUT) {
             Ok(Reply::Status(status)) => status.state,
             Ok(Reply::Ended(record)) => record.state(),
-            Ok(Reply::Error { .. }) | Err(_) => {
-                self.ended().map_or(ContainerState::Dead, |record| record.state())
-            }
+            Ok(_) | Err(_) => self.ended().map_or(ContainerState::Dead, |record| record.state()),
+        }
+    }
+
+    /// Calls this with what its program has said of itself so far, and whenever that changes until it ends, on the thread that
+    /// waits for its end. Whoever was called before is not any more.
+    pub fn on_status(&self, listener: OnStatus) {
+        let mut told = self.inner.told.lock().unwrap_or_else(PoisonError::into_inner);
+        listener(&self.inner.spec.id, &told.status);
+        told.listener = Some(listener);
+    }
+
+    /// Its held sockets, asked of its monitor, which keeps them while the container lives.
+    ///
+    /// # Errors
+    /// [`ContainerError::Monitor`] or [`ContainerError::Refused`] when the monitor does not hand them out.
+    pub fn sockets(&self) -> Result<HeldSockets, ContainerError> {
+        let inner = &self.inner;
+        if inner.spec.sockets.is_empty() {
+            return Ok(HeldSockets::default());
+        }
+        let asked = (|| {
+            let mut stream = UnixStream::connect(inner.dir.join(SOCKET_FILE))?;
+            stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
+            stream.write_all(&line(&Request::Sockets))?;
+            let (begun, descriptors) = receive_with(&stream, MAX_LINE)?;
+            let reply = read_reply(&mut BufReader::new(begun.as_slice().chain(stream)))?;
+            Ok((reply, descriptors))
+        })();
+        let (reply, descriptors) =
+            asked.map_err(|source| inner.monitor_error("does not hand out its sockets", source))?;
+        match reply {
+            Reply::Sockets { .. } => HeldSockets::of(&inner.spec.sockets, descriptors)
+                .ok_or_else(|| inner.refused(reply)),
+            Reply::Ended(record) => Err(inner.ended_error(record)),
+            reply => Err(inner.refused(reply)),
         }
     }
 
@@ -120,7 +182,7 @@ impl Handle {
         match self.inner.request(&Request::Status, REPLY_TIMEOUT) {
             Ok(Reply::Status(status)) => status.exec_at_ns,
             Ok(Reply::Ended(record)) => record.exec_at_ns,
-            Ok(Reply::Error { .. }) | Err(_) => self.ended().and_then(|record| record.exec_at_ns),
+            Ok(_) | Err(_) => self.ended().and_then(|record| record.exec_at_ns),
         }
     }
 
@@ -172,7 +234,7 @@ impl Handle {
         match self.inner.request(&Request::Kill { signal }, REPLY_TIMEOUT)? {
             Reply::Status(_) => Ok(()),
             Reply::Ended(record) => Err(self.inner.ended_error(record)),
-            reply @ Reply::Error { .. } => Err(self.inner.refused(reply)),
+            reply => Err(self.inner.refused(reply)),
         }
     }
 
@@ -249,6 +311,7 @@ impl Inner {
         let record = loop {
             match read_reply(&mut reader) {
                 Ok(Reply::Ended(record)) => break record,
+                Ok(Reply::Status(status)) => self.tell(status),
                 Ok(_) => {}
                 Err(_) => break record_of_the_dead(&self.dir),
             }
@@ -284,6 +347,14 @@ impl Inner {
         Ok(record_of_the_dead(&self.dir))
     }
 
+    fn tell(&self, status: Status) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.status = status;
+        if let Some(listener) = &told.listener {
+            listener(&self.spec.id, &told.status);
+        }
+    }
+
     fn monitor_error(&self, what: &'static str, source: io::Error) -> ContainerError {
         ContainerError::Monitor { id: self.spec.id.clone(), what, source }
     }
@@ -306,7 +377,7 @@ impl Inner {
     }
 }
 
-pub(super) fn read_reply(reader: &mut impl BufRead) -> io::Result<Reply> {
+pub(crate) fn read_reply(reader: &mut impl BufRead) -> io::Result<Reply> {
     let mut text = Vec::new();
     let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX);
     reader.take(limit).read_until(b'\n', &mut text)?;

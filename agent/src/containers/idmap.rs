@@ -18,6 +18,7 @@ use rustix::mount::{
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::view::ID_RANGE;
+use crate::mounts::MountError;
 use crate::sys::process::{mount_idmap, pidfd_send_signal, spawn_idle_in_user_namespace};
 
 /// Writes the maps of a process's new user namespace: its ids from 0 are the node's from `base` on.
@@ -55,11 +56,9 @@ fn namespace(base: u32) -> io::Result<File> {
 /// Overlay itself cannot be mapped, so its layers are, in a mount namespace that is gone when this returns, however it ends.
 ///
 /// # Errors
-/// One sentence. Needs Linux 6.5, and file systems that can be mapped under the layers.
-pub fn mount_overlay(layers: &[PathBuf], dir: &Path, base: u32) -> Result<PathBuf, String> {
-    let fail = |error: io::Error| {
-        format!("a root of {} layers with owners mapped to {base}: {error}", layers.len())
-    };
+/// [`MountError::Mapped`]. Needs Linux 6.5, and file systems that can be mapped under the layers.
+pub fn mount_overlay(layers: &[PathBuf], dir: &Path, base: u32) -> Result<PathBuf, MountError> {
+    let fail = |source: io::Error| MountError::Mapped { layers: layers.len(), base, source };
     let root = dir.join("root");
     for name in ["upper", "work", "root", "layers"] {
         fs::create_dir_all(dir.join(name)).map_err(fail)?;

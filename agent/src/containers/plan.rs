@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use protocol::ids::{Digest, Name, Version};
-use protocol::imageset::{Container, DEFAULT_STOP_TIMEOUT_S, Profile, signal_number};
+use protocol::imageset::{
+    Container, DEFAULT_LOG_SIZE, DEFAULT_STOP_TIMEOUT_S, LOG_SIZES, Profile, signal_number,
+};
 use protocol::oci::RunConfig;
 
 use super::files::{self, NodeFacts, Subject, TemplateError};
@@ -134,8 +136,14 @@ impl Spec {
             profile: container.profile,
             capabilities: container.capabilities.clone(),
             log_dir: place.log_dir,
+            log_size: container.log_size.map_or(DEFAULT_LOG_SIZE, |size| {
+                size.0.clamp(*LOG_SIZES.start(), *LOG_SIZES.end())
+            }),
             restart: container.restart,
             restarts: place.restarts,
+            sockets: container.sockets.clone(),
+            notify: container.notify,
+            watchdog_ms: container.watchdog_ms,
         };
         let texts = spec.argv.iter().chain(&spec.env).chain(&spec.user).chain([&spec.workdir]);
         if texts.into_iter().any(|text| text.contains('\0')) {

@@ -1,11 +1,12 @@
 //! The clients of a monitor's control socket: connections, lines in, lines out. Knows nothing of what they mean.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::machine::ClientId;
 use crate::containers::control::{Reply, line};
+use crate::containers::sockets::send_with;
 
 /// Most connections at once; more are closed at once.
 const MAX_CLIENTS: usize = 32;
@@ -113,6 +114,17 @@ impl Clients {
         if !sent {
             self.close(id);
         }
+    }
+
+    /// Gives a client these sockets as its last reply.
+    pub(super) fn send_sockets(&mut self, id: ClientId, sockets: &[OwnedFd]) {
+        let bytes = line(&Reply::Sockets { count: sockets.len() });
+        let descriptors: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        if let Some(client) = self.connections.iter().find(|client| client.id == id) {
+            // A client that is gone needs none.
+            drop(send_with(&client.stream, &bytes, &descriptors));
+        }
+        self.close(id);
     }
 
     /// Closes a connection.

@@ -8,6 +8,7 @@
 
 use protocol::node::{ContainerState, ExitStatus};
 
+use super::notify::{Due, Message, Said};
 use crate::containers::ExitRecord;
 use crate::containers::control::{Reply, Request, Status};
 
@@ -19,6 +20,11 @@ pub const READY: &[u8] = b"ready\n";
 /// What it writes before the reason why it could not go on.
 pub const ERROR: &[u8] = b"error ";
 
+/// SIGABRT: what a program gets that starves its watchdog, so that it leaves a core.
+const SIGABRT: i32 = 6;
+/// Nanoseconds from that to SIGKILL.
+const ABORT_TIME_NS: u64 = 1_000_000_000;
+
 /// Something happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -28,6 +34,8 @@ pub enum Event<'a> {
     StatusClosed,
     /// A client asks.
     Request(ClientId, Request),
+    /// The program says something of itself.
+    Notify(Message),
     /// A client is gone.
     Gone(ClientId),
     /// Somebody wants the container stopped with its own signal and timeout (SIGTERM to the monitor).
@@ -49,6 +57,8 @@ pub enum Action {
     Reply(ClientId, Reply),
     /// Answer a client and close its connection.
     LastReply(ClientId, Reply),
+    /// Give a client the held sockets and close its connection.
+    Sockets(ClientId),
 }
 
 /// A container as its monitor knows it.
@@ -63,6 +73,10 @@ pub struct Machine {
     said: Vec<u8>,
     asked: bool,
     kill_at_ns: Option<u64>,
+    word: Said,
+    /// Milliseconds of the watchdog that was missed.
+    starved_ms: Option<u64>,
+    watchdog_ms: Option<u32>,
     watching: Vec<ClientId>,
     releasing: Vec<ClientId>,
     stopping: Vec<ClientId>,
@@ -94,16 +108,27 @@ impl Machine {
             said: Vec::new(),
             asked: false,
             kill_at_ns: None,
+            word: Said::default(),
+            starved_ms: None,
+            watchdog_ms: None,
             watching: Vec::new(),
             releasing: Vec::new(),
             stopping: Vec::new(),
         }
     }
 
+    /// Asks the program for a WATCHDOG=1 at least that often.
+    #[must_use]
+    pub fn with_watchdog(mut self, watchdog_ms: Option<u32>) -> Self {
+        self.word = Said::new(watchdog_ms.map(|ms| u64::from(ms) * 1_000_000));
+        self.watchdog_ms = watchdog_ms;
+        self
+    }
+
     /// When [`Event::Tick`] is due.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
-        self.kill_at_ns
+        self.kill_at_ns.into_iter().chain(self.word.deadline_ns()).min()
     }
 
     /// Takes an event at a time (nanoseconds of CLOCK_BOOTTIME) and says what to do.
@@ -119,14 +144,39 @@ impl Machine {
                 Vec::new()
             }
             Event::Terminate => self.stop(self.stop_signal, self.stop_timeout_ns, now_ns),
-            Event::Tick => match self.kill_at_ns {
-                Some(at) if at <= now_ns => {
-                    self.kill_at_ns = None;
-                    vec![Action::KillAll]
-                }
-                _ => Vec::new(),
-            },
+            Event::Notify(message) => self.notify(&message, now_ns),
+            Event::Tick => self.tick(now_ns),
         }
+    }
+
+    fn tick(&mut self, now_ns: u64) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.kill_at_ns.is_some_and(|at| at <= now_ns) {
+            self.kill_at_ns = None;
+            actions.push(Action::KillAll);
+        }
+        match self.word.due(now_ns) {
+            Some(Due::Starved) => {
+                self.starved_ms = Some(self.watchdog_ms.unwrap_or_default().into());
+                self.kill_at_ns = Some(now_ns.saturating_add(ABORT_TIME_NS));
+                actions.push(Action::Signal(SIGABRT));
+            }
+            Some(Due::Tell) => actions.extend(self.tell_watching()),
+            None => {}
+        }
+        actions
+    }
+
+    fn notify(&mut self, message: &Message, now_ns: u64) -> Vec<Action> {
+        let tell = self.word.take(message, now_ns);
+        if self.step == Step::Stopping {
+            self.word.rest();
+        }
+        if tell { self.tell_watching() } else { Vec::new() }
+    }
+
+    fn tell_watching(&self) -> Vec<Action> {
+        self.watching.iter().map(|client| Action::Reply(*client, self.status())).collect()
     }
 
     /// The container's first process has ended: how, for the record.
@@ -140,6 +190,16 @@ impl Machine {
             }
             _ => None,
         };
+        if let (Some(ms), None) = (self.starved_ms, &error) {
+            let text = format!("watchdog: it sent no WATCHDOG=1 for {ms} ms");
+            return ExitRecord {
+                status: ExitStatus { code, signal, error: Some(text) },
+                ended_at_ns: now_ns,
+                exec_at_ns: self.exec_at_ns,
+                asked: self.asked,
+                log_dropped_bytes: 0,
+            };
+        }
         let (code, signal) = if error.is_some() { (None, None) } else { (code, signal) };
         ExitRecord {
             status: ExitStatus { code, signal, error },
@@ -170,7 +230,15 @@ impl Machine {
             Step::Stopping => ContainerState::Stopping,
         };
         let notes = self.notes.clone();
-        Reply::Status(Status { state, pid: self.pid, exec_at_ns: self.exec_at_ns, notes })
+        Reply::Status(Status {
+            state,
+            pid: self.pid,
+            exec_at_ns: self.exec_at_ns,
+            ready_at_ns: self.word.ready_at_ns,
+            stopping: self.word.stopping,
+            text: self.word.text.clone(),
+            notes,
+        })
     }
 
     fn status_bytes(&mut self, bytes: &[u8]) -> Vec<Action> {
@@ -181,7 +249,7 @@ impl Machine {
         }
         self.said.drain(..READY.len());
         self.step = Step::Created;
-        self.watching.iter().map(|client| Action::Reply(*client, self.status())).collect()
+        self.tell_watching()
     }
 
     fn status_closed(&mut self, now_ns: u64) -> Vec<Action> {
@@ -205,6 +273,7 @@ impl Machine {
                 }
             }
             Request::Status => vec![Action::LastReply(client, self.status())],
+            Request::Sockets => vec![Action::Sockets(client)],
             Request::Release => self.release(client),
             Request::Kill { signal } => {
                 vec![Action::Signal(signal), Action::LastReply(client, self.status())]
@@ -238,6 +307,7 @@ impl Machine {
     /// Before the exec there is no program to ask. A later stop may shorten the time, never lengthen it.
     fn stop(&mut self, signal: i32, timeout_ns: u64, now_ns: u64) -> Vec<Action> {
         self.asked = true;
+        self.word.rest();
         let ran = self.exec_at_ns.is_some();
         self.step = Step::Stopping;
         if !ran || timeout_ns == 0 {
@@ -326,6 +396,37 @@ mod tests {
         assert_eq!(machine.ended(None, Some(9), 6).status.error, None);
         let refused = machine.handle(Event::Request(5, Request::Release), 7);
         assert!(matches!(&refused[..], [Action::LastReply(5, Reply::Error { .. })]));
+    }
+
+    #[test]
+    fn what_a_program_says_is_told_to_those_who_watch() {
+        let mut machine = running();
+        let ready = Message { ready: true, text: Some("up".to_owned()), ..Message::default() };
+        let actions = machine.handle(Event::Notify(ready), 9);
+        assert!(matches!(&actions[..], [Action::Reply(1, Reply::Status(status))]
+            if status.ready_at_ns == Some(9) && status.text.as_deref() == Some("up")));
+        assert_eq!(machine.handle(Event::Request(8, Request::Sockets), 10), [Action::Sockets(8)]);
+    }
+
+    #[test]
+    fn a_starved_watchdog_aborts_then_kills_and_says_so() {
+        let mut machine = running().with_watchdog(Some(5));
+        let ready = Message { ready: true, ..Message::default() };
+        machine.handle(Event::Notify(ready), 10);
+        assert_eq!(machine.deadline_ns(), Some(5_000_010));
+        assert_eq!(machine.handle(Event::Tick, 5_000_010), [Action::Signal(SIGABRT)]);
+        assert_eq!(machine.handle(Event::Tick, 1_005_000_010), [Action::KillAll]);
+        let record = machine.ended(None, Some(9), 1_005_000_011);
+        assert_eq!(
+            record.status.error.as_deref(),
+            Some("watchdog: it sent no WATCHDOG=1 for 5 ms")
+        );
+        assert_eq!((record.status.signal, record.asked), (Some(9), false));
+        let mut machine = running().with_watchdog(Some(5));
+        machine.handle(Event::Notify(Message { ready: true, ..Message::default() }), 10);
+        machine.handle(Event::Request(3, Request::Stop { signal: 15, timeout_ms: 60_000 }), 11);
+        machine.handle(Event::Notify(Message { alive: true, ..Message::default() }), 12);
+        assert_eq!(machine.handle(Event::Tick, 100_000_000), [], "one that drains may be busy");
     }
 
     #[test]

@@ -8,9 +8,6 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
-/// Bytes after which a log is rotated: two of these are the most a container's log takes.
-pub const ROTATE_AT: u64 = 16 << 20;
-
 /// The two files.
 #[derive(Debug)]
 pub struct Ring {
@@ -28,7 +25,7 @@ struct Open {
 }
 
 impl Ring {
-    /// The log at this path. Opens nothing yet.
+    /// The log at this path, which is rotated after this many bytes: twice as many are the most it takes. Opens nothing yet.
     #[must_use]
     pub fn new(path: PathBuf, rotate_at: u64) -> Self {
         Self { path, rotate_at, open: None, dropped: 0, unsaid: 0 }

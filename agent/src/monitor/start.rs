@@ -1,6 +1,6 @@
 //! Starts the container's first process: pipes, control group, and a clone3(2) into its namespaces.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,7 +16,7 @@ use rustix::time::ClockId;
 
 use super::network;
 use crate::containers::cgroup::Cgroup;
-use crate::containers::{SPEC_FILE, Spec, View, idmap};
+use crate::containers::{NOTIFY_FILE, SPEC_FILE, Spec, View, idmap};
 use crate::sys::process::{
     CONTAINER_NAMESPACES, Spawned, USER_NAMESPACE, mount_setattr, spawn, unshare_time,
 };
@@ -64,6 +64,7 @@ fn step(name: &'static str) -> impl Fn(io::Error) -> String {
 pub(super) fn start(
     dir: &Path,
     spec: &Spec,
+    sockets: &[OwnedFd],
     files: OwnedFd,
     notes: &mut Vec<String>,
 ) -> Result<Started, String> {
@@ -98,17 +99,17 @@ pub(super) fn start(
     // From here on nothing may return before the network namespace is the node's again.
     let outside = network::enter(view).map_err(|e| format!("network: {e}"))?;
     let mode = if group_dir.is_some() { c"cgroup" } else { c"no-cgroup" };
-    let mut fds = vec![
-        nowhere.as_fd(),
-        log_out.as_fd(),
-        log_out.as_fd(),
-        barrier_in.as_fd(),
-        status_out.as_fd(),
-        spec_file.as_fd(),
-        files.as_fd(),
-    ];
+    let count = CString::new(sockets.len().to_string()).unwrap_or_default();
+    let inbox = spec.notify.then(|| bare_mount(&dir.join(NOTIFY_FILE))).transpose();
+    let inbox = inbox.map_err(step("its notify socket"))?;
+    // The held sockets stand where the program will look for them.
+    let mut fds = vec![nowhere.as_fd(), log_out.as_fd(), log_out.as_fd()];
+    fds.extend(sockets.iter().map(AsFd::as_fd));
+    fds.extend([barrier_in.as_fd(), status_out.as_fd(), spec_file.as_fd(), files.as_fd()]);
     fds.push(console.as_ref().map_or(nowhere.as_fd(), |console| console.theirs.as_fd()));
-    let spawned = spawn_mapped(&program, mode, view, group_dir.as_ref(), fds, &spec.root);
+    fds.push(inbox.as_ref().map_or(nowhere.as_fd(), AsFd::as_fd));
+    let spawned =
+        spawn_mapped(&program, &[mode, &count], view, group_dir.as_ref(), fds, &spec.root);
     if let Some(outside) = outside {
         outside.leave(&spec.id, view).map_err(|e| format!("network: {e}"))?;
     }
@@ -131,13 +132,13 @@ pub(super) fn start(
 /// descriptor, because the node's directories are closed to it.
 fn spawn_mapped(
     program: &OwnedFd,
-    mode: &CStr,
+    words: &[&CStr],
     view: &View,
     group: Option<&OwnedFd>,
     fds: Vec<BorrowedFd<'_>>,
     root: &Path,
 ) -> Result<Spawned, String> {
-    let args = [c"layercake-agent", c"container-init", mode];
+    let args = [&[c"layercake-agent", c"container-init"], words].concat();
     let group = group.map(AsFd::as_fd);
     let Some(base) = view.id_base else {
         return spawn(program.as_fd(), &args, CONTAINER_NAMESPACES, group, None, &fds)
@@ -159,6 +160,12 @@ fn spawn_mapped(
     idmap::write_maps(spawned.pid, base).map_err(step("write its user id maps"))?;
     rustix::io::write(&gate, b"x").map_err(|e| step("gate")(e.into()))?;
     Ok(spawned)
+}
+
+/// A detached copy of the mount at this path alone.
+fn bare_mount(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(CWD, path, flags)?)
 }
 
 /// A persistent directory whose owners are seen through the container's maps.
@@ -209,7 +216,7 @@ fn own_clocks() -> io::Result<()> {
 
 /// This very program through a read-only mount of its own, so that nothing in a container can write to it through
 /// `/proc/PID/exe` (CVE-2019-5736).
-fn own_program() -> io::Result<OwnedFd> {
+pub(crate) fn own_program() -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let program = open_tree(CWD, "/proc/self/exe", flags)?;
     mount_setattr(&program, u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits()), false)?;

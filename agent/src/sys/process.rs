@@ -30,7 +30,7 @@ struct CloneArgs {
 /// `CLONE_INTO_CGROUP` (linux/sched.h); libc has it only for some targets.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// The first descriptor number that [`spawn`] uses for its copies: above every target number.
-const HIGH_FD: RawFd = 64;
+const HIGH_FD: RawFd = 128;
 /// Exit code of a child that could not exec.
 const EXEC_FAILED: i32 = 127;
 
@@ -212,6 +212,60 @@ pub fn close_from(first: RawFd) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Marks every descriptor from `first` on close-on-exec (close_range(2)).
+///
+/// # Errors
+/// The kernel's error; none is known for a plain range.
+pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
+    let flag = libc::CLOSE_RANGE_CLOEXEC;
+    // SAFETY: no memory is involved, and no descriptor is closed now.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, flag) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// That this process has one thread. Whoever has this starts no other.
+#[derive(Debug)]
+pub struct OneThread(());
+
+impl OneThread {
+    /// Looks into `/proc/self/task`.
+    ///
+    /// # Errors
+    /// That there are more threads, or no `/proc` of this process.
+    pub fn check() -> io::Result<Self> {
+        match std::fs::read_dir("/proc/self/task")?.count() {
+            1 => Ok(Self(())),
+            count => Err(io::Error::other(format!("this process has {count} threads"))),
+        }
+    }
+}
+
+/// Forks a process that has one thread. None in the child, which has a copy of everything.
+///
+/// # Errors
+/// The kernel's error.
+pub fn fork(_alone: OneThread) -> io::Result<Option<Spawned>> {
+    // SAFETY: there is one thread, so the child's memory is whole and no lock in it is held by somebody else.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pid == 0 {
+        return Ok(None);
+    }
+    let of_child = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
+    // The child is not reaped before its pidfd is there: the number is its own.
+    let pidfd = rustix::process::pidfd_open(of_child, rustix::process::PidfdFlags::empty())?;
+    let pid = u32::try_from(pid).map_err(|_| io::Error::other("fork returned a strange pid"))?;
+    Ok(Some(Spawned { pid, pidfd }))
+}
+
+/// Ends a forked child at once: nothing that belongs to its parent is flushed or run (_exit(2)).
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: no memory is involved.
+    unsafe { libc::_exit(code) }
+}
+
 /// Takes ownership of a descriptor that the parent left open under a number both know, and marks it close-on-exec.
 ///
 /// # Errors
@@ -320,28 +374,6 @@ pub fn unshare_time() -> io::Result<()> {
     // SAFETY: no memory is involved.
     let result = unsafe { libc::unshare(CLONE_NEWTIME) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// What [`fork`] returned in.
-#[derive(Debug)]
-pub enum Forked {
-    /// The parent, with the child's process id.
-    Parent(i32),
-    /// The child.
-    Child,
-}
-
-/// fork(2) of a process that has only one thread.
-///
-/// # Errors
-/// The kernel's error.
-pub fn fork() -> io::Result<Forked> {
-    // SAFETY: the caller has one thread, so that no lock is held by somebody who does not exist in the child.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Forked::Child),
-        pid => Ok(Forked::Parent(pid)),
-    }
 }
 
 /// Filters the calling thread's system calls from here on, and those of all it starts (seccomp(2), SECCOMP_SET_MODE_FILTER).

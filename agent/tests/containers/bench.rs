@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use agent::containers::{
-    Adopted, ContainerError, ExitRecord, Handle, Keeping, NodeFacts, OnEnd, Place, Spec, adopt,
-    create_with, remove,
+    Adopted, ContainerError, ExitRecord, Handle, HeldSockets, Keeping, NodeFacts, OnEnd, Place,
+    Spec, adopt, create_with, remove,
 };
 use agent::paths::RunDirs;
 use protocol::ids::{Digest, Name};
@@ -54,7 +54,15 @@ impl Bench {
     }
 
     pub(crate) fn create(&self, spec: &Spec) -> Result<Handle, ContainerError> {
-        create_with(Path::new(PROGRAM), &self.dirs, spec, Arc::clone(&self.on_end))
+        self.create_holding(spec, &HeldSockets::default())
+    }
+
+    pub(crate) fn create_holding(
+        &self,
+        spec: &Spec,
+        sockets: &HeldSockets,
+    ) -> Result<Handle, ContainerError> {
+        create_with(Path::new(PROGRAM), &self.dirs, spec, sockets, Arc::clone(&self.on_end))
     }
 
     pub(crate) fn log(&self) -> String {

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent::containers::{Adopted, Spec, adopt, create_with, remove};
+use agent::containers::{Adopted, HeldSockets, Spec, adopt, create_with, remove};
 use agent::mounts::{mount_overlay, unmount_overlay};
 use agent::paths::RunDirs;
 
@@ -100,7 +100,8 @@ fn play(base: &Path) {
     done("mounted");
     let dirs = RunDirs::new(base.join("run"));
     let handle =
-        create_with(Path::new(PROGRAM), &dirs, &spec, Arc::new(|_, _| {})).expect("create");
+        create_with(Path::new(PROGRAM), &dirs, &spec, &HeldSockets::default(), Arc::new(|_, _| {}))
+            .expect("create");
     done("created");
     handle.release().expect("release");
     done("released");

@@ -2,19 +2,29 @@
 //!
 //! Not the real ones: those are tested with the real agent in QEMU. This one is in the test's own hands.
 
+// Shared by tests of which not every one uses every part.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use protocol::channel::{ChannelId, ChannelRequest, ChannelToken, ChannelWish};
 use protocol::ids::Digest;
 use protocol::node::{Desired, DesiredSet, Observed};
+use protocol::oci::mount::{MountEntry, MountForm};
 use protocol::oci::{
     ANNOTATION_IMAGE_NAME, ARTIFACT_IMAGESET, Descriptor, Index, MEDIA_CONFIG,
     MEDIA_IMAGESET_CONFIG, MEDIA_INDEX, MEDIA_LAYER_TAR, MEDIA_MANIFEST, Manifest, Platform,
 };
+use protocol::registries::RegistryEntry;
 use serde_json::{Value, json};
+use tungstenite::WebSocket;
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::Role;
 
 /// Longer than anything here takes on a busy machine.
 const LONG: Duration = Duration::from_secs(60);
@@ -25,9 +35,21 @@ const HOLD: Duration = Duration::from_secs(2);
 struct State {
     documents: BTreeMap<String, Arc<Vec<u8>>>,
     desired: Option<Desired>,
+    registries: Vec<RegistryEntry>,
+    /// `Authorization` that the registry asks for.
+    guard: Option<String>,
     observed: Option<Observed>,
     fetched: Vec<String>,
+    /// Offered with every desired document, for as long as they stand here.
+    channels: Vec<ChannelRequest>,
+    /// Whether one of them was never offered.
+    fresh: bool,
+    /// Who waits for the node's end of a channel.
+    waiting: BTreeMap<ChannelId, mpsc::Sender<NodeEnd>>,
 }
+
+/// The node's end of a channel.
+pub(crate) type NodeEnd = WebSocket<TcpStream>;
 
 #[derive(Default)]
 struct Shared {
@@ -116,8 +138,44 @@ impl Site {
         layers: &[Vec<u8>],
         containers: &Value,
     ) -> Published {
-        let set = json!({"name": "hello", "version": version, "image": [{"name": "web"}],
+        self.publish_all(version, layers, &[], containers, None)
+    }
+
+    /// Publishes it with these mount forms of the image beside the layers.
+    pub(crate) fn publish_forms(
+        &self,
+        version: &str,
+        layers: &[Vec<u8>],
+        forms: &[(MountForm, Vec<u8>)],
+        containers: &Value,
+    ) -> Published {
+        self.publish_all(version, layers, forms, containers, None)
+    }
+
+    /// As [`Self::publish`], watched for this many seconds after a cut-over.
+    pub(crate) fn publish_watched(
+        &self,
+        version: &str,
+        layers: &[Vec<u8>],
+        containers: &Value,
+        watch_s: Option<u32>,
+    ) -> Published {
+        self.publish_all(version, layers, &[], containers, watch_s)
+    }
+
+    fn publish_all(
+        &self,
+        version: &str,
+        layers: &[Vec<u8>],
+        forms: &[(MountForm, Vec<u8>)],
+        containers: &Value,
+        watch_s: Option<u32>,
+    ) -> Published {
+        let mut set = json!({"name": "hello", "version": version, "image": [{"name": "web"}],
             "container": containers});
+        if let Some(seconds) = watch_s {
+            set["watch_s"] = seconds.into();
+        }
         let config = self.add_json("blobs", MEDIA_IMAGESET_CONFIG, &set);
         let description = self.manifest(config, vec![Descriptor::empty()], Some(ARTIFACT_IMAGESET));
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
@@ -134,11 +192,21 @@ impl Site {
             variant: None,
         });
         image.annotations.insert(ANNOTATION_IMAGE_NAME.to_owned(), "web".to_owned());
+        let mut manifests = vec![description, image.clone()];
+        let name = "web".parse().expect("name");
+        for (form, bytes) in forms {
+            let blob = self.add("blobs", form.media_type(), bytes.clone());
+            let said = MountEntry::annotations(&name, *form, architecture, &image.digest);
+            let manifest = MountEntry::new_manifest(blob, said.clone());
+            let mut entry = self.add_json("manifests", MEDIA_MANIFEST, &manifest);
+            entry.annotations = said;
+            manifests.push(entry);
+        }
         let index = Index {
             schema_version: 2,
             media_type: Some(MEDIA_INDEX.to_owned()),
             artifact_type: Some(ARTIFACT_IMAGESET.to_owned()),
-            manifests: vec![description, image],
+            manifests,
             annotations: BTreeMap::new(),
         };
         let bytes = serde_json::to_vec(&index).expect("json");
@@ -146,6 +214,8 @@ impl Site {
         let digest = self.add("manifests", MEDIA_INDEX, bytes).digest;
         let reference = format!("{}/hello:{version}@{digest}", self.url());
         let set = DesiredSet {
+            roll: 0,
+            force: false,
             name: "hello".parse().expect("name"),
             version: version.parse().expect("version"),
             reference: reference.parse().expect("reference"),
@@ -153,17 +223,55 @@ impl Site {
         Published { set, digest }
     }
 
+    /// Asks for this `Authorization` from whoever reads the registry.
+    pub(crate) fn guard(&self, authorization: &str) {
+        self.shared.lock().guard = Some(authorization.to_owned());
+    }
+
+    /// Tells the node what to know of registries, with what it is to run.
+    pub(crate) fn tell_registries(&self, registries: &[RegistryEntry], imagesets: &[&Published]) {
+        self.shared.lock().registries = registries.to_vec();
+        self.want(imagesets);
+    }
+
     /// Tells the node what to run.
     pub(crate) fn want(&self, imagesets: &[&Published]) {
-        let mut state = self.shared.lock();
-        state.desired = Some(Desired {
-            version: state.desired.as_ref().map_or(1, |desired| desired.version + 1),
-            node: "n1".parse().expect("node"),
-            imagesets: imagesets.iter().map(|published| published.set.clone()).collect(),
-            power: None,
-            files: Vec::new(),
+        self.tell(|desired| {
+            desired.imagesets = imagesets.iter().map(|published| published.set.clone()).collect();
         });
+    }
+
+    /// Changes what the node is told.
+    pub(crate) fn tell(&self, change: impl FnOnce(&mut Desired)) {
+        let mut state = self.shared.lock();
+        let empty = || Desired::empty("n1".parse().expect("node"));
+        let mut desired = state.desired.clone().unwrap_or_else(empty);
+        desired.registries = state.registries.clone();
+        desired.registries_tag = Some(format!("t{}", state.registries.len()));
+        change(&mut desired);
+        desired.version += 1;
+        state.desired = Some(desired);
         self.shared.changed.notify_all();
+    }
+
+    /// Asks for a channel to the container `web`; the node's ends of it come out of the receiver, however many there are.
+    pub(crate) fn channel(&self, wish: ChannelWish) -> mpsc::Receiver<NodeEnd> {
+        let (sender, ends) = mpsc::channel();
+        let mut state = self.shared.lock();
+        let number = u64::from(std::process::id()) << 32 | state.waiting.len() as u64;
+        let id = ChannelId::from_random(number.to_be_bytes());
+        let container = Some("hello/web".parse().expect("container"));
+        let token = ChannelToken::from_random([7; 32]);
+        state.channels.push(ChannelRequest { id: id.clone(), token, container, wish });
+        state.waiting.insert(id, sender);
+        state.fresh = true;
+        self.shared.changed.notify_all();
+        ends
+    }
+
+    /// How often anything was asked of the registry.
+    pub(crate) fn requests(&self) -> usize {
+        self.shared.lock().fetched.len()
     }
 
     /// Waits for a report that is as wanted, and returns it.
@@ -195,14 +303,23 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     reader.read_line(&mut line)?;
     let mut words = line.split(' ').map(str::to_owned);
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let mut length = 0;
+    let (mut length, mut key, mut shown) = (0, None, None);
     loop {
         line.clear();
         reader.read_line(&mut line)?;
         let Some((name, value)) = line.trim().split_once(':') else { break };
+        if name.eq_ignore_ascii_case("authorization") {
+            shown = Some(value.trim().to_owned());
+        }
         if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse().expect("content-length");
         }
+        if name.eq_ignore_ascii_case("sec-websocket-key") {
+            key = Some(value.trim().to_owned());
+        }
+    }
+    if let Some(key) = key {
+        return upgrade(stream, &path, &key, shared);
     }
     let mut body = Vec::new();
     reader.take(length).read_to_end(&mut body)?;
@@ -216,6 +333,10 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         (_, (path, query)) if path.ends_with("/desired") => desired(shared, query),
         (_, (path, _)) => {
             let mut state = shared.lock();
+            if state.guard.is_some() && state.guard != shown {
+                let head = "HTTP/1.1 401 No\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\r\n";
+                return stream.write_all(head.as_bytes());
+            }
             state.fetched.push(path.to_owned());
             match state.documents.get(path) {
                 Some(document) => Some(Arc::clone(document)),
@@ -232,13 +353,33 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     stream.write_all(&body)
 }
 
+/// The node's end of a channel, to whoever waits for it.
+fn upgrade(mut stream: TcpStream, path: &str, key: &str, shared: &Shared) -> std::io::Result<()> {
+    let id = path.split('/').nth(5).and_then(|id| id.parse().ok()).expect("a channel's path");
+    let accept = derive_accept_key(key.as_bytes());
+    let head = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes())?;
+    let state = shared.lock();
+    // A test that waits no longer lets it go.
+    drop(state.waiting[&id].send(WebSocket::from_raw_socket(stream, Role::Server, None)));
+    Ok(())
+}
+
 /// The desired document as soon as it is newer than what the node knows.
 fn desired(shared: &Shared, query: &str) -> Option<Arc<Vec<u8>>> {
     let after = query.split('&').find_map(|pair| pair.strip_prefix("after="));
     let after: Option<u64> = after.map(|version| version.parse().expect("version"));
     let state = shared.lock();
-    let old = |state: &mut State| state.desired.as_ref().map(|desired| desired.version) <= after;
-    let (state, _) = shared.changed.wait_timeout_while(state, HOLD, old).expect("lock");
-    let desired = state.desired.as_ref().filter(|desired| Some(desired.version) > after)?;
-    Some(Arc::new(serde_json::to_vec(desired).expect("json")))
+    let old = |state: &mut State| {
+        state.desired.as_ref().map(|desired| desired.version) <= after && !state.fresh
+    };
+    let (mut state, _) = shared.changed.wait_timeout_while(state, HOLD, old).expect("lock");
+    state.fresh = false;
+    let mut desired = state.desired.clone()?;
+    desired.channels.clone_from(&state.channels);
+    (Some(desired.version) > after || !desired.channels.is_empty())
+        .then(|| Arc::new(serde_json::to_vec(&desired).expect("json")))
 }

@@ -8,20 +8,24 @@
 //! | `GET /log?lines=N` | writes N numbered lines to stdout at full rate, answers when they are written |
 //! | `GET /exit?code=N` | answers, then the process ends with N |
 //!
-//! SIGTERM and SIGINT end it at once with 0: as PID 1 of a namespace it must catch them, for the kernel drops what PID 1
-//! does not catch (pid_namespaces(7)).
+//! It serves at the first held socket that it is given (sd_listen_fds(3)), else at a port of its own, and says READY=1 where
+//! somebody listens for that (sd_notify(3)).
+//!
+//! SIGTERM and SIGINT end it with 0: as PID 1 of a namespace it must catch them, for the kernel drops what PID 1 does not
+//! catch (pid_namespaces(7)). With a port of its own it ends at once. With a held socket it accepts nothing more and answers
+//! whom it has accepted: those that still wait are its successor's.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 /// Where the version stands in the image.
 const VERSION_FILE: &str = "/etc/hello-version";
@@ -33,6 +37,8 @@ const MAX_CONNECTIONS: usize = 64;
 const MAX_HEAD: u64 = 8 << 10;
 /// How long a client may say nothing.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long those who are served may take after SIGTERM, with a held socket.
+const DRAIN: Duration = Duration::from_secs(4);
 
 fn main() -> ExitCode {
     match port(std::env::args().skip(1), std::env::var("PORT").ok()) {
@@ -61,22 +67,52 @@ fn port(mut args: impl Iterator<Item = String>, env: Option<String>) -> Result<u
     }
 }
 
+/// What the connections share.
+struct Service {
+    version: String,
+    /// Rung when the program should end.
+    bell: UnixStream,
+    /// The exit code that a client asked for.
+    code: OnceLock<u8>,
+    open: Mutex<usize>,
+    closed: Condvar,
+}
+
 fn run(port: u16) -> io::Result<ExitCode> {
-    let (end, ended) = mpsc::channel();
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let on_signal = end.clone();
-    thread::spawn(move || {
-        if signals.forever().next().is_some() {
-            // The receiver is the main thread: gone only when the process ends anyway.
-            let _ = on_signal.send(0);
-        }
-    });
-    // std sets SO_REUSEADDR: the next version binds while connections of this one linger.
-    let listener = TcpListener::bind(("0.0.0.0", port))?;
-    let version: Arc<str> = version().into();
-    writeln!(io::stdout(), "hello {version} listening on {}", listener.local_addr()?)?;
-    thread::spawn(move || accept(&listener, &version, &end));
-    Ok(ExitCode::from(ended.recv().unwrap_or(1)))
+    let (rung, bell) = UnixStream::pair()?;
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::low_level::pipe::register(signal, bell.try_clone()?)?;
+    }
+    let held = listenfd::ListenFd::from_env().take_tcp_listener(0)?;
+    let is_held = held.is_some();
+    let listener = match held {
+        Some(listener) => listener,
+        // std sets SO_REUSEADDR: the next version binds while connections of this one linger.
+        None => TcpListener::bind(("0.0.0.0", port))?,
+    };
+    // Several versions may wait at one held socket: who comes too late must not wait for the next client.
+    listener.set_nonblocking(true)?;
+    let service = Service {
+        version: version(),
+        bell,
+        code: OnceLock::new(),
+        open: Mutex::new(0),
+        closed: Condvar::new(),
+    };
+    let service = Arc::new(service);
+    writeln!(io::stdout(), "hello {} listening on {}", service.version, listener.local_addr()?)?;
+    say_ready()?;
+    serve(&listener, &rung, &service)?;
+    drop(listener);
+    if is_held {
+        service.drain();
+    }
+    Ok(ExitCode::from(service.code.get().copied().unwrap_or(0)))
+}
+
+fn say_ready() -> io::Result<()> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    UnixDatagram::unbound()?.send_to(b"READY=1", path).map(drop)
 }
 
 fn version() -> String {
@@ -86,26 +122,59 @@ fn version() -> String {
     if version.is_empty() { "unknown".to_owned() } else { version }
 }
 
-fn accept(listener: &TcpListener, version: &Arc<str>, end: &Sender<u8>) {
-    let open = Arc::new(AtomicUsize::new(0));
-    for stream in listener.incoming() {
-        // A client that left before it was accepted is no reason to end.
-        let Ok(mut stream) = stream else { continue };
-        if open.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
-            let _ = respond(&mut stream, "503 Service Unavailable", "{\"error\":\"busy\"}");
-            open.fetch_sub(1, Ordering::AcqRel);
-            continue;
+/// Serves until the bell is rung.
+fn serve(listener: &TcpListener, rung: &UnixStream, service: &Arc<Service>) -> io::Result<()> {
+    loop {
+        let mut fds =
+            [listener.as_fd(), rung.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
-        let (version, end, open) = (Arc::clone(version), end.clone(), Arc::clone(&open));
-        thread::spawn(move || {
-            // A client that goes away while it is answered is its own business.
-            let _ = answer(stream, &version, &end);
-            open.fetch_sub(1, Ordering::AcqRel);
-        });
+        let [_, bell] = &fds;
+        if !bell.revents().is_empty() {
+            return Ok(());
+        }
+        // Another version was faster, or the client left before it was accepted: neither is a reason to end.
+        let Ok((stream, _)) = listener.accept() else { continue };
+        service.begin(stream);
     }
 }
 
-fn answer(stream: TcpStream, version: &str, end: &Sender<u8>) -> io::Result<()> {
+impl Service {
+    /// Answers a client, on a thread of its own.
+    fn begin(self: &Arc<Self>, mut stream: TcpStream) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if *open >= MAX_CONNECTIONS {
+            let _ = respond(&mut stream, "503 Service Unavailable", "{\"error\":\"busy\"}");
+            return;
+        }
+        *open += 1;
+        drop(open);
+        let service = Arc::clone(self);
+        thread::spawn(move || {
+            // A client that goes away while it is answered is its own business.
+            let _ = answer(stream, &service);
+            *service.open.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+            service.closed.notify_all();
+        });
+    }
+
+    /// Waits until everybody who was accepted is answered.
+    fn drain(&self) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        // What is open after that time has said nothing for as long.
+        drop(self.closed.wait_timeout_while(open, DRAIN, |open| *open > 0));
+    }
+
+    fn end_with(&self, code: u8) {
+        let _ = self.code.set(code);
+        // The other end is gone only when the process ends anyway.
+        let _ = (&self.bell).write(b"x");
+    }
+}
+
+fn answer(stream: TcpStream, service: &Service) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut head = BufReader::new(stream.try_clone()?.take(MAX_HEAD));
@@ -125,6 +194,7 @@ fn answer(stream: TcpStream, version: &str, end: &Sender<u8>) -> io::Result<()> 
     match path {
         "/" => {
             let pid = std::process::id();
+            let version = &service.version;
             let body = format!("{{\"name\":\"hello\",\"version\":\"{version}\",\"pid\":{pid}}}");
             respond(&mut stream, "200 OK", &body)
         }
@@ -138,8 +208,7 @@ fn answer(stream: TcpStream, version: &str, end: &Sender<u8>) -> io::Result<()> 
         "/exit" => match number::<u8>(query, "code") {
             Some(code) => {
                 respond(&mut stream, "200 OK", &format!("{{\"code\":{code}}}"))?;
-                // The receiver is the main thread: gone only when the process ends anyway.
-                let _ = end.send(code);
+                service.end_with(code);
                 Ok(())
             }
             None => respond(&mut stream, "400 Bad Request", "{\"error\":\"code=0..255\"}"),

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::runtime::{is_cidr, is_owner, is_target};
-use super::{ByteSize, Container, Listen, NetMode, Profile, Strategy, signal_number};
+use super::{
+    ByteSize, Container, LOG_SIZES, Listen, MAX_SOCKETS, NetMode, Profile, Strategy, signal_number,
+};
 use crate::ids::Name;
 
 /// Names of resource limits (setrlimit(2), without RLIMIT_).
@@ -53,6 +55,9 @@ impl Container {
             if !shape {
                 say(format!("capability `{capability}` is not of the form CAP_NET_ADMIN"));
             }
+        }
+        if self.log_size.is_some_and(|size| !LOG_SIZES.contains(&size.0)) {
+            say("log_size must be between 64 KiB and 1 GiB".to_owned());
         }
         self.view_problems(&mut say);
         self.service_problems(&mut say);
@@ -159,6 +164,12 @@ impl Container {
             if !names.insert(&socket.name) {
                 say(format!("socket `{}` is described twice", socket.name));
             }
+            if socket.mode.is_some() && !matches!(socket.listen, Listen::Unix(_)) {
+                say(format!("socket `{}`: mode is only for unix: sockets", socket.name));
+            }
+        }
+        if self.sockets.len() > MAX_SOCKETS {
+            say(format!("{} sockets are more than {MAX_SOCKETS}", self.sockets.len()));
         }
         if let Some(health) = &self.health {
             health.problems(say);
@@ -299,6 +310,8 @@ mod tests {
         problem(r#"{"watchdog_ms":100}"#, "notify = true");
         problem(r#"{"health":{"http":"https://x/"}}"#, "health.http");
         problem(r#"{"hostname":"-a"}"#, "host name");
+        problem(r#"{"log_size":"1KiB"}"#, "log_size must be between");
+        problem(r#"{"log_size":"2GiB"}"#, "log_size must be between");
         problem(r#"{"systemd":true}"#, "wants profile");
         problem(r#"{"systemd":true,"profile":"system","init":true}"#, "and systemd can");
         problem(

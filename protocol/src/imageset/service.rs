@@ -6,7 +6,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::values::FileMode;
 use crate::ids::Name;
+
+/// Most held sockets of one container: they go from process to process in one message (unix(7), SCM_RIGHTS).
+pub const MAX_SOCKETS: usize = 64;
 
 /// How the next version of a container takes the place of this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -85,6 +89,8 @@ impl<'de> Deserialize<'de> for Listen {
 
 /// A listening socket that the node holds for the container and passes to every version of it as systemd does
 /// (sd_listen_fds(3): LISTEN_FDS, LISTEN_FDNAMES, from descriptor 3 on, in the order of the description).
+///
+/// It is made in the node's own network, whatever network the container is in: one without a network serves through these.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Socket {
@@ -95,6 +101,9 @@ pub struct Socket {
     /// Connections that wait to be accepted; 4096 when absent (listen(2)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backlog: Option<u32>,
+    /// Permissions of a Unix socket's path; `"0666"` when absent, as systemd.socket(5) has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<FileMode>,
 }
 
 /// What is asked to find out whether a container is well.

@@ -1,13 +1,13 @@
 //! `layercake node`: the inventory.
 
 use clap::ValueEnum;
-use protocol::api::{MAX_LONG_POLL_S, NodeRecord, PowerBody};
+use protocol::api::{BusyBody, MAX_LONG_POLL_S, NodeRecord, PowerBody};
 use protocol::ids::NodeId;
-use protocol::node::{Observed, Phase, PowerAction, SetState};
+use protocol::node::{HealthState, Observed, ObservedSet, Phase, PowerAction, SetState};
 use serde_json::json;
 
 use super::client::Client;
-use super::output::{Output, ago, table};
+use super::output::{Output, ago, bytes, table};
 use crate::clock::now_ms;
 
 /// A node that was not heard of for so long is called silent: two long polls. Milliseconds.
@@ -22,6 +22,17 @@ pub(super) enum Command {
         /// The node.
         id: NodeId,
     },
+    /// Say that a node is busy, or free again. A busy node stages what is rolled, and cuts over when it is free.
+    Busy {
+        /// The node.
+        id: NodeId,
+        /// Whether it is.
+        #[arg(default_value = "on")]
+        busy: Busy,
+        /// Why, for those who wait for it.
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
     /// Power a node off or reboot it, in order. Its agent does it.
     Power {
         /// The node.
@@ -29,6 +40,14 @@ pub(super) enum Command {
         /// What to do.
         action: Action,
     },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Busy {
+    /// Not to be disturbed.
+    On,
+    /// Free.
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -48,6 +67,16 @@ pub(super) fn run(command: Command, client: &Client, output: Output) -> anyhow::
         Command::Show { id } => {
             let node: NodeRecord = client.get(&format!("/v1/nodes/{id}"))?;
             output.result(&node, || show_text(&node, now_ms()))
+        }
+        Command::Busy { id, busy, reason } => {
+            let why = reason.unwrap_or_else(|| "an operator says so".to_owned());
+            let body = BusyBody { busy: (busy == Busy::On).then_some(why) };
+            client.post_only(&format!("/v1/nodes/{id}/busy"), &body)?;
+            let value = json!({ "node": id, "busy": body.busy });
+            output.result(&value, || match &body.busy {
+                Some(why) => format!("{id} is busy: {why}\n"),
+                None => format!("{id} is free\n"),
+            })
         }
         Command::Power { id, action } => {
             let action = match action {
@@ -181,6 +210,7 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
         lines.push(format!("agent      {}, started {starts} times", observed.agent_version));
         lines.extend(observed.waiting.iter().map(|why| format!("waiting    {why}")));
     }
+    lines.extend(node.desired.busy.iter().map(|why| format!("busy       {why}")));
     lines.push(String::new());
     lines.push("latest boot".to_owned());
     if node.boot.is_empty() {
@@ -213,10 +243,47 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
             let pid = container.pid.map_or(String::new(), |pid| format!(", pid {pid}"));
             let state = format!("{:?}", container.state).to_lowercase();
             let restarts = container.restarts;
-            lines.push(format!("    {}  {state}{pid}, {restarts} restarts", container.name));
+            let health = container.health.map_or("", health_word);
+            lines
+                .push(format!("    {}  {state}{health}{pid}, {restarts} restarts", container.name));
         }
+        lines.extend(roll_lines(set));
     }
     lines.join("\n") + "\n"
+}
+
+fn health_word(health: HealthState) -> &'static str {
+    match health {
+        HealthState::Starting => ", not ready yet",
+        HealthState::Healthy => ", healthy",
+        HealthState::Unhealthy => ", unhealthy",
+    }
+}
+
+/// What the last roll cost and what became of it, and what is kept for an undo.
+fn roll_lines(set: &ObservedSet) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(report) = &set.last_roll {
+        let outcome = report.outcome.map_or("done", protocol::node::RollOutcome::as_str);
+        let mut words = vec![
+            format!("{} fetched", bytes(report.bytes)),
+            format!("staged in {} ms", report.staging_ms),
+        ];
+        let gap = |us: u64, what: &str| format!("{}.{:03} ms {what}", us / 1000, us % 1000);
+        words.extend(report.blackout_us.map(|us| gap(us, "to exec")));
+        words.extend(report.ready_us.map(|us| gap(us, "to ready")));
+        let why = report.reason.as_ref().map_or(String::new(), |why| format!(": {why}"));
+        lines.push(format!(
+            "    last roll to {}  {}  {}{why}",
+            report.to.short(),
+            outcome.replace('_', " "),
+            words.join(", ")
+        ));
+    }
+    lines.extend(
+        set.previous.as_ref().map(|kept| format!("    kept for an undo: {}", kept.version)),
+    );
+    lines
 }
 
 #[cfg(test)]
@@ -300,6 +367,10 @@ n2    10.9.0.101  waiting  hello:2    5 s   the registry does not answer
         for line in ["  dhcp        0.000 s", "  running     8.250 s", "wanted (version 7)"] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
-        assert!(text.contains("hello  running, pid 97, 1 restarts"), "{text}");
+        assert!(text.contains("hello  running, healthy, pid 97, 1 restarts"), "{text}");
+        let roll =
+            "watching  597.66 KiB fetched, staged in 240 ms, 3.100 ms to exec, 41.000 ms to ready";
+        assert!(text.contains(roll), "{text}");
+        assert!(text.contains("kept for an undo: 1"), "{text}");
     }
 }

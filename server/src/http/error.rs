@@ -30,6 +30,11 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "malformed", message)
     }
 
+    /// There is no such thing.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
     /// Something inside failed.
     #[must_use]
     pub fn internal(message: impl Into<String>) -> Self {
@@ -68,6 +73,8 @@ impl From<InventoryError> for ApiError {
             E::UnknownNodes(_) | E::NoNodes | E::Unregistered(_) => {
                 (StatusCode::NOT_FOUND, "node_not_found")
             }
+            E::NoSuchSet { .. } => (StatusCode::NOT_FOUND, "imageset_not_found"),
+            E::NothingBefore { .. } => (StatusCode::CONFLICT, "nothing_before"),
             E::UnknownRoll(_) => (StatusCode::NOT_FOUND, "roll_not_found"),
             E::NotReported(_) => (StatusCode::CONFLICT, "not_reported"),
             E::OtherNode { .. } => (StatusCode::BAD_REQUEST, "other_node"),
@@ -88,7 +95,9 @@ impl From<SourceError> for ApiError {
             E::NotAnImageSet { .. } | E::Nameless(_) | E::Reference(_) => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "not_an_imageset")
             }
-            E::Remote(_) => (StatusCode::BAD_GATEWAY, "registry"),
+            E::Remote(_) | E::NoCatalog { .. } | E::TooMany(_) => {
+                (StatusCode::BAD_GATEWAY, "registry")
+            }
             E::External(_) => (StatusCode::NOT_IMPLEMENTED, "external_registry"),
             E::Embedded(_) | E::Task(_) => (StatusCode::INTERNAL_SERVER_ERROR, "registry"),
         };

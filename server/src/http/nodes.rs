@@ -8,7 +8,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use protocol::api::{MAX_LONG_POLL_S, NodeRecord, PowerBody};
+use protocol::api::{BusyBody, MAX_LONG_POLL_S, NodeRecord, PowerBody};
 use protocol::node::Observed;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -17,12 +17,18 @@ use super::{ApiError, Body, Shared, node_id, query};
 use crate::clock::now_ms;
 use crate::desired::is_news;
 
+/// Most characters of the reason why a node is busy.
+const MAX_REASON: usize = 200;
+
 #[derive(Debug, Deserialize)]
 pub(super) struct Poll {
     #[serde(default)]
     after: Option<u64>,
     #[serde(default)]
     wait: u64,
+    /// Tag of the registry table that the node has; absent from agents that know of none.
+    #[serde(default)]
+    registries: Option<String>,
 }
 
 pub(super) async fn list(State(app): Shared) -> Json<Vec<NodeRecord>> {
@@ -46,14 +52,18 @@ pub(super) async fn desired(
     let deadline = Instant::now() + Duration::from_secs(poll.wait.min(MAX_LONG_POLL_S));
     // Subscribed before it is read, so that no change falls between the two.
     let mut news = app.inventory.subscribe(&id, now_ms())?;
+    let mut channels = app.channels.poll(&id);
     let mut shutdown = app.shutdown.clone();
     loop {
-        let desired = app.inventory.desired(&id)?;
-        if is_news(&desired, poll.after) {
-            return Ok(Json(desired).into_response());
+        let mut desired = app.inventory.desired(&id)?;
+        desired.channels = channels.requests(std::time::Instant::now());
+        let is_new = is_news(&desired, poll.after) || !desired.channels.is_empty();
+        if is_new || app.registries.is_news(poll.registries.as_deref()) {
+            return Ok(Json(app.registries.tell(desired)).into_response());
         }
         tokio::select! {
             changed = news.changed() => if changed.is_err() { break },
+            () = channels.news() => {}
             () = tokio::time::sleep_until(deadline) => break,
             _ = shutdown.wait_for(|stop| *stop) => break,
         }
@@ -80,6 +90,22 @@ pub(super) async fn power(
     let inventory = Arc::clone(&app.inventory);
     // A task of its own: a caller who hangs up must not leave the change half done.
     let work = tokio::spawn(async move { inventory.power(&id, body.action).await });
+    work.await.map_err(|error| ApiError::internal(error.to_string()))??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn busy(
+    State(app): Shared,
+    id: Path<String>,
+    Body(body): Body<BusyBody>,
+) -> Result<StatusCode, ApiError> {
+    let id = node_id(&id)?;
+    let text = |why: String| why.chars().filter(|c| !c.is_control()).take(MAX_REASON).collect();
+    let busy = body.busy.map(text);
+    tracing::info!(node = %id, busy = busy.as_deref().unwrap_or("no"), "busy");
+    let inventory = Arc::clone(&app.inventory);
+    // A task of its own: a caller who hangs up must not leave the change half done.
+    let work = tokio::spawn(async move { inventory.busy(&id, busy).await });
     work.await.map_err(|error| ApiError::internal(error.to_string()))??;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use protocol::api::{Roll, RollRequest};
+use protocol::api::{Roll, RollRequest, UndoRequest};
+use protocol::node::DesiredSet;
 
 use super::{ApiError, Body, Shared};
 use crate::sources::{InvalidWanted, Wanted};
@@ -29,10 +30,32 @@ pub(super) async fn start(
     let wanted = request.imageset.parse::<Wanted>();
     let wanted = wanted.map_err(|error: InvalidWanted| ApiError::bad_request(error.to_string()))?;
     let set = app.sources.resolve(&wanted).await?;
+    let set = DesiredSet { force: request.force, ..set };
     tracing::info!(imageset = %set.name, version = %set.version, nodes = nodes.len(), "roll");
     let inventory = Arc::clone(&app.inventory);
     // A task of its own: a caller who hangs up must not leave the roll half started.
     let work = tokio::spawn(async move { inventory.start_roll(&nodes, set).await });
     let roll = work.await.map_err(|error| ApiError::internal(error.to_string()))??;
     Ok((StatusCode::CREATED, Json(roll)))
+}
+
+pub(super) async fn undo(
+    State(app): Shared,
+    Body(request): Body<UndoRequest>,
+) -> Result<(StatusCode, Json<Vec<Roll>>), ApiError> {
+    let all = request.nodes.iter().any(|node| node == "all");
+    let nodes = match all {
+        true => app.inventory.nodes_with(&request.name),
+        false => app.inventory.select(&request.nodes)?,
+    };
+    if nodes.is_empty() {
+        return Err(ApiError::not_found(format!("no node has ImageSet {}", request.name)));
+    }
+    tracing::info!(imageset = %request.name, nodes = nodes.len(), "undo");
+    let inventory = Arc::clone(&app.inventory);
+    // A task of its own: a caller who hangs up must not leave the roll half started.
+    let work =
+        tokio::spawn(async move { inventory.undo(&nodes, &request.name, request.force).await });
+    let rolls = work.await.map_err(|error| ApiError::internal(error.to_string()))??;
+    Ok((StatusCode::CREATED, Json(rolls)))
 }

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::api::NodeRecord;
-use protocol::ids::{Mac, NodeId};
-use protocol::node::Observed;
+use protocol::ids::{Mac, Name, NodeId};
+use protocol::node::{DesiredSet, Observed};
 use tokio::sync::watch;
 
 use super::{InventoryError, MAX_AUTO_NODES, MAX_MACS};
 use crate::config::NodeSection;
 use crate::desired;
-use crate::rolls::RollRecord;
+use crate::rolls::{RollRecord, undo_target};
 use crate::storage::NodeRow;
 
 #[derive(Debug)]
@@ -140,6 +140,34 @@ impl State {
             }
         }
         if missing.is_empty() { Ok(rows) } else { Err(InventoryError::UnknownNodes(missing)) }
+    }
+
+    /// What each of these nodes is brought back to by an undo; nodes that go to the same version together.
+    pub(super) fn undo_targets(
+        &self,
+        nodes: &[NodeId],
+        name: &Name,
+        force: bool,
+    ) -> Result<Vec<(DesiredSet, Vec<NodeId>)>, InventoryError> {
+        let mut targets: Vec<(DesiredSet, Vec<NodeId>)> = Vec::new();
+        for row in self.rows(nodes)? {
+            let mut sets = row.desired.imagesets.iter();
+            let wanted = sets.find(|set| set.name == *name).ok_or_else(|| {
+                InventoryError::NoSuchSet { node: row.id.clone(), name: name.clone() }
+            })?;
+            let target = undo_target(&row.id, wanted, row.observed.as_ref(), &self.rolls);
+            let target = target.ok_or_else(|| InventoryError::NothingBefore {
+                node: row.id.clone(),
+                name: name.clone(),
+                version: wanted.version.clone(),
+            })?;
+            let target = DesiredSet { roll: 0, force, ..target };
+            match targets.iter_mut().find(|(set, _)| *set == target) {
+                Some((_, of_set)) => of_set.push(row.id),
+                None => targets.push((target, vec![row.id])),
+            }
+        }
+        Ok(targets)
     }
 
     /// Shows what is wanted now, and wakes the long polls. Reports that came meanwhile stay as they are.

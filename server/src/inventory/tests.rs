@@ -84,7 +84,14 @@ fn set(version: &str) -> DesiredSet {
         name: "hello".parse().expect("name"),
         version: version.parse().expect("version"),
         reference: format!("http://r:1/hello:{version}@{digest}").parse().expect("reference"),
+        roll: 0,
+        force: false,
     }
+}
+
+/// As it is wanted after the roll that made this version of the desired document.
+fn rolled(version: &str, roll: u64) -> DesiredSet {
+    DesiredSet { roll, ..set(version) }
 }
 
 fn section(name: &str, mac: Mac) -> NodeSection {
@@ -144,7 +151,7 @@ async fn a_roll_changes_what_is_wanted_and_wakes_the_long_poll() {
     let roll = inventory.start_roll(&[id("n1")], set("1")).await.expect("roll");
     assert!(news.has_changed().expect("open"));
     assert_eq!(*news.borrow_and_update(), 2);
-    assert_eq!(inventory.desired(&id("n1")).expect("node").imagesets, [set("1")]);
+    assert_eq!(inventory.desired(&id("n1")).expect("node").imagesets, [rolled("1", 2)]);
     assert_eq!(roll.nodes[0].state, RollState::Pending);
     let later = inventory.start_roll(&[id("n1")], set("2")).await.expect("later");
     let states: Vec<RollState> = inventory.rolls().iter().map(|r| r.nodes[0].state).collect();
@@ -152,8 +159,46 @@ async fn a_roll_changes_what_is_wanted_and_wakes_the_long_poll() {
     let mut observed = report("n1");
     observed.desired_version = 3;
     observed.imagesets[0].digest = Digest::of(b"2");
+    observed.imagesets[0].last_roll = None;
     inventory.observed(&id("n1"), observed, 2).expect("report");
     assert_eq!(inventory.roll(later.id).expect("roll").nodes[0].state, RollState::Done);
+}
+
+#[tokio::test]
+async fn an_undo_brings_each_node_back_to_what_it_ran() {
+    let sections = [section("n1", MAC), section("n2", Mac([2, 0, 0, 0, 0, 2]))];
+    let inventory = open(&Arc::default(), &sections, true).await;
+    let (hello, other): (Name, Name) =
+        ("hello".parse().expect("name"), "other".parse().expect("name"));
+    let both = [id("n1"), id("n2")];
+    inventory.start_roll(&both, set("2")).await.expect("roll");
+    let error = inventory.undo(&both, &hello, false).await.expect_err("nothing").to_string();
+    assert!(error.starts_with("node n1: no version of ImageSet hello is known"), "{error}");
+    let error = inventory.undo(&both, &other, false).await.expect_err("no set").to_string();
+    assert_eq!(error, "node n1 has no ImageSet other");
+    for (node, kept) in [("n1", "1"), ("n2", "0")] {
+        let mut observed = report(node);
+        observed.desired_version = 2;
+        observed.imagesets[0].digest = Digest::of(b"2");
+        observed.imagesets[0].previous = Some(set(kept));
+        inventory.observed(&id(node), observed, 2).expect("report");
+    }
+    assert_eq!(inventory.nodes_with(&hello), both);
+    let rolls = inventory.undo(&both, &hello, true).await.expect("undo");
+    assert_eq!(rolls.len(), 2, "they ran different versions");
+    let wanted = |node: &str| inventory.desired(&id(node)).expect("node").imagesets;
+    assert_eq!(wanted("n1"), [DesiredSet { force: true, ..rolled("1", 3) }]);
+    assert_eq!(wanted("n2"), [DesiredSet { force: true, ..rolled("0", 3) }]);
+}
+
+#[tokio::test]
+async fn a_busy_node_is_told_so_once() {
+    let inventory = open(&Arc::default(), &[section("n1", MAC)], true).await;
+    for (busy, version) in [(Some("job 1"), 2), (Some("job 1"), 2), (None, 3)] {
+        inventory.busy(&id("n1"), busy.map(str::to_owned)).await.expect("busy");
+        let desired = inventory.desired(&id("n1")).expect("node");
+        assert_eq!((desired.busy.as_deref(), desired.version), (busy, version));
+    }
 }
 
 #[tokio::test]
@@ -203,7 +248,7 @@ async fn an_assigned_set_never_replaces_what_an_operator_rolled() {
     inventory.assign(&id("n1"), set("1")).await.expect("assign");
     inventory.start_roll(&[id("n1")], set("2")).await.expect("roll");
     inventory.assign(&id("n1"), set("1")).await.expect("assign again");
-    assert_eq!(inventory.desired(&id("n1")).expect("node").imagesets, [set("2")]);
+    assert_eq!(inventory.desired(&id("n1")).expect("node").imagesets, [rolled("2", 3)]);
     let pinned: Vec<_> = inventory.pinned().into_iter().map(Some).collect();
     assert_eq!(pinned, [set("2").reference.digest]);
 }

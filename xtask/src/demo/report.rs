@@ -50,6 +50,10 @@ pub(crate) struct NodeReport {
     pub(crate) roll_bytes: Option<u64>,
     /// The roll's blackout as the agent measured it, in microseconds.
     pub(crate) blackout_us: Option<u64>,
+    /// Requests of a client that asked all the time during the roll.
+    pub(crate) requests: Option<u64>,
+    /// Those of them that had no answer.
+    pub(crate) failed: Option<u64>,
     /// The longest time that the service gave a client no answer during the roll, in milliseconds.
     pub(crate) client_gap_ms: Option<u64>,
     /// What its service answered before the roll.
@@ -74,17 +78,27 @@ impl NodeReport {
         cells.push(self.pulled_bytes.map_or_else(unknown, size));
         cells.push(self.roll_bytes.map_or_else(unknown, size));
         cells.push(self.blackout_us.map_or_else(unknown, milliseconds));
+        cells.push(match (self.failed, self.requests) {
+            (Some(failed), Some(requests)) => format!("{failed} of {requests}"),
+            _ => unknown(),
+        });
         cells.push(self.client_gap_ms.map_or_else(unknown, |ms| format!("{ms} ms")));
         cells
     }
 }
 
 impl Report {
+    /// Failed ones, and all, of the clients' requests during the roll.
+    pub(crate) fn requests(&self) -> (u64, u64) {
+        let failed = self.nodes.iter().filter_map(|node| node.failed).sum();
+        (failed, self.nodes.iter().filter_map(|node| node.requests).sum())
+    }
+
     /// The table, and what its columns mean.
     pub(crate) fn table(&self) -> String {
         let mut head = vec!["node".to_owned()];
         head.extend(Phase::ALL.iter().map(|phase| phase.as_str().to_owned()));
-        head.extend(["fetched", "for roll", "blackout", "client gap"].map(str::to_owned));
+        head.extend(["fetched", "for roll", "blackout", "failed", "client gap"].map(str::to_owned));
         let mut rows = vec![head];
         rows.extend(self.nodes.iter().map(NodeReport::cells));
         let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len))
@@ -106,6 +120,7 @@ impl Report {
              fetched          compressed bytes of {imageset}:{from}, fetched at boot\n\
              for roll         compressed bytes fetched for {imageset}:{to}: only what is new in it\n\
              blackout         from the old program's end to the new one's start, by the node's clock\n\
+             failed           requests without answer, of a client that asked all the time during the roll\n\
              client gap       the longest that a client of the service waited for its next answer\n"
         ));
         text
@@ -142,11 +157,11 @@ mod tests {
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(
             lines[0],
-            "node  dhcp  ipxe  kernel  init  agent  pulling  staged  running  fetched  for roll  blackout  client gap"
+            "node  dhcp  ipxe  kernel  init  agent  pulling  staged  running  fetched  for roll  blackout  failed  client gap"
         );
         assert_eq!(
             lines[1],
-            "  n1   2.1     -       -     -      -        -       -     12.9   655 kB         -    3.4 ms           -"
+            "  n1   2.1     -       -     -      -        -       -     12.9   655 kB         -    3.4 ms       -           -"
         );
     }
 
@@ -166,7 +181,7 @@ mod tests {
                 "node": "n1", "address": "10.9.0.101",
                 "phases": [{ "phase": "dhcp", "ms": 2150 }],
                 "boot_id": null, "pulled_bytes": null, "roll_bytes": null, "blackout_us": null,
-                "client_gap_ms": null, "before": "", "after": ""
+                "requests": null, "failed": null, "client_gap_ms": null, "before": "", "after": ""
             }]
         });
         assert_eq!(json, expected);

@@ -42,3 +42,19 @@ pub(super) fn blackout_us(ends: &[(Name, u64)], starts: &[(Name, u64)]) -> Optio
     };
     starts.iter().filter_map(gap).max()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_blackout_is_the_longest_gap_of_containers_that_were_there_before() {
+        let at = |name: &str, ns| (name.parse::<Name>().expect("name"), ns);
+        let ends = [at("a", 1_000_000), at("b", 2_000_000)];
+        assert_eq!(
+            blackout_us(&ends, &[at("a", 4_000_000), at("b", 3_000_000), at("c", 9)]),
+            Some(3000)
+        );
+        assert_eq!(blackout_us(&[], &[at("a", 1)]), None);
+    }
+}

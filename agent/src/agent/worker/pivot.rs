@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use protocol::imageset::Container;
-use protocol::node::RollReport;
 
-use super::{CutOverFailure, Deployment, Live, Member, Worker, deployment, millis};
+use super::roll::report;
+use super::{Live, Member, Worker, deployment};
+use crate::agent::set::{CutOverFailure, Deployment};
 use crate::init::control::{self, Request};
 
 impl Worker {
@@ -35,21 +36,14 @@ impl Worker {
             let stopped = self.stop_members(old);
             self.remove(stopped);
         }
+        let report = report(&live, old.as_ref(), decided);
         if let Err(reason) = self.ask_for_pivot(&live) {
-            self.take_down(live);
-            let running = old.map(|old| self.restore(old));
-            return Err(Box::new(CutOverFailure { reason, running }));
+            let running = self.return_to(old, live);
+            return Err(Box::new(CutOverFailure { reason, running, report: Some(report) }));
         }
         if let Err(error) = control::detach_layer0() {
             log::warn!("the old root stays mounted: {error}");
         }
-        let report = RollReport {
-            from: old.as_ref().map(|old| old.pulled.digest),
-            to: live.pulled.digest,
-            bytes: live.pulled.bytes,
-            staging_ms: millis(live.staged.saturating_sub(decided)),
-            blackout_us: None,
-        };
         if let Some(old) = old {
             self.take_down(old);
         }
