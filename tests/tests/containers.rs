@@ -71,7 +71,7 @@ name = "loader"
 image = "busybox"
 profile = "system"
 capabilities = ["CAP_SYS_ADMIN"]
-command = ["/busybox", "sh", "-c", "/busybox mount -t squashfs none /tmp; /busybox grep squashfs /proc/filesystems; exec /busybox sleep 100000"]
+command = ["/busybox", "sh", "-c", "/busybox mount -t squashfs none /run; /busybox grep squashfs /proc/filesystems; exec /busybox sleep 100000"]
 
 [[container]]
 name = "hungry"

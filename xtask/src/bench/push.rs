@@ -41,7 +41,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     wait::handle_signals()?;
     ensure!(nix::unistd::geteuid().is_root(), "this bench needs root: it mounts a tmpfs");
-    prerequisites::ensure(&prerequisites::BENCH_PULL)?;
+    prerequisites::ensure(prerequisites::BENCH_PULL)?;
     let cache = workspace_root().join("target/bench");
     let image = Image::ensure(&cache)?;
     let bench = Bench::new(&cache)?;

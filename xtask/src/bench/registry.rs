@@ -68,7 +68,7 @@ struct Site<'a> {
 pub(crate) fn run(args: &Args) -> Result<()> {
     wait::handle_signals()?;
     ensure!(nix::unistd::geteuid().is_root(), "this bench needs root: it mounts a tmpfs");
-    prerequisites::ensure(&prerequisites::BENCH_PULL)?;
+    prerequisites::ensure(prerequisites::BENCH_PULL)?;
     prerequisites::ensure(&[prerequisites::Need::Nginx])?;
     let cache = workspace_root().join("target/bench");
     let image = Image::ensure(&cache)?;
