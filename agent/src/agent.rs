@@ -133,8 +133,10 @@ impl Agent {
                     event => self.take(event),
                 }
             }
+            // Looked at first: what has changed until the report is in it.
+            let writing = self.pulls.puller().cache().is_busy();
             self.publish();
-            let event = match self.patience() {
+            let event = match self.patience(writing) {
                 Some(patience) => inbox.recv_timeout(patience),
                 None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
             };
@@ -148,10 +150,10 @@ impl Agent {
     }
 
     /// How long the loop may sleep; None: until the next event.
-    fn patience(&self) -> Option<Duration> {
+    fn patience(&self, writing: bool) -> Option<Duration> {
         let now = uptime();
         let deadline = self.sets.values().filter_map(|slot| slot.machine.deadline()).min();
-        let pulling = self.pulls.any().then_some(PROGRESS_PACE);
+        let pulling = (self.pulls.any() || writing).then_some(PROGRESS_PACE);
         let keeps = self.sets.values().any(|slot| slot.machine.keeps());
         let looking = keeps.then_some((self.looked + PRESSURE_PACE).saturating_sub(now));
         deadline.map(|at| at.saturating_sub(now)).into_iter().chain(pulling).chain(looking).min()
@@ -248,6 +250,9 @@ impl Agent {
     }
 
     fn desired(&mut self, desired: Desired) {
+        for problem in self.pulls.puller().registries().set_desired(&desired.registries) {
+            log::warn!("desired document {}: {problem}", desired.version);
+        }
         let wanted: BTreeMap<Name, DesiredSet> =
             desired.imagesets.iter().map(|set| (set.name.clone(), set.clone())).collect();
         for name in wanted.keys() {
@@ -493,7 +498,8 @@ impl Agent {
             crate::logging::status(&status);
             self.status = status;
         }
-        if let Some(observed) = self.facts.observed(&self.notes, sets, waiting) {
+        if let Some(mut observed) = self.facts.observed(&self.notes, sets, waiting) {
+            observed.cache = self.pulls.puller().cache().status();
             let machines = self.sets.iter().map(|(name, slot)| (name, &slot.machine));
             if let Some(observed) = self.usage.complete(observed, machines) {
                 self.outbox.put(observed);

@@ -10,11 +10,13 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `archive` | the tar stream: headers, PAX records, long names, each bounded |
+//! | `cpio` | a cpio archive as a tar stream, pure |
 //! | `pax` | PAX records and numbers, pure |
 //! | `name` | paths and whiteout names, pure |
 //! | `tree` | the only part that touches the file system, always below one directory descriptor |
 
 mod archive;
+pub mod cpio;
 mod name;
 mod pax;
 mod tree;
@@ -210,7 +212,7 @@ fn apply_entry<R: BufRead>(
         Kind::Symlink => tree.symlink(&path, entry),
         Kind::Fifo => tree.fifo(&path, entry),
         Kind::File => {
-            let file = tree.create_file(&path)?;
+            let file = tree.create_file(&path, entry)?;
             summary.bytes += archive.copy_data(&file, &entry.path)?;
             tree.finish_file(&file, &path, entry)
         }

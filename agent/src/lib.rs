@@ -5,7 +5,7 @@
 //! | PID 1 | [`init`]: early mounts, console, reaping, supervising the agent, pivot, shutdown |
 //! | the agent's loop | [`agent`]: events, ImageSets, rolls, the link to the boot server, the report |
 //! | the machine | [`modules`], [`network`], [`identity`], [`logging`] |
-//! | images | [`transport`], [`registry`], [`store`], [`layer`], [`pull`], [`prefetch`], [`mounts`] |
+//! | images | [`transport`], [`registry`], [`store`], [`cache`], [`layer`], [`pull`], [`prefetch`], [`mounts`] |
 //! | containers | [`containers`], [`health`], [`monitor`], [`container_init`], [`container_exec`] |
 //! | an operator's look inside | [`channel`]: logs and commands |
 //! | the kernel | [`sys`]: the only place with unsafe code |
@@ -35,6 +35,8 @@ pub mod logging;
 pub mod modules;
 pub mod network;
 
+pub mod cache;
+pub mod imageapi;
 pub mod layer;
 pub mod mounts;
 pub mod prefetch;

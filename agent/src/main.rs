@@ -38,6 +38,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Role::Api(options) => ask(options),
         Role::Monitor { dir } => status(agent::monitor::run(&dir)),
         Role::ContainerInit { in_cgroup, sockets } => {
             status(agent::container_init::run(in_cgroup, sockets))
@@ -51,6 +52,32 @@ fn main() -> ExitCode {
             let version = env!("CARGO_PKG_VERSION");
             say(&mut std::io::stdout(), &format!("layercake-agent {version}\n"));
             ExitCode::SUCCESS
+        }
+    }
+}
+
+/// The answer's body to standard output, whatever its status; a status of 400 and above is a failure.
+fn ask(mut options: agent::imageapi::client::ApiOptions) -> ExitCode {
+    if options.body.as_deref() == Some("-") {
+        match std::io::read_to_string(std::io::stdin()) {
+            Ok(body) => options.body = Some(body),
+            Err(problem) => {
+                say(&mut std::io::stderr(), &format!("layercake-agent: {problem}\n"));
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    match agent::imageapi::client::ask(&options) {
+        Ok(reply) => {
+            if let Some(warning) = reply.warning {
+                say(&mut std::io::stderr(), &format!("layercake-agent: {warning}\n"));
+            }
+            say(&mut std::io::stdout(), &reply.body);
+            if reply.status < 400 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(problem) => {
+            say(&mut std::io::stderr(), &format!("layercake-agent: {problem}\n"));
+            ExitCode::FAILURE
         }
     }
 }

@@ -1,10 +1,12 @@
-//! Mounts a container's root: an overlay of shared, unchanging layers with an upper directory of its own.
+//! Mounts a container's root: an overlay of shared, unchanging layers, or of one file system that is mounted as it was
+//! fetched ([`lower`]), with an upper directory of its own.
 //!
 //! ```text
 //! DIR/upper   what the container writes
 //! DIR/work    overlayfs' own
 //! DIR/empty   the lower layer of an image without layers
 //! DIR/root    the mounted root
+//! DIR/lower   where the file system below it is mounted, if it is one
 //! ```
 //! Uses the new mount interface (fsopen(2), `lowerdir+` since Linux 6.5) and falls back to mount(2) where the kernel
 //! lacks it. Flags such as nosuid are set by the container's own remount.
@@ -23,6 +25,12 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
     fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount,
 };
+
+pub mod lower;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use lower::FileSystem;
 
 /// Longest option text of mount(2): one page, with room for the rest.
 const MAX_OPTIONS: usize = 4000;
@@ -43,6 +51,17 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// The overlay of layers whose owners are mapped could not be mounted.
+    #[error("cannot mount a root of {layers} layers with owners mapped to {base}")]
+    Mapped {
+        /// How many layers it has.
+        layers: usize,
+        /// The user id of the node that 0 of the image becomes.
+        base: u32,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The overlay could not be mounted.
     #[error("cannot mount an overlay of {layers} layers at {}", path.display())]
     Overlay {
@@ -54,7 +73,18 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
-    /// The overlay could not be unmounted.
+    /// A file system could not be mounted.
+    #[error("cannot mount the {form} of {}", blob.display())]
+    FileSystem {
+        /// Which file system.
+        form: protocol::oci::mount::MountForm,
+        /// The blob that holds it.
+        blob: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// Something could not be unmounted.
     #[error("cannot unmount {}", path.display())]
     Unmount {
         /// Where.
@@ -67,6 +97,47 @@ pub enum MountError {
 
 fn directory(action: &'static str, path: &Path) -> impl Fn(io::Error) -> MountError {
     move |source| MountError::Directory { action, path: path.to_owned(), source }
+}
+
+/// What an image's root is made of. Shared by all who use it, never to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageRoot {
+    /// Its unpacked layers, lowest first.
+    Layers(Vec<PathBuf>),
+    /// The whole as one file system.
+    FileSystem(FileSystem),
+}
+
+/// Mounts an overlay over the image with its writable part in `dir`, and returns the mounted root `dir/root`, as
+/// [`mount_overlay`] does. A file system below it is mounted first, unless another overlay has it mounted.
+///
+/// # Errors
+/// As [`mount_overlay`], or if the file system cannot be mounted.
+pub fn mount_image(image: &ImageRoot, dir: &Path) -> Result<PathBuf, MountError> {
+    mount_image_by(image, dir, |layers| mount_overlay(layers, dir))
+}
+
+/// As [`mount_image`], with an overlay of one's own: `overlay` gets the layers, lowest first.
+///
+/// # Errors
+/// As [`mount_image`].
+pub fn mount_image_by(
+    image: &ImageRoot,
+    dir: &Path,
+    overlay: impl FnOnce(&[PathBuf]) -> Result<PathBuf, MountError>,
+) -> Result<PathBuf, MountError> {
+    let file_system = match image {
+        ImageRoot::Layers(layers) => return overlay(layers),
+        ImageRoot::FileSystem(file_system) => file_system,
+    };
+    fs::create_dir_all(dir).map_err(directory("make", dir))?;
+    let mounted = file_system.attach(dir).and_then(|lower| overlay(&[lower]));
+    if mounted.is_err()
+        && let Err(error) = unmount_overlay(dir)
+    {
+        log::warn!("{error}");
+    }
+    mounted
 }
 
 /// Mounts an overlay of these layers, lowest first, with its writable part in `dir`, and returns the mounted root
@@ -111,27 +182,37 @@ pub fn mount_overlay(layers: &[PathBuf], dir: &Path) -> Result<PathBuf, MountErr
     }
 }
 
-/// Unmounts what [`mount_overlay`] mounted and removes `dir` with all that was written. Nothing there is fine. A root
+/// Unmounts what [`mount_overlay`] or [`mount_image`] mounted and removes `dir` with all that was written, and the file
+/// system below it when nobody else uses that. Nothing there is fine. A root
 /// that is still in use is detached: it goes away with its last user.
 ///
 /// # Errors
 /// If the kernel refuses.
 pub fn unmount_overlay(dir: &Path) -> Result<(), MountError> {
-    let root = dir.join("root");
+    unmount_all(&dir.join("root"))?;
+    let lower = lower::used_by(dir);
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        done => done.map_err(directory("remove", dir))?,
+    }
+    lower.map_or(Ok(()), |lower| lower::release(&lower))
+}
+
+/// Unmounts everything that is mounted at this place; what is in use is detached.
+fn unmount_all(root: &Path) -> Result<(), MountError> {
     let mut flags = UnmountFlags::NOFOLLOW;
     for _ in 0..MAX_STACKED {
-        match rustix::mount::unmount(&root, flags) {
+        match rustix::mount::unmount(root, flags) {
             Ok(()) | Err(Errno::INTR) => {}
             Err(Errno::BUSY) => flags |= UnmountFlags::DETACH,
             // Not a mount point (any more), or not there at all.
             Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => break,
-            Err(errno) => return Err(MountError::Unmount { path: root, source: errno.into() }),
+            Err(errno) => {
+                return Err(MountError::Unmount { path: root.to_owned(), source: errno.into() });
+            }
         }
     }
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done.map_err(directory("remove", dir)),
-    }
+    Ok(())
 }
 
 /// Whether [`mount_overlay`] has mounted something in `dir` that is still there.
@@ -196,7 +277,7 @@ mod tests {
     use super::*;
 
     /// Runs a test in a mount namespace of its own, on a tmpfs that goes with it.
-    fn in_namespace(test: impl FnOnce(&Path) + Send) {
+    pub(super) fn in_namespace(test: impl FnOnce(&Path) + Send) {
         let dir = tempfile::tempdir().expect("directory");
         std::thread::scope(|scope| {
             let run = || {

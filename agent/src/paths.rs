@@ -8,14 +8,55 @@ pub const RUN_DIR: &str = "/run/layercake";
 pub const CONFIG_DIR: &str = "/etc/layercake";
 /// CA certificates (PEM) that TLS trusts, put there by `build-image --ca` or an overlay.
 pub const CA_DIR: &str = "/etc/layercake/ca";
+/// The registry table ([`protocol::registries`]), put there by `build-image --registries` or an overlay. Has secrets in it.
+pub const REGISTRIES_FILE: &str = "/etc/layercake/registries.json";
 /// Public keys (PEM) one of which must have signed an ImageSet, put there by `build-image --imageset-key` or an overlay.
 /// Without any, sets need not be signed.
 pub const KEYS_DIR: &str = "/etc/layercake/keys";
+/// The ImageAPI over TCP: `listen` with ADDRESS:PORT, and the PEM files `cert.pem`, `key.pem` and `clients.pem` (the authority of
+/// its clients), put there by an overlay. Without `listen` there is only its Unix socket.
+pub const IMAGEAPI_DIR: &str = "/etc/layercake/imageapi";
 /// Modules that are loaded at start whatever the hardware says, one name a line.
 pub const MODULES_LOAD: &str = "/etc/layercake/modules";
 /// A program that says whether the node is busy: it ends with 0 when the node is free, otherwise the first line that it writes
 /// is the reason. Put there by an overlay; absent: the node is free.
 pub const BUSY_PROGRAM: &str = "/etc/layercake/busy";
+
+/// The site's configuration: [`CONFIG_DIR`] in Layer0; any directory with `--config-dir`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigDir(PathBuf);
+
+impl Default for ConfigDir {
+    fn default() -> Self {
+        Self(PathBuf::from(CONFIG_DIR))
+    }
+}
+
+impl ConfigDir {
+    /// The configuration in this directory.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self(root.into())
+    }
+
+    /// As [`CA_DIR`].
+    #[must_use]
+    pub fn ca(&self) -> PathBuf {
+        self.0.join("ca")
+    }
+
+    /// As [`KEYS_DIR`].
+    #[must_use]
+    pub fn keys(&self) -> PathBuf {
+        self.0.join("keys")
+    }
+
+    /// As [`REGISTRIES_FILE`].
+    #[must_use]
+    pub fn registries(&self) -> PathBuf {
+        self.0.join("registries.json")
+    }
+}
 
 /// The directories under the run directory. `/run/layercake` in Layer0; any directory with `--standalone`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +89,18 @@ impl RunDirs {
         self.root.join("layers")
     }
 
+    /// File system blobs of mount forms, by digest.
+    #[must_use]
+    pub fn file_systems(&self) -> PathBuf {
+        self.root.join("filesystems")
+    }
+
+    /// Where these are mounted, one directory a blob.
+    #[must_use]
+    pub fn lowers(&self) -> PathBuf {
+        self.root.join("lowers")
+    }
+
     /// Signatures of sets, by the digest of the set's index.
     #[must_use]
     pub fn signatures(&self) -> PathBuf {
@@ -78,7 +131,7 @@ impl RunDirs {
         self.root.join("persistent")
     }
 
-    /// Where the disk labelled LAYERCAKE is mounted, when there is one.
+    /// Where the disk labelled LAYERCAKE is mounted, when there is one: blobs and directories that outlive reboots.
     #[must_use]
     pub fn disk(&self) -> PathBuf {
         self.root.join("disk")

@@ -6,16 +6,17 @@
 
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use crate::cache::Cache;
 use crate::init::roles::PullOptions;
 use crate::logging;
-use crate::paths::{CA_DIR, RunDirs};
+use crate::paths::RunDirs;
 use crate::pull::{Progress, PulledSet, Puller};
+use crate::registry::table::Registries;
 use crate::store::Store;
 use crate::transport::Transport;
 
@@ -54,10 +55,15 @@ pub fn run(options: &PullOptions) -> Result<PulledSet, String> {
     logging::init(options.log, logging::Target::Standalone);
     let dirs = RunDirs::new(&options.run_dir);
     let _held = hold(&dirs)?;
-    let transport = Transport::new(Path::new(CA_DIR)).map_err(|error| chain(&error))?;
+    let transport = Transport::new(&options.config.ca()).map_err(|error| chain(&error))?;
+    let registries = Registries::new(transport);
+    registries.read_file(&options.config.registries())?;
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
     let (progress, cancel) = (Progress::default(), AtomicBool::new(false));
-    let pulled = Puller::new(store, transport).pull_set(&options.reference, &progress, &cancel);
+    let puller = Puller::new(store, registries).with_mount_forms(&options.mount_forms);
+    let cache = options.cache_dir.as_deref().map_or_else(Cache::none, Cache::in_directory);
+    let pulled = puller.with_cache(cache.clone()).pull_set(&options.reference, &progress, &cancel);
+    cache.flush();
     pulled.map_err(|error| format!("cannot pull {}: {}", options.reference, chain(&error)))
 }
 
@@ -90,7 +96,14 @@ mod tests {
         drop(listener);
         let reference = text.parse().expect("reference");
         let run_dir = dir.path().to_owned();
-        let options = PullOptions { run_dir, reference, log: protocol::boot_args::LogLevel::Error };
+        let options = PullOptions {
+            run_dir,
+            config: crate::paths::ConfigDir::default(),
+            cache_dir: None,
+            reference,
+            log: protocol::boot_args::LogLevel::Error,
+            mount_forms: Vec::new(),
+        };
         let error = run(&options).expect_err("no registry");
         assert!(error.starts_with(&format!("cannot pull {text}: ")), "{error}");
     }

@@ -4,11 +4,18 @@
 //! ```text
 //! socket -> sha256 -> gzip | zstd | plain -> sha256 (diff id) -> tar -> layers/tmp-… -> rename -> layers/HEX
 //!           (digest, declared size)          (ratio guard)
+//! socket -> sha256 -> filesystems/tmp-… -> mounted for a moment -> rename -> filesystems/HEX
 //! ```
+//! The second is an image's mount form, taken in the place of its layers where the node can mount it (`forms`).
 //! Nothing is written twice and nothing is in the store before its digest was right. A broken connection is resumed
 //! where it broke, in the middle of the pipeline. Does not mount and does not decide which set a node wants.
 
+pub mod budget;
+mod error;
+mod forms;
+pub mod gzip;
 mod handover;
+pub mod image;
 mod plan;
 pub mod signed;
 mod source;
@@ -20,23 +27,29 @@ pub(crate) mod fake;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use protocol::ids::{Digest, Name};
 use protocol::imageset::ImageSet;
-use protocol::oci::{MAX_MANIFEST_BYTES, OciError, RunConfig};
+use protocol::oci::mount::MountForm;
+use protocol::oci::{MAX_MANIFEST_BYTES, RunConfig};
 use protocol::reference::Reference;
-use protocol::signature::{Policy, SignatureError};
+use protocol::signature::Policy;
 
-use crate::layer::{LayerError, Limits};
-use crate::registry::{Registry, RegistryError};
-use crate::store::{Claim, Collected, Pin, Store, StoreError};
-use crate::transport::Transport;
-use plan::{DocumentKind, Job, Plan, plan};
+use crate::cache::Cache;
+use crate::layer::Limits;
+use crate::mounts::{ImageRoot, lower};
+use crate::registry::Registry;
+use crate::registry::table::Registries;
+use crate::store::{Claim, Collected, Pin, Store};
+use budget::{Budget, Promise};
+pub use error::PullError;
+use forms::Forms;
+use plan::{Content, DocumentKind, Job, Plan, Root, plan};
 use source::Source;
+use unpack::Way;
 
 /// Layers that are fetched at the same time.
 pub const PARALLEL_LAYERS: usize = 4;
@@ -46,113 +59,6 @@ pub const TRIES: u32 = 3;
 pub const BACKOFF: Duration = Duration::from_millis(500);
 /// How often a pause looks whether the pull was cancelled.
 const PAUSE_STEP: Duration = Duration::from_millis(50);
-
-/// Why a set was not pulled.
-#[derive(Debug, thiserror::Error)]
-pub enum PullError {
-    /// The registry did not give what was asked for.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// The store could not keep it.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A document of the set is not what it should be.
-    #[error("{digest}")]
-    Document {
-        /// Its digest.
-        digest: Digest,
-        /// What is wrong.
-        #[source]
-        source: OciError,
-    },
-    /// Documents of the set do not fit together.
-    #[error("{digest}: {reason}")]
-    Set {
-        /// The document that says so.
-        digest: Digest,
-        /// What is wrong.
-        reason: String,
-    },
-    /// No installed key vouches for the set.
-    #[error(transparent)]
-    Signature(#[from] SignatureError),
-    /// A blob is not what its digest says.
-    #[error("{url}: the blob's digest is {found}, expected {expected}")]
-    Digest {
-        /// Where it came from.
-        url: String,
-        /// The digest asked for.
-        expected: Digest,
-        /// The digest of what came.
-        found: Digest,
-    },
-    /// A blob is longer or shorter than its descriptor says.
-    #[error("{url}: the blob has {found} bytes, its descriptor says {expected}")]
-    Size {
-        /// Where it came from.
-        url: String,
-        /// The size declared, in bytes.
-        expected: u64,
-        /// The size found; one more than declared if it was cut off there.
-        found: u64,
-    },
-    /// The connection broke or stalled too often at the same place.
-    #[error("{url}: broke off at byte {at} of {size}, {TRIES} times")]
-    Broken {
-        /// Where it came from.
-        url: String,
-        /// The byte that did not come.
-        at: u64,
-        /// The blob's size, in bytes.
-        size: u64,
-        /// The last failure.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A layer could not be applied although its bytes are right.
-    #[error("layer {digest}")]
-    Layer {
-        /// The layer's blob.
-        digest: Digest,
-        /// What is wrong.
-        #[source]
-        source: LayerError,
-    },
-    /// A layer's content is not what the image's config says.
-    #[error("layer {digest} unpacks to {found}, the image's config says {expected}")]
-    DiffId {
-        /// The layer's blob.
-        digest: Digest,
-        /// `diff_id` in the config.
-        expected: Digest,
-        /// The digest of the uncompressed content.
-        found: Digest,
-    },
-    /// The missing layers cannot fit.
-    #[error(
-        "{needed} bytes of compressed layers are missing, but the store has room for {free} bytes"
-    )]
-    NoSpace {
-        /// Compressed bytes to fetch; unpacked they need more.
-        needed: u64,
-        /// Bytes free.
-        free: u64,
-    },
-    /// The caller cancelled, or another layer failed first.
-    #[error("the pull was cancelled")]
-    Cancelled,
-}
-
-impl PullError {
-    /// Whether the same blob may be right the next time.
-    fn is_worth_a_retry(&self) -> bool {
-        match self {
-            Self::Registry(error) => error.is_transient(),
-            Self::Digest { .. } => true,
-            _ => false,
-        }
-    }
-}
 
 /// How far a pull is. Shared with whoever shows it.
 #[derive(Debug, Default)]
@@ -172,7 +78,7 @@ pub struct PulledSet {
     pub digest: Digest,
     /// Its images, by name.
     pub images: BTreeMap<Name, PulledImage>,
-    /// Compressed bytes of layers that this pull fetched; 0 for a set that was there.
+    /// Compressed bytes of layers that this pull fetched; 0 for a set that was there, in the store or on the cache disk.
     pub bytes: u64,
     /// Keeps all of it from being collected, from the pull to the unmounting of the last root made of it.
     pin: Arc<Pin>,
@@ -183,8 +89,8 @@ pub struct PulledSet {
 pub struct PulledImage {
     /// How it is run.
     pub config: RunConfig,
-    /// Its unpacked layers, lowest first: shared, never to be written.
-    pub layers: Vec<PathBuf>,
+    /// What its root is made of.
+    pub root: ImageRoot,
 }
 
 /// How often and how fast a failed fetch is repeated.
@@ -219,10 +125,13 @@ impl Retry {
 #[derive(Debug, Clone)]
 pub struct Puller {
     store: Store,
-    transport: Transport,
+    registries: Registries,
     retry: Retry,
     limits: Limits,
     policy: Policy,
+    forms: Vec<MountForm>,
+    budget: Budget,
+    cache: Cache,
 }
 
 /// What one pull is about.
@@ -236,11 +145,40 @@ struct Pull<'a> {
 }
 
 impl Puller {
-    /// Pulls into this store with this client. Sets need not be signed: see [`Puller::with_policy`].
+    /// Pulls into this store from what is known of registries. Sets need not be signed: see [`Puller::with_policy`].
     #[must_use]
-    pub fn new(store: Store, transport: Transport) -> Self {
+    pub fn new(store: Store, registries: Registries) -> Self {
         let retry = Retry { tries: TRIES, backoff: BACKOFF };
-        Self { store, transport, retry, limits: Limits::default(), policy: Policy::default() }
+        let (limits, policy, forms, budget) = Default::default();
+        let cache = Cache::none();
+        let puller = Self { store, registries, retry, limits, policy, forms, budget, cache };
+        puller.with_mount_forms(&MountForm::ALL)
+    }
+
+    /// The same puller, which asks this cache first and keeps there what it fetches.
+    #[must_use]
+    pub fn with_cache(self, cache: Cache) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// The cache of blobs that outlive a reboot.
+    #[must_use]
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// What it knows of registries.
+    #[must_use]
+    pub fn registries(&self) -> &Registries {
+        &self.registries
+    }
+
+    /// Takes these mount forms only, the best first. All that the kernel can mount are taken otherwise; with none, every
+    /// image is unpacked.
+    #[must_use]
+    pub fn with_mount_forms(mut self, forms: &[MountForm]) -> Self {
+        self.forms = forms.to_vec();
+        self
     }
 
     /// The store it pulls into.
@@ -261,7 +199,7 @@ impl Puller {
         progress: &Progress,
         cancel: &AtomicBool,
     ) -> Result<PulledSet, PullError> {
-        let registry = Registry::new(self.transport.clone(), reference);
+        let registry = self.registries.open(reference)?.with_cache(self.cache.clone());
         let failed = AtomicBool::new(false);
         let pull = Pull { puller: self, registry: &registry, progress, cancel, failed };
         let digest = match reference.digest {
@@ -275,13 +213,23 @@ impl Puller {
         };
         let mut pin = self.store.pin([digest]);
         pull.verify(reference, &digest)?;
-        let plan = plan(&digest, &mut |digest, size, kind| {
-            pin.add([*digest]);
-            pull.document(digest, size, kind)
-        })?;
-        pin.add(plan.closure.iter().copied());
-        let bytes = pull.layers(&plan)?;
-        self.pulled(plan, bytes).ok_or(PullError::Cancelled)
+        let mut preferred = self.forms.clone();
+        loop {
+            let forms = Forms { preferred: &preferred, usable: &lower::usable, stored: None };
+            let plan = plan(&digest, forms, &mut |digest, size, kind| {
+                pin.add([*digest]);
+                pull.document(digest, size, kind)
+            })?;
+            pin.add(plan.closure.iter().copied());
+            match pull.layers(&plan) {
+                Err(PullError::Unmountable { digest, form, source }) => {
+                    log::warn!("pull: {digest}: {}; going on without {form}", chain(&source));
+                    preferred.retain(|known| *known != form);
+                    pull.failed.store(false, Ordering::Relaxed);
+                }
+                fetched => return self.pulled(plan, fetched?).ok_or(PullError::Cancelled),
+            }
+        }
     }
 
     /// A set that lies in the store completely, without any network. `None` if a part is missing or damaged, or if no
@@ -316,7 +264,9 @@ impl Puller {
             digest: *digest,
             reason: "not in the store".to_owned(),
         };
-        let planned = plan(digest, &mut |digest, _, _| {
+        let (preferred, stored) = (&self.forms[..], Some(&self.store));
+        let forms = Forms { preferred, usable: &lower::usable, stored };
+        let planned = plan(digest, forms, &mut |digest, _, _| {
             self.store.blob(digest)?.ok_or_else(|| missing(digest))
         });
         planned
@@ -328,10 +278,17 @@ impl Puller {
         // Before the look whether the layers are there: a collection may be under way.
         let pin = Arc::new(self.store.pin(plan.closure.iter().copied()));
         let mut images = BTreeMap::new();
-        for (name, (config, digests)) in plan.images {
-            let layers = digests.iter().map(|digest| self.store.layer(digest));
-            let layers = layers.collect::<Option<Vec<_>>>()?;
-            images.insert(name, PulledImage { config, layers });
+        for (name, (config, root)) in plan.images {
+            let root = match root {
+                Root::Layers(digests) => {
+                    let layers = digests.iter().map(|digest| self.store.layer(digest));
+                    ImageRoot::Layers(layers.collect::<Option<_>>()?)
+                }
+                Root::FileSystem(form, digest) => {
+                    ImageRoot::FileSystem(self.store.file_system(form, &digest)?)
+                }
+            };
+            images.insert(name, PulledImage { config, root });
         }
         Some(PulledSet { set: plan.set, digest: plan.digest, images, bytes, pin })
     }
@@ -350,7 +307,12 @@ impl Pull<'_> {
             if self.stopped() {
                 return Err(PullError::Cancelled);
             }
+            let given_up = self.registry.given_up();
             match fetch() {
+                // It was the fault of a mirror or of the cache, which is left: there are fewer of them each time.
+                Err(error) if self.registry.given_up() > given_up => {
+                    log::warn!("pull: {}", chain(&error));
+                }
                 Err(error) if error.is_worth_a_retry() && failures + 1 < retry.tries => {
                     failures += 1;
                     log::warn!("pull: try {failures} of {}: {}", retry.tries, chain(&error));
@@ -402,16 +364,16 @@ impl Pull<'_> {
     /// Fetches the layers that are missing, and returns how many compressed bytes that were.
     fn layers(&self, plan: &Plan) -> Result<u64, PullError> {
         let store = &self.puller.store;
-        let missing = plan.layers.values().filter(|job| store.layer(&job.digest).is_none());
+        let missing = plan.layers.values().filter(|job| match job.content {
+            Content::Layer { .. } => store.layer(&job.digest).is_none(),
+            Content::FileSystem(form) => store.file_system(form, &job.digest).is_none(),
+        });
         let mut missing: Vec<&Job> = missing.collect();
         // The largest first: the last thread to finish then has the least left to do.
         missing.sort_by_key(|job| std::cmp::Reverse(job.size));
         let needed = missing.iter().fold(0_u64, |sum, job| sum.saturating_add(job.size));
         self.progress.total.store(needed, Ordering::Relaxed);
-        let free = store.free_bytes()?;
-        if needed > free {
-            return Err(PullError::NoSpace { needed, free });
-        }
+        let promise = self.promise(&missing)?;
         // Fewer layers than processors: each may have two.
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let two_threads = missing.len() < processors;
@@ -419,8 +381,11 @@ impl Pull<'_> {
         let first_error = Mutex::new(None);
         let work = || {
             while let Some(job) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                match self.retried(|| self.layer(job, two_threads)) {
-                    Ok(bytes) => drop(fetched.fetch_add(bytes, Ordering::Relaxed)),
+                match self.retried(|| self.fetch(job, two_threads, &promise)) {
+                    Ok(bytes) => {
+                        promise.kept(job);
+                        fetched.fetch_add(bytes, Ordering::Relaxed);
+                    }
                     Err(error) => {
                         let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
                         // What the others then say is only that they were stopped.
@@ -443,20 +408,37 @@ impl Pull<'_> {
         }
     }
 
-    /// Fetches and unpacks one layer, and returns its compressed size; 0 if somebody else did meanwhile.
-    fn layer(&self, job: &Job, two_threads: bool) -> Result<u64, PullError> {
+    /// Fetches what a job is about, and returns the bytes that came; 0 if somebody else did meanwhile.
+    fn fetch(&self, job: &Job, two_threads: bool, promise: &Promise) -> Result<u64, PullError> {
+        match job.content {
+            Content::FileSystem(form) => self.file_system(job, form),
+            Content::Layer { diff_id, compression } => {
+                let draw = promise.draw(job);
+                let way = Way { compression, two_threads, draw: &draw };
+                let bytes = self.layer(job, diff_id, way)?;
+                draw.keep();
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// Counts what somebody else has fetched meanwhile as received.
+    fn was_there(&self, job: &Job) -> u64 {
+        self.progress.bytes.fetch_add(job.size, Ordering::Relaxed);
+        0
+    }
+
+    /// Fetches and unpacks one layer.
+    fn layer(&self, job: &Job, diff_id: Digest, way: Way<'_>) -> Result<u64, PullError> {
         let stop = || self.stopped();
         let staged = match self.puller.store.claim(&job.digest, &stop)? {
             Claim::Mine(staged) => staged,
             Claim::Stopped => return Err(PullError::Cancelled),
-            Claim::Ready(_) => {
-                self.progress.bytes.fetch_add(job.size, Ordering::Relaxed);
-                return Ok(0);
-            }
+            Claim::Ready(_) => return Ok(self.was_there(job)),
         };
         let mut source = Source::new(self.registry, job, &self.puller.retry, &stop, self.progress);
-        let (dir, limits) = (staged.dir(), &self.puller.limits);
-        let unpacked = unpack::unpack(&mut source, job.compression, dir, limits, two_threads);
+        let limits = budget::limits(job, &self.puller.limits);
+        let unpacked = unpack::unpack(&mut source, way, staged.dir(), &limits);
         // A damaged blob shows as a broken archive first: the digest of the whole says which it is.
         let checked = source.finish();
         if checked.is_err() {
@@ -465,13 +447,13 @@ impl Pull<'_> {
         checked?;
         let layer = |source| PullError::Layer { digest: job.digest, source };
         let (summary, found) = unpacked.map_err(layer)?;
-        if found != job.diff_id {
-            let (digest, expected) = (job.digest, job.diff_id);
+        if found != diff_id {
+            let (digest, expected) = (job.digest, diff_id);
             return Err(PullError::DiffId { digest, expected, found });
         }
         staged.commit()?;
         log::debug!("pull: layer {}: {summary:?}", job.digest.short());
-        Ok(job.size)
+        Ok(source.fetched())
     }
 }
 

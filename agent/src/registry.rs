@@ -1,27 +1,33 @@
 //! One repository of an OCI registry, read only (OCI distribution spec 1.1): manifests by digest or tag, blobs as
-//! streams from any byte on, anonymous bearer tokens where the registry wants them.
+//! streams from any byte on, from the node's cache and mirrors first where the registry table has some.
 //!
-//! Checks what an answer claims (status, range, manifest digest); the blobs' digests are checked by who reads them.
+//! Checks what an answer claims (status, range, manifest digest); the blobs' digests are checked by who reads them. A
+//! mirror that errs, stalls or lies is given up for as long as this lives, one that lacks something is only passed over: digests
+//! are what is trusted.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `challenge` | what a registry asks for with 401, pure |
+//! | `endpoint` | one place: requests, passwords, tokens |
+//! | [`table`] | the registry table and the clients made of it |
 
-mod challenge;
+pub mod challenge;
+mod endpoint;
+pub mod table;
+
+#[cfg(test)]
+mod tests;
 
 use std::io::Read;
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use protocol::ids::Digest;
-use protocol::oci::{
-    MAX_MANIFEST_BYTES, MEDIA_DOCKER_LIST, MEDIA_DOCKER_MANIFEST, MEDIA_INDEX, MEDIA_MANIFEST,
-};
-use protocol::reference::{Reference, Scheme};
+use protocol::reference::Reference;
+use protocol::registries::Endpoint;
 
-use crate::transport::{Response, Transport, TransportError};
-use challenge::Challenge;
-
-/// Longest token request.
-const TOKEN_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest token that is accepted, in bytes.
-const MAX_TOKEN_BYTES: usize = 16 << 10;
+use crate::cache::{Cache, Writer};
+use crate::transport::{Transport, TransportError};
+use endpoint::Place;
 
 /// Why a registry's answer is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -39,12 +45,12 @@ pub enum RegistryError {
         /// The digest of what came.
         found: Digest,
     },
-    /// The registry wants credentials, or its challenge cannot be followed.
+    /// The registry wants credentials that there are none of, does not take them, or its challenge cannot be followed.
     #[error("{url} needs a login: {reason}")]
     Login {
         /// What was asked for.
         url: String,
-        /// Why it cannot be done anonymously.
+        /// Why it cannot be done.
         reason: String,
     },
 }
@@ -59,10 +65,29 @@ impl RegistryError {
             Self::Login { .. } => false,
         }
     }
+
+    /// Whether the registry says that it does not have it.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Transport(TransportError::Status { status: 404, .. }))
+    }
+}
+
+/// Who gave something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Whence {
+    /// The node's own disk.
+    Cache,
+    /// The mirror of this number.
+    Mirror(usize),
+    /// The registry itself.
+    Origin,
 }
 
 /// A blob's body.
 pub struct Blob {
+    /// Who gives it.
+    pub whence: Whence,
     /// Byte of the blob that the body begins with: what was asked for, or 0 if the registry has no ranges.
     pub start: u64,
     /// Size of the whole blob in bytes, where the registry says it.
@@ -73,51 +98,78 @@ pub struct Blob {
 
 impl std::fmt::Debug for Blob {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Blob(from {} of {:?})", self.start, self.size)
+        write!(f, "Blob({:?}, from {} of {:?})", self.whence, self.start, self.size)
     }
+}
+
+/// A mirror, and whether it is given up.
+#[derive(Debug)]
+struct Mirror {
+    place: Place,
+    left: AtomicBool,
 }
 
 /// A repository that is read from. Shared by threads.
 #[derive(Debug)]
 pub struct Registry {
-    transport: Transport,
-    base: String,
-    scheme: Scheme,
-    token: Mutex<Option<String>>,
+    mirrors: Vec<Mirror>,
+    origin: Place,
+    /// Asked before all of them.
+    cache: Cache,
+    /// Mirrors and cached blobs that were given up.
+    left: AtomicUsize,
 }
 
 impl Registry {
-    /// The repository that a reference points into.
+    /// The repository that a reference points into, and nothing else known of it.
     #[must_use]
     pub fn new(transport: Transport, reference: &Reference) -> Self {
-        Self {
-            transport,
-            base: reference.api_base(),
-            scheme: reference.scheme,
-            token: Mutex::new(None),
-        }
+        Self::of(Vec::new(), Place::new(transport, &Endpoint::of(reference)))
     }
 
-    /// URL of a manifest, by digest or tag.
+    fn of(mirrors: Vec<Place>, origin: Place) -> Self {
+        let mirror = |place| Mirror { place, left: AtomicBool::new(false) };
+        let mirrors = mirrors.into_iter().map(mirror).collect();
+        Self { mirrors, origin, cache: Cache::none(), left: AtomicUsize::new(0) }
+    }
+
+    /// The same repository, with what this cache has of it asked first, and what comes kept there.
+    #[must_use]
+    pub fn with_cache(self, cache: Cache) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// URL of a manifest at the registry itself, by digest or tag.
     #[must_use]
     pub fn manifest_url(&self, key: &str) -> String {
-        format!("{}/manifests/{key}", self.base)
+        self.origin.manifest_url(key)
     }
 
-    /// URL of a blob.
+    /// URL of a blob at the registry itself.
     #[must_use]
     pub fn blob_url(&self, digest: &Digest) -> String {
-        format!("{}/blobs/{digest}", self.base)
+        self.origin.blob_url(digest)
     }
 
-    /// A manifest or index by its digest, checked against it. At most [`MAX_MANIFEST_BYTES`] are read.
+    /// URL of a blob at who gave it.
+    #[must_use]
+    pub fn blob_url_at(&self, whence: Whence, digest: &Digest) -> String {
+        let mirror = match whence {
+            Whence::Mirror(number) => self.mirrors.get(number),
+            Whence::Cache | Whence::Origin => None,
+        };
+        mirror.map_or(&self.origin, |mirror| &mirror.place).blob_url(digest)
+    }
+
+    /// A manifest or index by its digest, checked against it. At most [`protocol::oci::MAX_MANIFEST_BYTES`] are read.
     ///
     /// # Errors
     /// If the request fails or the content has another digest.
     pub fn manifest(&self, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
-        let url = self.manifest_url(&digest.to_string());
-        let bytes = self.fetch_manifest(&url)?;
-        check(&url, bytes, digest)
+        let key = digest.to_string();
+        self.cached(digest, || {
+            self.ask(|_, place| check(&place.manifest_url(&key), place.manifest(&key)?, digest))
+        })
     }
 
     /// The digest and bytes of what a tag points to now.
@@ -125,101 +177,113 @@ impl Registry {
     /// # Errors
     /// If the request fails.
     pub fn resolve(&self, tag: &str) -> Result<(Digest, Vec<u8>), RegistryError> {
-        let bytes = self.fetch_manifest(&self.manifest_url(tag))?;
+        let bytes = self.ask(|_, place| place.manifest(tag))?;
         Ok((Digest::of(&bytes), bytes))
+    }
+
+    /// The same, asked of the registry itself: a mirror may have an older answer.
+    ///
+    /// # Errors
+    /// If the request fails.
+    pub fn resolve_at_origin(&self, tag: &str) -> Result<(Digest, Vec<u8>), RegistryError> {
+        let bytes = self.origin.manifest(tag)?;
+        Ok((Digest::of(&bytes), bytes))
+    }
+
+    /// Whether there are mirrors beside the registry itself.
+    #[must_use]
+    pub fn has_mirrors(&self) -> bool {
+        !self.mirrors.is_empty()
     }
 
     /// A small blob (a config), checked against its digest.
     ///
     /// # Errors
-    /// If the request fails, the blob is larger than [`MAX_MANIFEST_BYTES`] or has another digest.
+    /// If the request fails, the blob is larger than [`protocol::oci::MAX_MANIFEST_BYTES`] or has another digest.
     pub fn small_blob(&self, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
-        let url = self.blob_url(digest);
-        let response = self.get(&url, &[])?.expect(&[200])?;
-        check(&url, response.into_bytes(MAX_MANIFEST_BYTES as u64)?, digest)
+        self.cached(digest, || self.ask(|_, place| place.small_blob(digest)))
     }
 
-    /// A blob as a stream, from byte `start` on if the registry supports ranges.
+    /// A document of the cache, else what `fetch` gives, which is kept there.
+    fn cached(
+        &self,
+        digest: &Digest,
+        fetch: impl FnOnce() -> Result<Vec<u8>, RegistryError>,
+    ) -> Result<Vec<u8>, RegistryError> {
+        if let Some(bytes) = self.cache.document(digest) {
+            return Ok(bytes);
+        }
+        let bytes = fetch()?;
+        self.cache.keep_document(&bytes);
+        Ok(bytes)
+    }
+
+    /// Takes a blob of this size into the cache as it comes; none where there is no cache.
+    #[must_use]
+    pub fn keep(&self, digest: &Digest, size: u64) -> Option<Writer> {
+        self.cache.writer(digest, size)
+    }
+
+    /// A blob of this size as a stream, from byte `start` on if the registry supports ranges.
     ///
     /// # Errors
     /// If the request fails or the answer is another range.
-    pub fn blob(&self, digest: &Digest, start: u64) -> Result<Blob, RegistryError> {
-        let url = self.blob_url(digest);
-        if start == 0 {
-            let response = self.get(&url, &[])?.expect(&[200])?;
-            let size = response.content_length();
-            return Ok(Blob { start: 0, size, body: response.into_reader() });
-        }
-        let range = format!("bytes={start}-");
-        let response = self.get(&url, &[("range", &range)])?.expect(&[200, 206])?;
-        if response.status() == 200 {
-            let size = response.content_length();
-            return Ok(Blob { start: 0, size, body: response.into_reader() });
-        }
-        let header = response.header("content-range").unwrap_or_default();
-        match content_range(header) {
-            Some((first, size)) if first == start => {
-                Ok(Blob { start, size, body: response.into_reader() })
-            }
-            _ => Err(response.wrong(format!("asked for `{range}`, got `{header}`")).into()),
-        }
-    }
-
-    fn fetch_manifest(&self, url: &str) -> Result<Vec<u8>, RegistryError> {
-        let accept =
-            [MEDIA_INDEX, MEDIA_MANIFEST, MEDIA_DOCKER_LIST, MEDIA_DOCKER_MANIFEST].join(", ");
-        let response = self.get(url, &[("accept", &accept)])?.expect(&[200])?;
-        Ok(response.into_bytes(MAX_MANIFEST_BYTES as u64)?)
-    }
-
-    /// GET, with the token where there is one, and once more with a new token when the registry asks for it.
-    fn get(&self, url: &str, headers: &[(&str, &str)]) -> Result<Response, RegistryError> {
-        let token = self.lock_token().clone();
-        let response = self.send(url, headers, token.as_deref())?;
-        if response.status() != 401 {
-            return Ok(response);
-        }
-        let failed = |reason: String| RegistryError::Login { url: url.to_owned(), reason };
-        let challenge = response.header("www-authenticate").unwrap_or_default();
-        let challenge = Challenge::parse(challenge).map_err(|reason| failed(reason.to_owned()))?;
-        if self.scheme == Scheme::Https && !challenge.realm.starts_with("https://") {
-            return Err(failed("it asks for a token over plain HTTP".to_owned()));
-        }
-        let reply: serde_json::Value = self
-            .transport
-            .get_json(&challenge.url(), TOKEN_TIMEOUT)?
-            .ok_or_else(|| failed("the token server sent nothing".to_owned()))?;
-        let token = reply.get("token").or_else(|| reply.get("access_token"));
-        let token = token.and_then(|token| token.as_str()).unwrap_or_default().to_owned();
-        if token.is_empty()
-            || token.len() > MAX_TOKEN_BYTES
-            || !token.bytes().all(|b| b.is_ascii_graphic())
+    pub fn blob(&self, digest: &Digest, size: u64, start: u64) -> Result<Blob, RegistryError> {
+        if start == 0
+            && let Some(file) = self.cache.blob(digest, size)
         {
-            return Err(failed("the token server sent no token".to_owned()));
+            let (whence, body) = (Whence::Cache, Box::new(file));
+            return Ok(Blob { whence, start, size: Some(size), body });
         }
-        *self.lock_token() = Some(token.clone());
-        let response = self.send(url, headers, Some(&token))?;
-        match response.status() {
-            401 | 403 => Err(failed(format!("status {} with a token", response.status()))),
-            _ => Ok(response),
+        self.ask(|whence, place| place.blob(whence, digest, start))
+    }
+
+    /// Gives up who was to give a blob, and says so: a mirror as a whole, the cache's copy of this blob. False for the
+    /// registry itself, which is all there is.
+    pub fn leave(&self, whence: Whence, digest: &Digest, why: &dyn std::error::Error) -> bool {
+        let number = match whence {
+            Whence::Origin => return false,
+            Whence::Mirror(number) => number,
+            Whence::Cache => {
+                self.left.fetch_add(1, Ordering::Relaxed);
+                self.cache.forget(digest, &crate::agent::chain(why));
+                return true;
+            }
+        };
+        self.leave_mirror(number, why);
+        true
+    }
+
+    fn leave_mirror(&self, number: usize, why: &dyn std::error::Error) {
+        let Some(mirror) = self.mirrors.get(number) else { return };
+        if !mirror.left.swap(true, Ordering::Relaxed) {
+            self.left.fetch_add(1, Ordering::Relaxed);
+            log::warn!("mirror {} is left: {}", mirror.place.host, crate::agent::chain(why));
         }
     }
 
-    fn send(
+    /// How often a mirror or a cached blob was given up so far.
+    #[must_use]
+    pub fn given_up(&self) -> usize {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// Asks every mirror that is not given up, then the registry itself.
+    fn ask<T>(
         &self,
-        url: &str,
-        headers: &[(&str, &str)],
-        token: Option<&str>,
-    ) -> Result<Response, TransportError> {
-        let Some(token) = token else { return self.transport.get(url, headers) };
-        let bearer = format!("Bearer {token}");
-        let mut headers = headers.to_vec();
-        headers.push(("authorization", &bearer));
-        self.transport.get(url, &headers)
-    }
-
-    fn lock_token(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        self.token.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        ask: impl Fn(Whence, &Place) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        for (number, mirror) in self.mirrors.iter().enumerate() {
+            if mirror.left.load(Ordering::Relaxed) {
+                continue;
+            }
+            match ask(Whence::Mirror(number), &mirror.place) {
+                Ok(answer) => return Ok(answer),
+                Err(error) if error.is_missing() => log::debug!("mirror: {error}"),
+                Err(error) => self.leave_mirror(number, &error),
+            }
+        }
+        ask(Whence::Origin, &self.origin)
     }
 }
 
@@ -229,30 +293,4 @@ fn check(url: &str, bytes: Vec<u8>, expected: &Digest) -> Result<Vec<u8>, Regist
         return Ok(bytes);
     }
     Err(RegistryError::Digest { url: url.to_owned(), expected: *expected, found })
-}
-
-/// First byte and whole size of `bytes FIRST-LAST/SIZE` (RFC 9110, 14.4).
-fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
-    let (range, size) = value.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-    let size = match size {
-        "*" => None,
-        size => Some(size.parse().ok()?),
-    };
-    (first <= last && size.is_none_or(|size| last < size)).then_some((first, size))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_ranges_are_read_strictly() {
-        assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
-        assert_eq!(content_range("bytes 5-9/*"), Some((5, None)));
-        for bad in ["", "bytes 5-9/9", "bytes 9-5/10", "bytes */10", "5-9/10", "bytes -5/10"] {
-            assert_eq!(content_range(bad), None, "{bad}");
-        }
-    }
 }

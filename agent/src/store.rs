@@ -1,13 +1,16 @@
-//! The node's image store: unpacked layers and small blobs, both by the digest of what was fetched, shared by all
-//! images.
+//! The node's image store: unpacked layers, file systems and small blobs, all by the digest of what was fetched, shared
+//! by all images.
 //!
 //! ```text
 //! blobs/HEX           indexes, manifests, configs: what re-opens a set without the network
 //! signatures/HEX      signatures of the set whose index is HEX, kept by who verified them
 //! layers/HEX/         an unpacked layer, never changed; HEX is the digest of the compressed blob
-//! layers/tmp-…, blobs/tmp-…, signatures/tmp-…   being written; removed when the store is opened
+//! filesystems/HEX     the blob of a mount form, whole, never changed
+//! layers/tmp-…, filesystems/tmp-…, blobs/tmp-…, signatures/tmp-…   being written; removed when the store is opened
 //! ```
 //! A name without `tmp-` is complete: it came there by one rename. Does not fetch, unpack or mount.
+
+mod evict;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,7 +22,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use protocol::ids::Digest;
+use protocol::oci::mount::MountForm;
 
+use crate::mounts::FileSystem;
 use crate::paths::RunDirs;
 
 /// How often a thread that waits for another one's layer looks whether it should stop.
@@ -37,13 +42,21 @@ pub struct StoreError {
     source: io::Error,
 }
 
+impl StoreError {
+    /// A file system does not say how full it is.
+    #[must_use]
+    pub fn examining(path: &Path, source: io::Error) -> Self {
+        failed("examine", path)(source)
+    }
+}
+
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError {
     move |source| StoreError { action, path: path.to_owned(), source }
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Layers that a thread of this process is writing.
+    /// Layers and file systems that a thread of this process is writing.
     in_flight: BTreeSet<Digest>,
     /// What a running pull needs, with the number of pulls.
     pinned: BTreeMap<Digest, usize>,
@@ -53,6 +66,8 @@ struct State {
 struct Inner {
     blobs: PathBuf,
     layers: PathBuf,
+    file_systems: PathBuf,
+    lowers: PathBuf,
     signatures: PathBuf,
     state: Mutex<State>,
     changed: Condvar,
@@ -65,10 +80,10 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-/// What a thread that wants a layer gets.
+/// What a thread that wants a layer or a file system gets.
 #[derive(Debug)]
 pub enum Claim {
-    /// The layer is there.
+    /// It is there.
     Ready(PathBuf),
     /// It is to be written by the caller; others wait.
     Mine(Staged),
@@ -76,12 +91,14 @@ pub enum Claim {
     Stopped,
 }
 
-/// A layer being written. Dropped without [`Staged::commit`], it leaves nothing behind.
+/// A layer or file system being written. Dropped without [`Staged::commit`], it leaves nothing behind.
 #[derive(Debug)]
 pub struct Staged {
     store: Store,
     digest: Digest,
     dir: PathBuf,
+    /// Where it belongs.
+    target: PathBuf,
 }
 
 /// Digests that are not collected while this lives. Pins of the same digests are equal, whatever store they are of.
@@ -94,7 +111,7 @@ pub struct Pin {
 /// What a collection removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Collected {
-    /// Layers removed.
+    /// Layers and file systems removed.
     pub layers: usize,
     /// Blobs and signatures removed.
     pub blobs: usize,
@@ -109,12 +126,14 @@ impl Store {
         let inner = Inner {
             blobs: dirs.blobs(),
             layers: dirs.layers(),
+            file_systems: dirs.file_systems(),
+            lowers: dirs.lowers(),
             signatures: dirs.signatures(),
             state: Mutex::default(),
             changed: Condvar::new(),
             counter: AtomicU64::new(0),
         };
-        for dir in [&inner.blobs, &inner.layers, &inner.signatures] {
+        for dir in [&inner.blobs, &inner.layers, &inner.file_systems, &inner.signatures] {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
             made.map_err(failed("make", dir))?;
             for name in names(dir)? {
@@ -133,15 +152,53 @@ impl Store {
         path.is_dir().then_some(path)
     }
 
+    /// The file system of a mount form, if its blob is there.
+    #[must_use]
+    pub fn file_system(&self, form: MountForm, digest: &Digest) -> Option<FileSystem> {
+        let blob = self.inner.file_systems.join(digest.hex());
+        let place = self.inner.lowers.join(digest.hex());
+        blob.is_file().then_some(FileSystem { form, blob, place })
+    }
+
     /// Claims a layer for writing. While another thread writes it, this waits; `stop` is asked meanwhile.
     ///
     /// # Errors
     /// If the temporary directory cannot be made.
     pub fn claim(&self, digest: &Digest, stop: &dyn Fn() -> bool) -> Result<Claim, StoreError> {
+        let claim = self.claim_in(&self.inner.layers, digest, stop)?;
+        if let Claim::Mine(staged) = &claim {
+            // 0755 whatever the umask: it is the mode of a root that the layer does not mention.
+            fs::create_dir(&staged.dir).map_err(failed("make", &staged.dir))?;
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            fs::set_permissions(&staged.dir, mode)
+                .map_err(failed("set the mode of", &staged.dir))?;
+        }
+        Ok(claim)
+    }
+
+    /// Claims the file of a mount form for writing, as [`Store::claim`] does a layer; the caller makes it.
+    ///
+    /// # Errors
+    /// None at present: there is nothing to make yet.
+    pub fn claim_file_system(
+        &self,
+        digest: &Digest,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Claim, StoreError> {
+        self.claim_in(&self.inner.file_systems, digest, stop)
+    }
+
+    fn claim_in(
+        &self,
+        dir: &Path,
+        digest: &Digest,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Claim, StoreError> {
+        let target = dir.join(digest.hex());
         let mut state = self.lock();
         loop {
-            if let Some(path) = self.layer(digest) {
-                return Ok(Claim::Ready(path));
+            if target.exists() {
+                return Ok(Claim::Ready(target));
             }
             if state.in_flight.insert(*digest) {
                 break;
@@ -153,13 +210,8 @@ impl Store {
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(state);
-        let dir = self.temporary(&self.inner.layers);
-        let staged = Staged { store: self.clone(), digest: *digest, dir };
-        // 0755 whatever the umask: it is the mode of a root that the layer does not mention.
-        fs::create_dir(&staged.dir).map_err(failed("make", &staged.dir))?;
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(&staged.dir, mode).map_err(failed("set the mode of", &staged.dir))?;
-        Ok(Claim::Mine(staged))
+        let dir = self.temporary(dir);
+        Ok(Claim::Mine(Staged { store: self.clone(), digest: *digest, dir, target }))
     }
 
     /// A small blob, if it is there and still has its digest. A damaged one is removed.
@@ -233,8 +285,8 @@ impl Store {
     pub fn gc(&self, keep: &BTreeSet<Digest>) -> Result<Collected, StoreError> {
         let mut collected = Collected::default();
         let mut first_error = None;
-        let Inner { layers, blobs, signatures, .. } = &*self.inner;
-        let dirs = [(layers, true), (blobs, false), (signatures, false)];
+        let Inner { layers, file_systems, blobs, signatures, .. } = &*self.inner;
+        let dirs = [(layers, true), (file_systems, true), (blobs, false), (signatures, false)];
         for (dir, is_layers) in dirs {
             for name in names(dir)? {
                 let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else { continue };
@@ -260,17 +312,6 @@ impl Store {
         first_error.map_or(Ok(collected), Err)
     }
 
-    /// Bytes that the store's file system still has room for.
-    ///
-    /// # Errors
-    /// If the kernel does not say.
-    pub fn free_bytes(&self) -> Result<u64, StoreError> {
-        let path = &self.inner.layers;
-        let stat = rustix::fs::statvfs(path.as_path());
-        let stat = stat.map_err(|errno| failed("examine", path)(errno.into()))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-    }
-
     fn temporary(&self, dir: &Path) -> PathBuf {
         let number = self.inner.counter.fetch_add(1, Ordering::Relaxed);
         dir.join(format!("{TEMPORARY}{}-{number}", std::process::id()))
@@ -282,20 +323,20 @@ impl Store {
 }
 
 impl Staged {
-    /// The empty directory to write the layer to.
+    /// The empty directory to write the layer to, or the file that is to be made.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Makes the layer part of the store and returns its place.
+    /// Makes it part of the store and returns its place.
     ///
     /// # Errors
     /// If it cannot be renamed; it is then removed.
     pub fn commit(self) -> Result<PathBuf, StoreError> {
-        let path = self.store.inner.layers.join(self.digest.hex());
-        fs::rename(&self.dir, &path).map_err(failed("commit", &path))?;
-        Ok(path)
+        let path = &self.target;
+        fs::rename(&self.dir, path).map_err(failed("commit", path))?;
+        Ok(path.clone())
     }
 }
 

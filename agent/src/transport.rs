@@ -158,6 +158,7 @@ impl Default for Timeouts {
 pub struct Transport {
     agent: ureq::Agent,
     trusts: usize,
+    timeouts: Timeouts,
     /// For WebSockets.
     tls: Arc<rustls::ClientConfig>,
 }
@@ -186,6 +187,13 @@ impl Response {
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.inner.headers().get(name)?.to_str().ok()
+    }
+
+    /// Every value of a header that is text, in their order.
+    #[must_use]
+    pub fn headers(&self, name: &str) -> Vec<&str> {
+        let values = self.inner.headers().get_all(name).iter();
+        values.filter_map(|value| value.to_str().ok()).collect()
     }
 
     /// The body's declared length, if it has one, in bytes.
@@ -253,7 +261,25 @@ impl Transport {
     /// # Errors
     /// As [`Transport::new`].
     pub fn with_timeouts(ca_dir: &Path, timeouts: Timeouts) -> Result<Self, TransportError> {
-        let roots = read_ca_dir(ca_dir)?;
+        Self::build(read_ca_dir(ca_dir)?, timeouts)
+    }
+
+    /// A client that trusts the certificates in these PEM texts and no others; `name` says in errors whose they are.
+    ///
+    /// # Errors
+    /// If a text holds no certificate.
+    pub fn trusting(&self, name: &str, ca: &[String]) -> Result<Self, TransportError> {
+        let mut roots = Vec::new();
+        for pem in ca {
+            read_pem(Path::new(name), pem.as_bytes(), &mut roots)?;
+        }
+        Self::build(roots, self.timeouts)
+    }
+
+    fn build(
+        roots: Vec<ureq::tls::Certificate<'static>>,
+        timeouts: Timeouts,
+    ) -> Result<Self, TransportError> {
         let trusts = roots.len();
         let sockets = Arc::new(tls_of_websockets(&roots)?);
         let tls = TlsConfig::builder()
@@ -271,7 +297,7 @@ impl Transport {
             .timeout_per_read(Some(timeouts.stall))
             .timeout_per_write(Some(timeouts.stall))
             .build();
-        Ok(Self { agent: config.new_agent(), trusts, tls: sockets })
+        Ok(Self { agent: config.new_agent(), trusts, timeouts, tls: sockets })
     }
 
     /// Sends a GET request with these headers and returns the answer, whatever its status. Redirects are followed.
@@ -285,6 +311,18 @@ impl Transport {
             request = request.header(*name, *value);
         }
         answer("GET", url, request.call())
+    }
+
+    /// Sends a form (`application/x-www-form-urlencoded`, encoded already) and returns the answer, whatever its status.
+    ///
+    /// # Errors
+    /// If no answer came.
+    pub fn post_form(&self, url: &str, form: &str) -> Result<Response, TransportError> {
+        const METHOD: &str = "POST";
+        self.check_scheme(METHOD, url)?;
+        let request = self.agent.post(url);
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        answer(METHOD, url, request.send(form.as_bytes()))
     }
 
     /// Gets a JSON document; `None` on 204. `timeout` is for the whole request and may be as long as a long poll needs.
@@ -390,22 +428,29 @@ fn read_ca_dir(dir: &Path) -> Result<Vec<ureq::tls::Certificate<'static>>, Trans
         let mut bytes = Vec::new();
         let file = std::fs::File::open(&path).map_err(failed)?;
         file.take(MAX_CA_BYTES).read_to_end(&mut bytes).map_err(failed)?;
-        let before = certificates.len();
-        for item in parse_pem(&bytes) {
-            let failed = |error: ureq::Error| TransportError::CaContent {
-                path: path.clone(),
-                reason: error.to_string(),
-            };
-            if let PemItem::Certificate(certificate) = item.map_err(failed)? {
-                certificates.push(certificate);
-            }
-        }
-        if certificates.len() == before {
-            let reason = "it holds none".to_owned();
-            return Err(TransportError::CaContent { path, reason });
-        }
+        read_pem(&path, &bytes, &mut certificates)?;
     }
     Ok(certificates)
+}
+
+/// Adds the certificates of a PEM text; `path` names it in errors.
+fn read_pem(
+    path: &Path,
+    bytes: &[u8],
+    certificates: &mut Vec<ureq::tls::Certificate<'static>>,
+) -> Result<(), TransportError> {
+    let wrong = |reason| TransportError::CaContent { path: path.to_owned(), reason };
+    let before = certificates.len();
+    for item in parse_pem(bytes) {
+        let item = item.map_err(|error: ureq::Error| wrong(error.to_string()))?;
+        if let PemItem::Certificate(certificate) = item {
+            certificates.push(certificate);
+        }
+    }
+    match certificates.len() == before {
+        true => Err(wrong("it holds none".to_owned())),
+        false => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 #[path = "containers/bench.rs"]
 mod bench;
+#[path = "containers/leaks.rs"]
+mod leaks;
 #[path = "containers/view.rs"]
 mod view;
 

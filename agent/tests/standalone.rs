@@ -1,6 +1,8 @@
 //! The whole agent at native speed: the real program as `agent --standalone` on this machine, against a registry and boot
 //! server in this process. Needs root and busybox-static.
 
+#[path = "standalone/mount.rs"]
+mod mount;
 #[path = "standalone/rolls.rs"]
 mod rolls;
 #[path = "standalone/site.rs"]
@@ -15,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use protocol::ids::Digest;
 use protocol::node::{ContainerState, Observed, ObservedSet, SetState};
+use protocol::registries::{RegistryEntry, Secret};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use serde_json::{Value, json};
 
@@ -36,6 +39,8 @@ struct Bench {
     dir: tempfile::TempDir,
     site: Site,
     agent: Option<Child>,
+    /// Where the agent logs everything to, if anywhere.
+    log: Option<PathBuf>,
 }
 
 impl Bench {
@@ -49,7 +54,7 @@ impl Bench {
         let dir = tempfile::tempdir().expect("tempdir");
         rustix::mount::mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), None)
             .expect("tmpfs");
-        Self { dir, site: Site::start(), agent: None }
+        Self { dir, site: Site::start(), agent: None, log: None }
     }
 
     fn run_dir(&self) -> PathBuf {
@@ -58,12 +63,14 @@ impl Bench {
 
     /// Starts an agent with these options besides the run directory.
     fn start(&mut self, options: &[&str]) {
-        let child = Command::new(PROGRAM)
-            .args(["agent", "--standalone", "--log", "warn", "--run-dir"])
-            .arg(self.run_dir())
-            .args(options)
-            .spawn()
-            .expect("the agent");
+        let level = if self.log.is_some() { "debug" } else { "warn" };
+        let mut command = Command::new(PROGRAM);
+        command.args(["agent", "--standalone", "--log", level, "--run-dir"]);
+        command.arg(self.run_dir()).args(options);
+        if let Some(log) = &self.log {
+            command.stderr(fs::File::create(log).expect("log"));
+        }
+        let child = command.spawn().expect("the agent");
         self.agent = Some(child);
     }
 
@@ -277,6 +284,38 @@ fn rolls_are_short_and_leave_nothing_behind() {
     bench.site.want(&[]);
     bench.site.wait("nothing runs", |observed| observed.imagesets.is_empty());
     assert_eq!((bench.instances().len(), bench.overlays()), (0, 0));
+}
+
+#[test]
+fn credentials_in_the_desired_document_take_effect_at_once_and_show_nowhere() {
+    let mut bench = Bench::new();
+    let published = version(&bench.site, "1", &base());
+    // `ann:s3cret-word`.
+    bench.site.guard("Basic YW5uOnMzY3JldC13b3Jk");
+    bench.site.want(&[&published]);
+    let log = bench.dir.path().join("agent.log");
+    bench.log = Some(log.clone());
+    bench.start_with_server();
+    bench.site.wait("the registry refuses", |observed| {
+        let reason = set(observed).and_then(|set| set.reason.as_deref());
+        reason.is_some_and(|reason| reason.contains("it asks for a password"))
+    });
+    let entry = RegistryEntry {
+        host: bench.site.url().trim_start_matches("http://").to_owned(),
+        plain_http: true,
+        username: Some("ann".to_owned()),
+        password: Some(Secret::new("s3cret-word")),
+        ..RegistryEntry::default()
+    };
+    bench.site.tell_registries(&[entry], &[&published]);
+    bench.runs(&published);
+    assert_eq!(ask(), "1");
+    let agents = bench.site.wait("one agent", |_| true).agent_starts;
+    assert_eq!(agents, 1, "it was not restarted");
+    bench.kill_agent();
+    let said = fs::read_to_string(&log).expect("log");
+    assert!(said.contains("needs a login"), "{said}");
+    assert!(!said.contains("s3cret-word") && !said.contains("YW5uOnMzY3JldC13b3Jk"), "{said}");
 }
 
 #[test]

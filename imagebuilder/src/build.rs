@@ -18,6 +18,7 @@ use protocol::oci::{
 use crate::blob::BlobDir;
 use crate::client::Options;
 use crate::description::{ImageSource, SetSource};
+use crate::mount::{self, MountError};
 use crate::source::{ANNOTATION_REF_NAME, Content, SourceError, localize, read_blob};
 
 /// Annotation of the index: the set's name (annotations.md).
@@ -111,6 +112,15 @@ pub enum BuildError {
     /// A document cannot be written as JSON.
     #[error("cannot write JSON")]
     Json(#[from] serde_json::Error),
+    /// An image could not be made into a file system.
+    #[error("image `{image}`: no mount form")]
+    Mount {
+        /// The image.
+        image: Name,
+        /// Why.
+        #[source]
+        source: MountError,
+    },
     /// The thread that built ended without a result.
     #[error("the build was cut off")]
     CutOff,
@@ -147,7 +157,7 @@ pub fn to_layout_blocking(source: &SetSource, out: &Path) -> Result<BuiltSet, Bu
 fn build(source: &SetSource, out: &Path, options: &Options) -> Result<BuiltSet, BuildError> {
     let staged = Staged::new(out)?;
     let scratch = tempfile::tempdir().map_err(io_error("cannot make a directory for", out))?;
-    let mut images = Vec::new();
+    let (mut images, mut mounts) = (Vec::new(), Vec::new());
     for image in &source.images {
         let local = localize(image, &source.base, options, scratch.path())
             .map_err(|error| BuildError::Source { image: image.name.clone(), source: error })?;
@@ -158,9 +168,15 @@ fn build(source: &SetSource, out: &Path, options: &Options) -> Result<BuiltSet, 
                 entry.annotations.insert(ANNOTATION_BASE_NAME.to_owned(), name);
                 entry.annotations.insert(ANNOTATION_BASE_DIGEST.to_owned(), digest);
             }
+            let name = || image.name.clone();
+            let forms =
+                mount::entries(&image.mount, &image.name, &entry, source.epoch, &staged.blobs);
+            mounts.extend(forms.map_err(|source| BuildError::Mount { image: name(), source })?);
             images.push(entry);
         }
     }
+    // Behind all images: what takes the first entry that fits takes an image.
+    images.extend(mounts);
     let built = write_index(source, images, &staged.blobs, out)?;
     let entries = layout_entries(&built);
     staged.install(entries)?;
@@ -331,7 +347,7 @@ fn layout_entries(built: &BuiltSet) -> Vec<(String, Descriptor)> {
 /// If it cannot be written as JSON.
 pub(crate) fn image_tags(entries: &[Descriptor]) -> Result<Vec<ImageTag>, BuildError> {
     let mut by_name: BTreeMap<Name, Vec<Descriptor>> = BTreeMap::new();
-    for entry in entries {
+    for entry in entries.iter().filter(|entry| entry.platform.is_some()) {
         let name = entry.annotations.get(ANNOTATION_IMAGE_NAME);
         if let Some(name) = name.and_then(|name| name.parse().ok()) {
             by_name.entry(name).or_default().push(entry.clone());

@@ -29,6 +29,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause before the second attempt; each further one doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// User name under which a bearer token is kept; a colon is in no user's name.
+const BEARER_USER: &str = ":bearer";
 /// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
@@ -46,6 +48,12 @@ impl Credentials {
     #[must_use]
     pub fn new(user: &str, password: &str) -> Self {
         Self { user: user.to_owned(), password: password.to_owned() }
+    }
+
+    /// A bearer token that the registry is shown as it is.
+    #[must_use]
+    pub fn of_bearer(token: &str) -> Self {
+        Self::new(BEARER_USER, token)
     }
 
     /// An identity token, in the form in which credential helpers give one.
@@ -206,6 +214,9 @@ impl Registry {
                             with a user name and a password or access token"
                         .to_owned(),
                 });
+            }
+            Some(known) if known.user == BEARER_USER => {
+                RegistryAuth::Bearer(known.password.clone())
             }
             Some(known) => RegistryAuth::Basic(known.user.clone(), known.password.clone()),
         };

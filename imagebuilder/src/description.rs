@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use protocol::ids::{Name, Version};
 use protocol::imageset::{Container, Image, ImageSet, Mode, signal_number};
@@ -11,6 +13,7 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::layer::{Compression, Owners};
+use crate::mount::MountKind;
 use crate::source::{Source, is_mirror, is_package};
 
 /// Largest `imageset.toml` that is read, in bytes.
@@ -81,6 +84,9 @@ pub struct ImageSource {
     /// Whether files of `dir:` sources keep their owners.
     #[serde(default)]
     pub owners: Owners,
+    /// File systems that the image is published as beside its layers: `mount = "squashfs"` or a list.
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub mount: Vec<MountKind>,
 }
 
 #[derive(Deserialize)]
@@ -218,6 +224,11 @@ impl ImageSource {
 
     fn problems(&self, problems: &mut Vec<String>) {
         let mut say = |text: String| problems.push(format!("image `{}`: {text}", self.name));
+        for (number, kind) in self.mount.iter().enumerate() {
+            if self.mount.iter().take(number).any(|other| other.form() == kind.form()) {
+                say(format!("`mount` has two file systems of the form {}", kind.form()));
+            }
+        }
         if self.sources.is_empty() {
             say("`source` is an empty list".to_owned());
         }
@@ -263,14 +274,19 @@ impl ImageSource {
     }
 }
 
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Source>, D::Error> {
-    struct OneOrMany;
+/// A text, or a list of texts, each of which is read.
+fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    struct OneOrMany<T>(PhantomData<T>);
 
-    impl<'de> Visitor<'de> for OneOrMany {
-        type Value = Vec<Source>;
+    impl<'de, T: FromStr<Err: fmt::Display>> Visitor<'de> for OneOrMany<T> {
+        type Value = Vec<T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a source such as \"dir:rootfs\", or a list of them")
+            f.write_str("a text such as \"dir:rootfs\", or a list of them")
         }
 
         fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
@@ -278,15 +294,15 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Source>
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-            let mut sources = Vec::new();
+            let mut found = Vec::new();
             while let Some(text) = items.next_element::<String>()? {
-                sources.push(text.parse().map_err(de::Error::custom)?);
+                found.push(text.parse().map_err(de::Error::custom)?);
             }
-            Ok(sources)
+            Ok(found)
         }
     }
 
-    deserializer.deserialize_any(OneOrMany)
+    deserializer.deserialize_any(OneOrMany(PhantomData))
 }
 
 fn syntax(text: &str, path: &Path, error: &toml::de::Error) -> DescriptionError {
@@ -375,6 +391,9 @@ image = "hello"
         wrong("entrypoint", "architecture = \"x/y\"\nentrypoint", &["architecture `x/y`"]);
         wrong("entrypoint", "packages = [\"-x\"]\nentrypoint", &["there is none", "`-x` is not"]);
         wrong("entrypoint", "variant = \"huge\"\nentrypoint", &["variant `huge` is none of"]);
+        let twice = "mount = [\"erofs\", \"erofs-plain\"]\nentrypoint";
+        wrong("entrypoint", twice, &["image `hello`: `mount` has two file systems"]);
+        wrong("entrypoint", "mount = \"ext4\"\nentrypoint", &["key `mount`", "`ext4` is not"]);
         wrong("entrypoint", "mirrors = [\"x\"]\nentrypoint", &["mirror `x` is neither"]);
         wrong("entrypoint", "compression_level = 20\nentrypoint", &["compression_level", "19"]);
         wrong("image = \"hello\"", "image = \"other\"", &["wants image `other`"]);

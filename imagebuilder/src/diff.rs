@@ -8,6 +8,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use protocol::ids::{Digest, Name, Version};
+use protocol::oci::mount::MountForm;
 use protocol::oci::{Descriptor, Manifest};
 use serde::Serialize;
 
@@ -27,8 +28,12 @@ pub struct Diff {
     pub to: Side,
     /// Whether the description differs in more than the version.
     pub description_changed: bool,
-    /// Bytes of blobs that a node which has the older set fetches for the newer one.
+    /// Bytes of blobs that a node which has the older set's layers fetches for the newer one.
     pub bytes_to_fetch: u64,
+    /// Bytes of the newer set's mount forms that the older one does not have, by form: what a node which mounts all images
+    /// fetches in the place of layers.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub mount_bytes_to_fetch: BTreeMap<MountForm, u64>,
     /// The images of both, by name and platform.
     pub images: Vec<ImageDiff>,
 }
@@ -153,13 +158,27 @@ pub async fn diff(from: &Place, to: &Place, options: &Options) -> Result<Diff, P
         images.push(image(key, sides).await?);
     }
     let had: BTreeSet<Digest> = before.found.blobs().iter().map(|blob| blob.digest).collect();
-    let new_blobs = after.found.blobs().into_iter().filter(|blob| !had.contains(&blob.digest));
+    let mut mounts: BTreeMap<Digest, (MountForm, u64)> = BTreeMap::new();
+    let mut mount_bytes_to_fetch = BTreeMap::new();
+    for (_, image) in after.found.images() {
+        let forms = after.found.mounts(image);
+        mounts.extend(forms.map(|(mount, blob)| (blob.digest, (mount.form, blob.size))));
+    }
+    for (digest, (form, size)) in &mounts {
+        let bytes = mount_bytes_to_fetch.entry(*form).or_insert(0);
+        *bytes += if had.contains(digest) { 0 } else { *size };
+    }
+    let new_blobs = after
+        .found
+        .blobs()
+        .into_iter()
+        .filter(|blob| !had.contains(&blob.digest) && !mounts.contains_key(&blob.digest));
     let bytes_to_fetch = new_blobs.map(|blob| blob.size).sum();
     let mut described = before.found.set.clone();
     described.version.clone_from(&after.found.set.version);
     let description_changed = described != after.found.set;
     let (from, to) = (before.side(), after.side());
-    Ok(Diff { from, to, description_changed, bytes_to_fetch, images })
+    Ok(Diff { from, to, description_changed, bytes_to_fetch, mount_bytes_to_fetch, images })
 }
 
 async fn image(

@@ -2,6 +2,7 @@
 
 use protocol::ids::{Digest, Name};
 use protocol::imageset::ImageSet;
+use protocol::oci::mount::MountForm;
 use protocol::oci::{self, Descriptor, OciError, Platform, RunConfig};
 use serde::Serialize;
 
@@ -43,8 +44,22 @@ pub struct InspectedImage {
     pub bytes: u64,
     /// Its layers, lowest first.
     pub layers: Vec<InspectedLayer>,
+    /// The file systems that a node may mount in the place of the layers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<InspectedMount>,
     /// How it is run.
     pub config: RunConfig,
+}
+
+/// One mount form.
+#[derive(Debug, Clone, Serialize)]
+pub struct InspectedMount {
+    /// Which file system.
+    pub form: MountForm,
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub bytes: u64,
 }
 
 /// One layer.
@@ -104,6 +119,11 @@ async fn image(
             bytes: layer.size,
         })
         .collect();
+    let mounts = found.mounts(entry).map(|(mount, blob)| InspectedMount {
+        form: mount.form,
+        digest: blob.digest,
+        bytes: blob.size,
+    });
     let annotation = |key: &str| entry.annotations.get(key);
     let base = annotation(crate::build::ANNOTATION_BASE_NAME)
         .zip(annotation(crate::build::ANNOTATION_BASE_DIGEST))
@@ -115,6 +135,7 @@ async fn image(
         base,
         bytes: layers.iter().map(|layer| layer.bytes).sum(),
         layers,
+        mounts: mounts.collect(),
         config: config.config,
     })
 }

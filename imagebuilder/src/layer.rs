@@ -20,11 +20,13 @@ use sha2::{Digest as _, Sha256};
 use crate::blob::{BlobDir, BlobWriter};
 
 mod check;
+mod count;
 mod tar_writer;
 
 pub use check::fuzz_tar;
 pub(crate) use check::{copy_checked, decompressed};
-use tar_writer::{Entry, Kind, TarWriter};
+use count::Count;
+pub(crate) use tar_writer::{Entry, Kind, TarWriter, Time};
 
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -130,6 +132,7 @@ pub(crate) struct LayerWriter {
     encoder: Encoder,
     compression: Compression,
     diff: Sha256,
+    count: Count,
 }
 
 impl LayerWriter {
@@ -149,7 +152,7 @@ impl LayerWriter {
                 Encoder::Zstd(zstd::Encoder::new(blob, level)?)
             }
         };
-        Ok(Self { encoder, compression, diff: Sha256::new() })
+        Ok(Self { encoder, compression, diff: Sha256::new(), count: Count::default() })
     }
 
     pub(crate) fn finish(self) -> io::Result<Layer> {
@@ -160,6 +163,9 @@ impl LayerWriter {
         let (digest, size) = blob.finish()?;
         let mut descriptor = Descriptor::of(self.compression.media_type(), b"");
         (descriptor.digest, descriptor.size) = (digest, size);
+        if let Some(unpacked) = self.count.finish() {
+            unpacked.annotate(&mut descriptor);
+        }
         Ok(Layer { descriptor, diff_id: Digest(self.diff.finalize().into()) })
     }
 }
@@ -170,7 +176,9 @@ impl Write for LayerWriter {
             Encoder::Gzip(encoder) => encoder.write(bytes)?,
             Encoder::Zstd(encoder) => encoder.write(bytes)?,
         };
-        self.diff.update(bytes.get(..written).unwrap_or_default());
+        let taken = bytes.get(..written).unwrap_or_default();
+        self.diff.update(taken);
+        self.count.feed(taken);
         Ok(written)
     }
 
@@ -262,7 +270,8 @@ impl Walk<'_> {
             Owners::Keep => (meta.uid(), meta.gid()),
         };
         let name = inside.as_os_str().as_bytes();
-        let entry = Entry { path: name, mode: meta.mode() & 0o7777, uid, gid, xattrs: &xattrs };
+        let mode = meta.mode() & 0o7777;
+        let entry = Entry { path: name, mode, uid, gid, xattrs: &xattrs, time: None };
         let write_error = || io_error("cannot write the layer at", path);
         if kind.is_dir() {
             self.tar.special(&entry, Kind::Directory, b"").map_err(write_error())?;

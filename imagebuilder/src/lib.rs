@@ -15,6 +15,7 @@
 //! | [`source`] | where an image's layers come from |
 //! | [`layer`] | the reproducible tar writer and the compressed layer blob |
 //! | [`build`] | a set into an OCI layout; the same inputs give the same digests |
+//! | [`mount`] | an image as one read-only file system: EROFS or squashfs |
 //! | [`place`] | a layout or a registry, and reading a set there without its layers |
 //! | [`transfer`] | a set from one place to another, byte for byte, with its signatures |
 //! | [`push`] | a built set into a registry: a transfer |
@@ -29,7 +30,9 @@ pub mod description;
 
 mod blob;
 pub mod layer;
+pub mod mount;
 pub mod source;
+mod stack;
 
 pub mod build;
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use protocol::ids::{Digest, Name};
 use protocol::imageset::ImageSet;
+use protocol::oci::mount::MountEntry;
 use protocol::oci::{
     self, ARTIFACT_IMAGESET, Descriptor, Index, MEDIA_DOCKER_LIST, MEDIA_INDEX, Manifest, OciError,
 };
@@ -265,9 +266,22 @@ impl Found {
 
     /// The entries of images, with their names, in the index's order.
     pub fn images(&self) -> impl Iterator<Item = (Name, &Descriptor)> {
-        self.entries.manifests.iter().filter_map(|entry| {
+        let images = self.entries.manifests.iter().filter(|entry| entry.platform.is_some());
+        images.filter_map(|entry| {
             let name = entry.annotations.get(oci::ANNOTATION_IMAGE_NAME)?;
             Some((name.parse().ok()?, entry))
+        })
+    }
+
+    /// The mount forms of the image of this entry, each with its blob, in the index's order.
+    pub(crate) fn mounts(
+        &self,
+        image: &Descriptor,
+    ) -> impl Iterator<Item = (MountEntry, &Descriptor)> {
+        let entries = self.entries.manifests.iter().filter_map(MountEntry::of_entry);
+        entries.filter(|entry| entry.of == image.digest).filter_map(|entry| {
+            let blob = entry.blob(self.manifests.get(&entry.manifest.digest)?).ok()?;
+            Some((entry, blob))
         })
     }
 

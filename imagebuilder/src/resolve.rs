@@ -33,3 +33,14 @@ pub async fn manifest(
 pub async fn tags(reference: &Reference, options: &Options) -> Result<Vec<String>, RegistryError> {
     Registry::new(reference, options)?.tags().await
 }
+
+/// All repositories of the reference's registry, in its order.
+///
+/// # Errors
+/// If the registry cannot be reached, refuses, or has no catalog.
+pub async fn repositories(
+    reference: &Reference,
+    options: &Options,
+) -> Result<Vec<String>, RegistryError> {
+    Registry::new(reference, options)?.repositories().await
+}

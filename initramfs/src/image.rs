@@ -25,6 +25,7 @@ use crate::modules::files::{self, FilesError};
 use crate::modules::wanted::{Lists, WantedError};
 use crate::modules::{ModulesError, Selection, index};
 use crate::overlay::{self, OverlayError};
+use crate::registries::{self, RegistriesError};
 use crate::tree::{Tree, TreeError};
 use forms::{EfiOptions, Form, FormError};
 
@@ -68,6 +69,8 @@ pub struct Config {
     pub ca: Vec<PathBuf>,
     /// Files of public keys; with any, nodes run only ImageSets that one of them signed.
     pub imageset_keys: Vec<PathBuf>,
+    /// What nodes know of registries, TOML (`[[registries]]`).
+    pub registries: Option<PathBuf>,
     /// Directories merged over the rest, in this order.
     pub overlays: Vec<PathBuf>,
     /// How the initramfs is compressed.
@@ -159,6 +162,9 @@ pub enum BuildError {
     /// What the operator adds could not be added.
     #[error(transparent)]
     Overlay(#[from] OverlayError),
+    /// The registry table cannot be used.
+    #[error(transparent)]
+    Registries(#[from] RegistriesError),
     /// Something does not fit into the tree.
     #[error(transparent)]
     Tree(#[from] TreeError),
@@ -208,6 +214,9 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     }
     for path in &config.imageset_keys {
         overlay::add_imageset_key(&mut tree, path)?;
+    }
+    if let Some(path) = &config.registries {
+        registries::add(&mut tree, path)?;
     }
     for dir in &config.overlays {
         overlay::merge(&mut tree, dir)?;

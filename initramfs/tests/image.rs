@@ -52,6 +52,7 @@ impl Fixture {
             required: Vec::new(),
             ca: Vec::new(),
             imageset_keys: Vec::new(),
+            registries: None,
             overlays: Vec::new(),
             compression: Compression::Zstd,
             mtime: 7,

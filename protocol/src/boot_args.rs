@@ -39,6 +39,35 @@ pub enum LogLevel {
     Debug,
 }
 
+/// Which disk keeps blobs across reboots (`layercake.cache=`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum CacheDisk {
+    /// The one whose file system is labelled [`CACHE_LABEL`], if there is one. The default.
+    #[default]
+    Standard,
+    /// The one with this label.
+    Labelled(String),
+    /// None, whatever there is.
+    Off,
+}
+
+/// Label of the file system that keeps blobs where nothing else is said.
+pub const CACHE_LABEL: &str = "LAYERCAKE";
+/// Longest label of a file system that Linux has, in bytes (btrfs).
+const MAX_LABEL: usize = 255;
+
+impl CacheDisk {
+    /// The label to look for; none where no disk is to be used.
+    #[must_use]
+    pub fn label(&self) -> Option<&str> {
+        match self {
+            Self::Standard => Some(CACHE_LABEL),
+            Self::Labelled(label) => Some(label),
+            Self::Off => None,
+        }
+    }
+}
+
 /// A static IPv4 configuration from `ip=` (kernel `Documentation/admin-guide/nfs/nfsroot.rst`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StaticIp {
@@ -85,6 +114,8 @@ pub struct BootArgs {
     pub rescue: Rescue,
     /// `layercake.log=`.
     pub log: LogLevel,
+    /// `layercake.cache=`.
+    pub cache: CacheDisk,
     /// `BOOTIF=`: the interface that the firmware booted from.
     pub bootif: Option<Mac>,
     /// `ip=`.
@@ -123,6 +154,7 @@ impl BootArgs {
             "layercake.imageset" => self.imageset = Some(value.parse().map_err(to_text)?),
             "layercake.rescue" => self.rescue = parse_rescue(value)?,
             "layercake.log" => self.log = parse_log(value)?,
+            "layercake.cache" => self.cache = parse_cache(value)?,
             "BOOTIF" => self.bootif = Some(value.parse().map_err(to_text)?),
             "ip" => self.ip = parse_ip(value)?,
             _ if key.starts_with("layercake.") => return Err("unknown key, ignored".to_owned()),
@@ -174,6 +206,16 @@ fn parse_log(value: &str) -> Result<LogLevel, String> {
         "info" => Ok(LogLevel::Info),
         "debug" => Ok(LogLevel::Debug),
         _ => Err("expected error, warn, info or debug".to_owned()),
+    }
+}
+
+fn parse_cache(value: &str) -> Result<CacheDisk, String> {
+    match value {
+        "none" => Ok(CacheDisk::Off),
+        CACHE_LABEL => Ok(CacheDisk::Standard),
+        "" => Err("expected none or the label of a file system".to_owned()),
+        label if label.len() > MAX_LABEL => Err(format!("longer than {MAX_LABEL} bytes")),
+        label => Ok(CacheDisk::Labelled(label.to_owned())),
     }
 }
 
@@ -277,6 +319,11 @@ impl fmt::Display for BootArgs {
             LogLevel::Info => {}
             LogLevel::Debug => words.push("layercake.log=debug".to_owned()),
         }
+        match &self.cache {
+            CacheDisk::Standard => {}
+            CacheDisk::Off => words.push("layercake.cache=none".to_owned()),
+            CacheDisk::Labelled(label) => words.push(format!("layercake.cache={label}")),
+        }
         if let Some(mac) = self.bootif {
             words.push(format!("BOOTIF=01-{}", mac.to_string().replace(':', "-")));
         }
@@ -316,6 +363,9 @@ mod tests {
         assert_eq!((ip.prefix_len, ip.dns.len()), (24, 1));
         round_trip("ip=:::::eth1:dhcp");
         round_trip("layercake.rescue=always layercake.log=debug ip=off");
+        assert_eq!(round_trip("layercake.cache=none").cache.label(), None);
+        assert_eq!(round_trip("layercake.cache=blobs").cache.label(), Some("blobs"));
+        assert_eq!(round_trip("").cache.label(), Some("LAYERCAKE"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`ids`] | MAC, node id, name, version and digest newtypes |
 //! | [`reference`](mod@reference) | where an image or ImageSet lives: registry, repository, tag, digest |
+//! | [`registries`] | mirrors, CA certificates and credentials of registries, for nodes and the server |
 //! | [`boot_args`] | the kernel command line: parse and render side by side |
 //! | [`imageset`] | the ImageSet description that nodes read |
 //! | [`oci`] | descriptors, manifests, indexes, and resolving an ImageSet from its index |
@@ -17,6 +18,7 @@
 
 pub mod ids;
 pub mod reference;
+pub mod registries;
 
 pub mod boot_args;
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::ChannelRequest;
 use crate::ids::{Digest, Mac, Name, NodeId, Version};
 use crate::reference::Reference;
+use crate::registries::RegistryEntry;
 
 mod given;
 
@@ -71,6 +72,16 @@ pub struct Desired {
     /// A request for power-off or reboot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power: Option<PowerRequest>,
+    /// What the server knows of registries; goes before what the node brought along, host by host. Has secrets in it: only
+    /// the node's own request is answered with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub registries: Vec<RegistryEntry>,
+    /// Changes whenever `registries` may have; the long poll says which one it has (`registries=`). None without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registries_tag: Option<String>,
+    /// Channels that the server wants opened now. They do not change the version: nothing of them lasts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channels: Vec<ChannelRequest>,
     /// Why the node is not to be disturbed; none when it is free. A busy node stages what is wanted, and cuts over when it is
     /// free again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,9 +89,24 @@ pub struct Desired {
     /// Files and secrets that containers of this node name by `from`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<GivenFile>,
-    /// Channels that the server wants opened now. They do not change the version: nothing of them lasts.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub channels: Vec<ChannelRequest>,
+}
+
+impl Desired {
+    /// A document in which nothing is wanted of the node, with version 0.
+    #[must_use]
+    pub const fn empty(node: NodeId) -> Self {
+        Self {
+            version: 0,
+            node,
+            imagesets: Vec::new(),
+            power: None,
+            registries: Vec::new(),
+            registries_tag: None,
+            channels: Vec::new(),
+            busy: None,
+            files: Vec::new(),
+        }
+    }
 }
 
 /// A step of a node's boot, in the order in which they happen.
@@ -338,6 +364,20 @@ pub struct ObservedLink {
     pub addresses: Vec<IpAddr>,
 }
 
+/// The disk that a node keeps blobs on across reboots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedCache {
+    /// The block device (`/dev/vda1`), or the directory of a standalone agent.
+    pub place: String,
+    /// Bytes of blobs kept there.
+    pub used: u64,
+    /// Most bytes that are kept.
+    pub limit: u64,
+    /// Why it is not, or not fully, used: one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
 /// What has been seen of a node: `PUT /v1/nodes/{id}/observed`, written by the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
@@ -368,6 +408,9 @@ pub struct Observed {
     /// What the node waits for, and why: one sentence. None when all is as desired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
+    /// The disk that keeps blobs across reboots, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<ObservedCache>,
     /// Its ImageSets.
     pub imagesets: Vec<ObservedSet>,
 }

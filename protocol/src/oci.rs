@@ -10,6 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Digest, Name};
 
+pub mod mount;
+pub mod unpacked;
+
+use mount::MountEntry;
+
 /// Media type of an OCI image index.
 pub const MEDIA_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Media type of an OCI image manifest.
@@ -294,13 +299,15 @@ pub struct SetEntries {
     pub description: Descriptor,
     /// The image manifests of one platform, by name.
     pub images: BTreeMap<Name, Descriptor>,
+    /// What can be mounted in the place of these, by name; none of an image that has none.
+    pub mounts: BTreeMap<Name, Vec<MountEntry>>,
 }
 
 /// Sorts out an ImageSet's index for one platform (`linux` and this architecture).
 ///
 /// # Errors
 /// If the index is not an ImageSet's, entry 0 is not the description, an entry is a nested index, or an image of this
-/// platform appears twice.
+/// platform, or a mount form of one, appears twice.
 pub fn resolve_set(index: &Index, architecture: &str) -> Result<SetEntries, OciError> {
     let wrong = |reason: String| OciError::Wrong { what: "ImageSet index", reason };
     if index.artifact_type.as_deref() != Some(ARTIFACT_IMAGESET) {
@@ -335,7 +342,8 @@ pub fn resolve_set(index: &Index, architecture: &str) -> Result<SetEntries, OciE
             return Err(wrong(format!("image `{name}` appears twice for linux/{architecture}")));
         }
     }
-    Ok(SetEntries { description: description.clone(), images })
+    let mounts = mount::mounts(index, architecture, &images)?;
+    Ok(SetEntries { description: description.clone(), images, mounts })
 }
 
 #[cfg(test)]

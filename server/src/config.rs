@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use protocol::ids::{Mac, NodeId};
+use protocol::registries::RegistrySource;
 use serde::Deserialize;
 
 use self::values::{BaseUrl, Subnet};
+use crate::registries::Known;
 use crate::registry::TokenHash;
 use crate::sources::SetName;
 
@@ -60,6 +62,9 @@ pub struct Config {
     /// `[boot]`.
     #[serde(default)]
     pub boot: BootSection,
+    /// `[[registries]]`: credentials, certificates and mirrors of other registries, for this server and its nodes.
+    #[serde(default)]
+    pub registries: Vec<RegistrySource>,
     /// `[[node]]`: the nodes that have names, addresses or ImageSets before they were ever seen.
     #[serde(default, rename = "node")]
     pub nodes: Vec<NodeSection>,
@@ -382,6 +387,17 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     if let Some(root) = config.tftp.as_mut().and_then(|tftp| tftp.root.as_mut()) {
         *root = dir.join(&*root);
     }
+    for source in &mut config.registries {
+        let files = source.ca.iter_mut().chain(&mut source.password_file);
+        for file in files.chain(&mut source.token_file) {
+            *file = dir.join(&*file).to_string_lossy().into_owned();
+        }
+    }
+    let named = |problem| format!("{}, section [[registries]]: {problem}", path.display());
+    Known::load(&config.registries).map_err(|problems| {
+        let problems = problems.into_iter().map(named).collect();
+        ConfigError::Invalid { problems }
+    })?;
     Ok(config)
 }
 

@@ -9,15 +9,7 @@ pub const FIRST_VERSION: u64 = 1;
 /// The document of a node of which nothing is wanted yet.
 #[must_use]
 pub fn first(node: NodeId) -> Desired {
-    Desired {
-        version: FIRST_VERSION,
-        node,
-        imagesets: Vec::new(),
-        power: None,
-        busy: None,
-        files: Vec::new(),
-        channels: Vec::new(),
-    }
+    Desired { version: FIRST_VERSION, ..Desired::empty(node) }
 }
 
 /// The document with this ImageSet in place of the one of the same name.

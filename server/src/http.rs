@@ -8,6 +8,7 @@ mod imagesets;
 pub mod listen;
 mod nodes;
 mod rolls;
+pub(crate) mod sendfile;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub(crate) use self::error::chain as error_chain;
 use crate::channels::Desk;
 use crate::channels::relay::Socket;
 use crate::inventory::Inventory;
+use crate::registries::Known;
 use crate::sources::Sources;
 
 /// Largest request body of the API, in bytes.
@@ -43,6 +45,8 @@ pub struct App {
     pub inventory: Arc<Inventory>,
     /// Where ImageSets are looked up.
     pub sources: Sources,
+    /// What nodes are told of registries.
+    pub registries: Known,
     /// Base URL of this server, as nodes reach it.
     pub url: String,
     /// More kernel arguments for every node.
@@ -79,10 +83,10 @@ pub fn router(app: Arc<App>, registry: Router) -> Router {
         .route("/v1/nodes/{id}/desired", get(nodes::desired))
         .route("/v1/nodes/{id}/observed", put(nodes::observed))
         .route("/v1/nodes/{id}/power", post(nodes::power))
-        .route("/v1/nodes/{id}/busy", post(nodes::busy))
         .route("/v1/nodes/{id}/channels", post(channels::ask))
         .route("/v1/nodes/{id}/channels/{channel}/node", get(channels::node))
         .route("/v1/nodes/{id}/channels/{channel}/operator", get(channels::operator))
+        .route("/v1/nodes/{id}/busy", post(nodes::busy))
         .route("/v1/imagesets", get(imagesets::list))
         .route("/v1/imagesets/gc", post(imagesets::gc))
         .route("/v1/rolls", get(rolls::list).post(rolls::start))

@@ -27,6 +27,7 @@ pub mod storage;
 pub mod channels;
 pub mod dhcp;
 pub mod http;
+pub mod registries;
 pub mod registry;
 pub mod tftp;
 

@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::dhcp::{self, DhcpConfig, DhcpError, DhcpSeen, Reservation};
 use crate::http::{App, error_chain, listen};
 use crate::inventory::{Inventory, InventoryError};
+use crate::registries::Known;
 use crate::registry::{Access, RegistryError, RegistryStore, collect_regularly};
 use crate::sources::{SetName, Sources, Wanted};
 use crate::storage::StorageError;
@@ -95,6 +96,9 @@ pub enum ServeError {
     /// The inventory cannot be read.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
+    /// `[[registries]]` names a file that cannot be read now, or is wrong.
+    #[error("{0}")]
+    Registries(String),
     /// The embedded registry cannot be opened.
     #[error("the embedded registry cannot be opened")]
     Registry(#[from] RegistryError),
@@ -148,6 +152,7 @@ pub struct Server {
     inventory: Arc<Inventory>,
     sources: Sources,
     store: Option<RegistryStore>,
+    registries: Known,
     /// Held while the server lives: a second one on the same data must not touch it.
     lock: File,
 }
@@ -170,17 +175,23 @@ impl Server {
         let auto_register = config.server.auto_register;
         let storage = Box::new(storage);
         let inventory = Inventory::open(storage, &config.nodes, auto_register, now_ms()).await?;
+        let registries = Known::load(&config.registries)
+            .map_err(|problems| ServeError::Registries(problems.join("\n")))?;
         let section = &config.registry;
         let (sources, store) = match &section.url {
-            Some(url) => (Sources::External { url: url.clone() }, None),
+            Some(url) => {
+                let known = registries.clone();
+                (Sources::External { url: url.clone(), known }, None)
+            }
             None => {
                 let access = Access::new(section.push_tokens.clone(), section.pull_tokens.clone());
                 let store = RegistryStore::open_for(&dir.join("registry"), access)?;
                 let url = config.server.url.clone();
-                (Sources::Embedded { store: store.clone(), url }, Some(store))
+                let known = registries.clone();
+                (Sources::Embedded { store: store.clone(), url, known }, Some(store))
             }
         };
-        Ok(Self { config, listener, dhcp, tftp, inventory, sources, store, lock })
+        Ok(Self { config, listener, dhcp, tftp, inventory, sources, store, registries, lock })
     }
 
     /// Where HTTP listens: the port that the system chose, where the config says 0.
@@ -196,7 +207,8 @@ impl Server {
     /// # Errors
     /// If a port is taken or for root only, or a part of the server fails.
     pub async fn run(self, shutdown: watch::Receiver<bool>) -> Result<(), ServeError> {
-        let Self { config, listener, dhcp, tftp, inventory, sources, store, lock } = self;
+        let Self { config, listener, dhcp, tftp, inventory, sources, store, registries, lock } =
+            self;
         // Our own switch under the caller's: it turns when the caller's does or when a part fails.
         let (stop, stopping) = watch::channel(false);
         let mut parts = JoinSet::new();
@@ -231,6 +243,7 @@ impl Server {
         let app = App {
             inventory: Arc::clone(&inventory),
             sources,
+            registries,
             url: config.server.url.to_string(),
             cmdline: config.boot.cmdline.clone(),
             layer0_dir: config.server.layer0_dir.clone(),

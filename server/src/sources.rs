@@ -5,6 +5,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use imagebuilder::client::RegistryError;
+use imagebuilder::resolve;
 use protocol::api::ImageSetRecord;
 use protocol::ids::{Digest, InvalidId, Name, Version};
 use protocol::node::DesiredSet;
@@ -14,8 +17,13 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::config::values::BaseUrl;
-use crate::registry::{RegistryError, RegistryStore};
+use crate::registries::Known;
+use crate::registry::RegistryStore;
 
+/// Most versions of an external registry that are looked at for a list.
+const MAX_LISTED: usize = 2_000;
+/// Manifests that are asked for at the same time.
+const LOOKED_UP_AT_ONCE: usize = 8;
 /// Annotation of an index: the ImageSet's name (OCI image spec, annotations.md).
 const ANNOTATION_TITLE: &str = "org.opencontainers.image.title";
 /// Annotation of an index: the ImageSet's version.
@@ -113,13 +121,29 @@ pub enum SourceError {
     Reference(#[from] InvalidReference),
     /// Another registry failed.
     #[error(transparent)]
-    Remote(#[from] imagebuilder::client::RegistryError),
+    Remote(#[from] RegistryError),
     /// The embedded registry failed.
     #[error("the embedded registry could not be read")]
-    Embedded(#[source] RegistryError),
-    /// An external registry is not listed.
-    #[error("the ImageSets are in the registry {0}, which this server does not list")]
+    Embedded(#[source] crate::registry::RegistryError),
+    /// An external registry is collected by itself.
+    #[error("the ImageSets are in the registry {0}, which collects its garbage itself")]
     External(String),
+    /// An external registry does not list its repositories.
+    #[error(
+        "the registry {registry} does not list its repositories; name one: `layercake imageset list HOST/REPOSITORY`"
+    )]
+    NoCatalog {
+        /// Its base.
+        registry: String,
+        /// What it says.
+        #[source]
+        source: RegistryError,
+    },
+    /// An external registry has more than is listed.
+    #[error(
+        "the registry {0} has more than {MAX_LISTED} versions; name a repository: `layercake imageset list HOST/REPOSITORY`"
+    )]
+    TooMany(String),
     /// A task died.
     #[error("the registry's store gave no answer")]
     Task(#[from] tokio::task::JoinError),
@@ -134,11 +158,15 @@ pub enum Sources {
         store: RegistryStore,
         /// Base URL of this server, as nodes reach it.
         url: BaseUrl,
+        /// What is known of other registries.
+        known: Known,
     },
     /// In a registry of the site's own.
     External {
         /// Its base; a path is a prefix of the repositories.
         url: BaseUrl,
+        /// What is known of it, and of others.
+        known: Known,
     },
 }
 
@@ -149,7 +177,7 @@ impl Sources {
     /// If it is not there, is no ImageSet, or the registry cannot be asked.
     pub async fn resolve(&self, wanted: &Wanted) -> Result<DesiredSet, SourceError> {
         match (self, wanted) {
-            (Self::Embedded { store, url }, Wanted::Named(set)) => {
+            (Self::Embedded { store, url, .. }, Wanted::Named(set)) => {
                 let reference = named(url, set)?;
                 let (store, set) = (store.clone(), set.clone());
                 let work = move || lookup(&store, set.name.as_str(), set.version.as_str());
@@ -158,19 +186,25 @@ impl Sources {
                     found?.ok_or_else(|| SourceError::NotFound(reference_name(&reference)))?;
                 describe(reference, digest, &bytes)
             }
-            (Self::External { url }, Wanted::Named(set)) => remote(named(url, set)?).await,
-            (_, Wanted::At(reference)) => remote(reference.clone()).await,
+            (Self::External { url, known }, Wanted::Named(set)) => {
+                remote(named(url, set)?, known).await
+            }
+            (
+                Self::Embedded { known, .. } | Self::External { known, .. },
+                Wanted::At(reference),
+            ) => remote(reference.clone(), known).await,
         }
     }
 
-    /// Every ImageSet of the embedded registry, by name and version.
+    /// Every ImageSet of the registry, by name and version.
     ///
     /// # Errors
-    /// If the registry is external, or its store cannot be read.
+    /// If the registry is external and cannot be asked, or does not list its repositories; or the embedded one's store cannot
+    /// be read.
     pub async fn list(&self) -> Result<Vec<ImageSetRecord>, SourceError> {
         match self {
-            Self::External { url } => Err(SourceError::External(url.to_string())),
-            Self::Embedded { store, url } => {
+            Self::External { url, known } => list_remote(url, known).await,
+            Self::Embedded { store, url, .. } => {
                 let (store, url) = (store.clone(), url.clone());
                 tokio::task::spawn_blocking(move || list(&store, &url)).await?
             }
@@ -185,12 +219,8 @@ fn list(store: &RegistryStore, url: &BaseUrl) -> Result<Vec<ImageSetRecord>, Sou
         for tag in store.tags(&repository).map_err(SourceError::Embedded)? {
             let Ok(version) = tag.parse::<Version>() else { continue };
             let Some((digest, bytes)) = lookup(store, &repository, &tag)? else { continue };
-            let reference = named(url, &SetName { name: name.clone(), version: version.clone() })?;
-            // Tags of single images (VERSION-IMAGENAME) and foreign images are there too.
-            if describe(reference.clone(), digest, &bytes).is_ok() {
-                let reference = reference.with_digest(digest);
-                records.push(ImageSetRecord { name: name.clone(), version, reference, digest });
-            }
+            let set = SetName { name: name.clone(), version };
+            records.extend(record(url, &set, digest, &bytes)?);
         }
     }
     Ok(records)
@@ -207,13 +237,76 @@ fn lookup(
     Ok(bytes.map(|bytes| (digest, bytes)))
 }
 
-async fn remote(reference: Reference) -> Result<DesiredSet, SourceError> {
-    use imagebuilder::client::{Options, RegistryError};
-    match imagebuilder::resolve::manifest(&reference, &Options::default()).await {
+async fn remote(reference: Reference, known: &Known) -> Result<DesiredSet, SourceError> {
+    let (at, options) = known.client(&reference);
+    match resolve::manifest(&at, &options).await {
         Ok((digest, bytes)) => describe(reference, digest, &bytes),
         Err(RegistryError::NotFound { .. }) => Err(SourceError::NotFound(reference.to_string())),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Every ImageSet below a base in an external registry. What vanishes meanwhile is left out.
+async fn list_remote(url: &BaseUrl, known: &Known) -> Result<Vec<ImageSetRecord>, SourceError> {
+    let base = format!("{url}/probe").parse::<Reference>()?;
+    let prefix = base.repository.strip_suffix("probe").unwrap_or_default();
+    let (at, options) = known.client(&base);
+    let repositories = match resolve::repositories(&at, &options).await {
+        Ok(repositories) => repositories,
+        Err(error @ (RegistryError::Unreachable { .. } | RegistryError::Client { .. })) => {
+            return Err(error.into());
+        }
+        Err(source) => return Err(SourceError::NoCatalog { registry: url.to_string(), source }),
+    };
+    let mut wanted = Vec::new();
+    for repository in &repositories {
+        let Some(Ok(name)) = repository.strip_prefix(prefix).map(str::parse::<Name>) else {
+            continue;
+        };
+        let there = Reference { repository: repository.clone(), ..at.clone() };
+        let tags = match resolve::tags(&there, &options).await {
+            Err(RegistryError::NotFound { .. }) => continue,
+            tags => tags?,
+        };
+        let versions = tags.iter().filter_map(|tag| tag.parse::<Version>().ok());
+        wanted.extend(
+            versions.map(|version| (SetName { name: name.clone(), version }, there.clone())),
+        );
+        if wanted.len() > MAX_LISTED {
+            return Err(SourceError::TooMany(url.to_string()));
+        }
+    }
+    let looked_up = wanted.into_iter().map(|(set, there)| {
+        let options = &options;
+        async move {
+            let tag = set.version.to_string();
+            match resolve::manifest(&there.with_tag(&tag), options).await {
+                Err(RegistryError::NotFound { .. }) => Ok(None),
+                Err(error) => Err(SourceError::from(error)),
+                Ok((digest, bytes)) => record(url, &set, digest, &bytes),
+            }
+        }
+    });
+    let found = stream::iter(looked_up).buffered(LOOKED_UP_AT_ONCE);
+    let found = found.try_filter_map(|found| async { Ok(found) });
+    let mut records: Vec<ImageSetRecord> = found.try_collect().await?;
+    // Not every registry has an order of its tags.
+    records.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
+    Ok(records)
+}
+
+/// What is listed, if it is an ImageSet: tags of single images (VERSION-IMAGENAME) and foreign images are there too.
+fn record(
+    url: &BaseUrl,
+    set: &SetName,
+    digest: Digest,
+    bytes: &[u8],
+) -> Result<Option<ImageSetRecord>, SourceError> {
+    let reference = named(url, set)?;
+    let (name, version) = (set.name.clone(), set.version.clone());
+    let is_set = describe(reference.clone(), digest, bytes).is_ok();
+    let reference = reference.with_digest(digest);
+    Ok(is_set.then_some(ImageSetRecord { name, version, reference, digest }))
 }
 
 fn named(url: &BaseUrl, set: &SetName) -> Result<Reference, InvalidReference> {

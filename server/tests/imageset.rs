@@ -1,17 +1,19 @@
 //! The `layercake imageset` commands against registries: Debian's docker-registry, plain and with TLS and a password,
 //! and ours, also behind a token service. Loopback only.
 //!
-//! Needs docker-registry, skopeo, openssl, htpasswd and mmdebstrap; says how to install them where they are missing.
+//! Needs docker-registry, skopeo, openssl, htpasswd, mmdebstrap, mksquashfs and mkfs.erofs; says how to install them where they are missing.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
 
 use axum::extract::Request;
 use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use protocol::ids::Digest;
@@ -200,7 +202,18 @@ fn a_registry_with_its_own_ca_and_a_password_is_used_with_credentials_from_anywh
     let error = desk.refused(&format!("list {at}/demo --authfile auth.json"));
     assert!(error.contains("cannot be reached") && error.contains("ertificate"), "{error}");
 
-    let pulled = desk.json(&format!("pull {at}/demo:1 layout --ca {ca} --authfile auth.json"));
+    let access = format!("--ca {ca} --authfile auth.json");
+    desk.json("keygen site");
+    let signed = desk.json(&format!("sign {at}/demo:1 --key site.key {access}"));
+    assert_eq!(signed["added"].as_array().expect("added").len(), 3);
+    let verify = format!("verify {at}/demo:1 --key site.pem");
+    assert_eq!(desk.json(&format!("{verify} {access}"))["signed"], true);
+    let error = desk.refused(&format!("{verify} --ca {ca} --authfile wrong.json"));
+    assert!(error.contains("refuses access"), "{error}");
+    let error = desk.refused(&format!("{verify} --authfile auth.json"));
+    assert!(error.contains("cannot be reached") && error.contains("ertificate"), "{error}");
+
+    let pulled = desk.json(&format!("pull {at}/demo:1 layout {access}"));
     assert_eq!(pulled["digest"], pushed["digest"]);
     let seen = desk.json("inspect layout");
     assert_eq!(seen["digest"], pushed["digest"]);
@@ -219,7 +232,13 @@ fn a_registry_with_a_token_service_gives_and_takes() {
     let pushed = desk.json(&format!("push imageset.toml --to {at} {options}"));
     let pulled = desk.json(&format!("pull {at}/demo:1 layout {options}"));
     assert_eq!(pulled["digest"], pushed["digest"]);
+    desk.json("keygen site");
+    desk.json(&format!("sign {at}/demo:1 --key site.key {options}"));
+    let verified = desk.json(&format!("verify {at}/demo:1 --key site.pem {options}"));
+    assert_eq!(verified["signed"], true);
     let error = desk.refused(&format!("push imageset.toml --to {at} --plain-http"));
+    assert!(error.contains("refuses access"), "{error}");
+    let error = desk.refused(&format!("sign {at}/demo:1 --key site.key --plain-http"));
     assert!(error.contains("refuses access"), "{error}");
 }
 
@@ -322,6 +341,58 @@ fn a_diff_names_the_files_that_changed_between_versions() {
 }
 
 #[test]
+fn mount_forms_are_made_shown_signed_and_copied_like_everything_else() {
+    let desk = Desk::new();
+    let forms = "--mount squashfs --mount erofs-plain";
+    let built = desk.json(&format!("build imageset.toml --out layout {forms}"));
+    let again = desk.json(&format!("build imageset.toml --out again {forms}"));
+    assert_eq!(built["digest"], again["digest"], "two builds are the same");
+    let plain = desk.json("build imageset.toml --out plain");
+    assert_ne!(built["digest"], plain["digest"]);
+    let (with, without) = (desk.json("inspect layout"), desk.json("inspect plain"));
+    let image = |seen: &Value| seen["images"][0].clone();
+    assert_eq!(image(&with)["digest"], image(&without)["digest"], "the tar form is the same");
+    assert_eq!(image(&without).get("mounts"), None);
+    let mounts = image(&with)["mounts"].clone();
+    assert_eq!((&mounts[0]["form"], &mounts[1]["form"]), (&json!("squashfs"), &json!("erofs")));
+    let bytes = mounts[0]["bytes"].as_u64().expect("number");
+    assert!(bytes > NOISE as u64 && bytes < 2 * NOISE as u64, "{mounts}");
+    let text = String::from_utf8(output(&mut desk.command("inspect layout")).stdout).expect("text");
+    assert!(text.contains("mount: squashfs") && text.contains("mount: erofs"), "{text}");
+
+    let dir = desk.path("registry");
+    let at = embedded(&dir, None);
+    let pushed = desk.json(&format!("push imageset.toml --to http://{at} {forms}"));
+    assert_eq!(pushed["digest"], built["digest"]);
+    desk.json("keygen site");
+    let signed = desk.json(&format!("sign http://{at}/demo:1 --key site.key"));
+    // The description's, the image's, two forms', and the index.
+    assert_eq!(signed["added"].as_array().map(Vec::len), Some(5), "{signed}");
+    desk.json(&format!("verify http://{at}/demo:1 --key site.pem"));
+    let copied = desk.json(&format!("pull {at}/demo:1 back --plain-http"));
+    assert_eq!((&copied["digest"], &copied["signatures"]), (&built["digest"], &json!(5)));
+    assert_eq!(desk.json("inspect back")["images"], with["images"]);
+
+    desk.version("2");
+    desk.json(&format!("build imageset.toml --out two {forms}"));
+    let diff = desk.json("diff layout two");
+    assert!(diff["bytes_to_fetch"].as_u64().expect("number") < 100_000, "{diff}");
+    for form in ["squashfs", "erofs"] {
+        let bytes = diff["mount_bytes_to_fetch"][form].as_u64().expect("number");
+        assert!(bytes > NOISE as u64, "a mount form is fetched whole: {diff}");
+    }
+    let error = desk.refused("build imageset.toml --out x --mount ext4");
+    assert!(error.contains("`ext4` is not a mount form"), "{error}");
+    let error = desk.refused("build imageset.toml --out x --mount erofs --mount erofs-plain");
+    assert!(error.contains("there can be one erofs"), "{error}");
+    let path = desk.path("nothing").display().to_string();
+    let mut command = desk.command("build imageset.toml --out x --mount erofs");
+    let error = failed(command.env("PATH", path));
+    assert!(error.contains("apt-get install erofs-utils"), "{error}");
+    assert!(!desk.path("x").exists());
+}
+
+#[test]
 fn a_push_that_was_cut_goes_on_where_it_broke_off() {
     let (desk, store) = (Desk::new(), tempfile::tempdir().expect("dir"));
     let half = NOISE as u64 / 2;
@@ -335,12 +406,51 @@ fn a_push_that_was_cut_goes_on_where_it_broke_off() {
     assert_eq!(pulled["digest"], pushed["digest"]);
 }
 
+/// The uploads of a registry: those that clients have asked for, and those of them that it has forgotten.
+#[derive(Clone, Default)]
+struct Uploads(Arc<Mutex<(BTreeSet<String>, BTreeSet<String>)>>);
+
+impl Uploads {
+    fn forget(&self) {
+        let (seen, forgotten) = &mut *self.0.lock().expect("lock");
+        forgotten.append(seen);
+    }
+
+    async fn ask(self, request: Request, next: Next) -> Response {
+        let path = request.uri().path().to_owned();
+        if path.contains("/blobs/uploads/") && request.method() != Method::POST {
+            let (seen, forgotten) = &mut *self.0.lock().expect("lock");
+            if forgotten.contains(&path) {
+                let error = json!({ "errors": [{ "code": "BLOB_UPLOAD_UNKNOWN", "message": "" }] });
+                return (StatusCode::NOT_FOUND, axum::Json(error)).into_response();
+            }
+            seen.insert(path);
+        }
+        next.run(request).await
+    }
+}
+
 #[test]
 fn a_registry_that_forgets_a_cut_upload_gets_it_anew() {
-    let (desk, registry) = (Desk::new(), DebianRegistry::open());
-    let proxy = CuttingProxy::start(registry.address, NOISE as u64 / 2);
+    let (desk, store) = (Desk::new(), tempfile::tempdir().expect("dir"));
+    let half = NOISE as u64 / 2;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    listener.set_nonblocking(true).expect("nonblocking");
+    let address = listener.local_addr().expect("address");
+    let uploads = Uploads::default();
+    let guard = uploads.clone();
+    let app = router(RegistryStore::open(store.path()).expect("store"))
+        .layer(axum::middleware::from_fn(move |request, next| guard.clone().ask(request, next)));
+    serve(listener, app);
+    let forgetful = uploads.clone();
+    // Before the client can notice the cut.
+    let proxy = CuttingProxy::start_and(address, half, move || forgetful.forget());
     let pushed = desk.json(&format!("push imageset.toml --to http://{}", proxy.address));
     assert!(proxy.has_cut());
-    let seen = desk.json(&format!("inspect http://{}/demo:1", registry.address));
-    assert_eq!(seen["digest"], pushed["digest"]);
+    assert!(!uploads.0.lock().expect("lock").1.is_empty(), "no upload was under way");
+    let sent = pushed["bytes_sent"].as_u64().expect("number");
+    // The half that was forgotten crossed again.
+    assert!(proxy.sent() >= sent + half * 9 / 10, "{} bytes for {sent}", proxy.sent());
+    let pulled = desk.json(&format!("pull http://{}/demo:1 layout", proxy.address));
+    assert_eq!(pulled["digest"], pushed["digest"]);
 }

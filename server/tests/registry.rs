@@ -1,10 +1,11 @@
 //! The embedded registry over real connections, beside Debian's docker-registry, with our own push and Debian's tools.
 //!
-//! Needs skopeo, umoci and docker-registry; says how to install them where they are missing. Loopback only.
+//! Needs skopeo, umoci, podman, docker-registry, mkfs.erofs and mksquashfs; says how to install them where they are missing. Loopback only.
 
 #[path = "harness/registry.rs"]
 mod harness;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,6 +13,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use imagebuilder::build::{self, BuiltSet};
 use imagebuilder::client::Options;
@@ -43,7 +45,7 @@ fn example(dir: &Path, version: &str) -> BuiltSet {
     };
     let text = format!(
         "name = \"demo\"\nversion = \"{version}\"\n{}{}[[container]]\nname = \"a\"\nimage = \"a\"\n",
-        image("a", ""),
+        image("a", "mount = [\"erofs\", \"squashfs\"]"),
         image("b", "compression = \"zstd\"")
     );
     let set = description::parse(&text, &dir.join("imageset.toml"), 0).expect("description");
@@ -78,7 +80,12 @@ fn push_and_read_back(address: SocketAddr) {
     let (_, index) =
         wait(resolve::manifest(&pushed.reference, &Options::default())).expect("index");
     let entries = oci::resolve_set(&oci::parse_index(&index).expect("index"), "amd64");
-    assert_eq!(entries.expect("ImageSet").images, built.images);
+    let entries = entries.expect("ImageSet");
+    assert_eq!(entries.images, built.images);
+    let forms: Vec<_> = entries.mounts.values().flatten().collect();
+    assert_eq!(forms.iter().map(|it| it.image.as_str()).collect::<Vec<_>>(), ["a", "a"]);
+    let last = built.manifests.iter().rev().take(2).rev();
+    assert!(forms.iter().map(|it| &it.manifest).eq(last), "mount forms come last");
     for (name, image) in &built.images {
         let tag = build::image_tag(&built.set, name);
         let found = wait(resolve::digest(&reference.with_tag(&tag))).expect("image tag");
@@ -111,6 +118,17 @@ fn push_and_read_back(address: SocketAddr) {
         .arg(format!("{}:a", one.display()))
         .arg(&bundle));
     assert_eq!(fs::read_to_string(bundle.join("rootfs/etc/version")).expect("version"), "1");
+    let podman = |args: &[&str]| {
+        let mut podman = Command::new("podman");
+        podman.arg("--root").arg(dir.path().join("podman"));
+        podman.arg("--runroot").arg(dir.path().join("run"));
+        podman.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"]);
+        run(podman.args(args))
+    };
+    // The image by its tag, and out of the whole set: podman takes the first that is for this platform.
+    for tag in ["1-a", "1"] {
+        podman(&["pull", "--quiet", "--tls-verify=false", &format!("{address}/demo:{tag}")]);
+    }
 }
 
 #[test]
@@ -122,6 +140,9 @@ fn a_set_is_pushed_to_the_embedded_registry_and_read_by_skopeo_and_umoci() {
     let digest = registry.store.resolve_tag("demo", "1").expect("tag").expect("there");
     let index = registry.store.manifest("demo", &digest).expect("manifest").expect("there");
     assert_eq!(Digest::of(&index), digest);
+    // What a tag refers to stays, mount forms and their blobs too.
+    let report = registry.store.collect(&BTreeSet::new(), Duration::ZERO, false).expect("collect");
+    assert_eq!((report.manifests.len(), report.blobs), (0, 0), "{report:?}");
     assert_eq!(registry.store.resolve_tag("demo", "2").expect("tag"), None);
     assert!(registry.store.resolve_tag("../demo", "1").is_err());
 }

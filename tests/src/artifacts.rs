@@ -12,6 +12,8 @@ pub const ENV_LAYER0: &str = "LAYERCAKE_LAYER0";
 /// The directory of the built example programs.
 pub const ENV_EXAMPLES: &str = "LAYERCAKE_EXAMPLES";
 
+/// Where Layer0 with the modules of network storage is.
+pub const STORAGE_DIR: &str = "target/storage";
 /// Where the EFI programs are.
 pub const EFI_DIR: &str = "target/efi";
 /// Their command line: it finds the lab's server.
@@ -71,6 +73,18 @@ impl Artifacts {
             bail!("{} is not built: run `cargo xtask test qemu`", file.display());
         }
         Ok(file)
+    }
+
+    /// The same with the Layer0 that has the modules of network storage. `cargo xtask test qemu` builds it.
+    ///
+    /// # Errors
+    /// That it is not there, and what builds it.
+    pub fn with_storage(mut self) -> Result<Self> {
+        self.layer0 = workspace_root().join(STORAGE_DIR);
+        if !self.initramfs().exists() {
+            bail!("{} is not built: run `cargo xtask test qemu`", self.initramfs().display());
+        }
+        Ok(self)
     }
 
     /// The initramfs.

@@ -25,6 +25,9 @@ const IPXE_DIRS: [&str; 3] = ["/usr/lib/ipxe", "/usr/share/ipxe", "/usr/share/ip
 const OVMF: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 /// systemd's EFI stub as Debian has it.
 const EFI_STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+/// Where nfs-ganesha's back ends lie.
+const GANESHA_VFS: [&str; 3] =
+    ["/usr/lib/ganesha", "/usr/lib64/ganesha", "/usr/lib/x86_64-linux-gnu/ganesha"];
 /// Directories of programs beyond `PATH`, which lacks them for ordinary users.
 const SBIN: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
 
@@ -51,6 +54,10 @@ pub enum Need {
     Dnsmasq,
     /// `htpasswd`, for users of test registries.
     Htpasswd,
+    /// `mkfs.erofs`, for mount forms.
+    MkfsErofs,
+    /// `mksquashfs`, for mount forms.
+    Mksquashfs,
     /// `mmdebstrap`, for `debian:` sources and the benches' Debian system.
     Mmdebstrap,
     /// `skopeo`, a registry client that is not ours.
@@ -79,10 +86,22 @@ pub enum Need {
     Igzip,
     /// `openssl`, the second judge of signatures.
     OpenSsl,
+    /// `mkfs.ext4`, for disks that nodes keep blobs on.
+    MkfsExt4,
+    /// `ganesha.nfsd`, an NFS server.
+    NfsGanesha,
+    /// Its back end for directories of this machine.
+    NfsGaneshaVfs,
+    /// `tgtd` and `tgtadm`, an iSCSI target.
+    Tgt,
+    /// `cpio`.
+    Cpio,
     /// `newuidmap` and `newgidmap`, for mmdebstrap without root.
     Uidmap,
     /// `buildah`, which makes images.
     Buildah,
+    /// `nginx`, which serves files.
+    Nginx,
     /// OVMF, UEFI firmware for QEMU.
     Ovmf,
     /// systemd's EFI stub.
@@ -92,10 +111,12 @@ pub enum Need {
 }
 
 /// What the demo needs.
-pub const DEMO: [Need; 5] = [Need::Qemu, Need::IpxeRom, Need::IpxeFiles, Need::Ip, Need::UtilLinux];
+pub const DEMO: &[Need] = &[Need::Qemu, Need::IpxeRom, Need::IpxeFiles, Need::Ip, Need::UtilLinux];
 
 /// What the whole-system cases need.
-pub const CASES: [Need; 15] = [
+pub const CASES: &[Need] = &[
+    Need::MkfsErofs,
+    Need::Mksquashfs,
     Need::Qemu,
     Need::IpxeRom,
     Need::IpxeFiles,
@@ -113,12 +134,18 @@ pub const CASES: [Need; 15] = [
     Need::Runc,
 ];
 
+/// What the cases with network storage need beside [`CASES`].
+pub const STORAGE_CASES: &[Need] =
+    &[Need::NfsGanesha, Need::NfsGaneshaVfs, Need::Tgt, Need::MkfsExt4];
+
 /// What the cases with UEFI firmware need.
-pub const EFI_CASES: [Need; 6] =
-    [Need::Qemu, Need::Ip, Need::UtilLinux, Need::Ovmf, Need::EfiStub, Need::SbSign];
+pub const EFI_CASES: &[Need] =
+    &[Need::Qemu, Need::Ip, Need::UtilLinux, Need::Ovmf, Need::EfiStub, Need::SbSign];
 
 /// What the unit and integration tests of all crates need.
-pub const UNIT: [Need; 17] = [
+pub const UNIT: &[Need] = &[
+    Need::MkfsErofs,
+    Need::Mksquashfs,
     Need::Qemu,
     Need::Ip,
     Need::UtilLinux,
@@ -136,10 +163,15 @@ pub const UNIT: [Need; 17] = [
     Need::Htpasswd,
     Need::Mmdebstrap,
     Need::OpenSsl,
+    Need::MkfsExt4,
+    Need::Cpio,
+    Need::Tgt,
 ];
 
 /// What `cargo xtask bench pull` needs.
-pub const BENCH_PULL: [Need; 11] = [
+pub const BENCH_PULL: &[Need] = &[
+    Need::MkfsErofs,
+    Need::Mksquashfs,
     Need::Ip,
     Need::UtilLinux,
     Need::DockerRegistry,
@@ -154,8 +186,8 @@ pub const BENCH_PULL: [Need; 11] = [
 ];
 
 /// What `cargo xtask bench roll` needs.
-pub const BENCH_ROLL: [Need; 6] =
-    [Need::Ip, Need::UtilLinux, Need::Podman, Need::Runc, Need::Crun, Need::Busybox];
+pub const BENCH_ROLL: &[Need] =
+    &[Need::Ip, Need::UtilLinux, Need::Podman, Need::Runc, Need::Crun, Need::Busybox];
 
 /// A package manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,10 +229,18 @@ impl Need {
             Self::Podman => [Some("podman"); 3],
             Self::Curl => [Some("curl"); 3],
             Self::Htpasswd => [Some("apache2-utils"), Some("httpd-tools"), Some("apache")],
+            Self::MkfsErofs => [Some("erofs-utils"); 3],
+            Self::Mksquashfs => [Some("squashfs-tools"); 3],
             Self::Mmdebstrap => [Some("mmdebstrap"), Some("mmdebstrap"), None],
             Self::OpenSsl => [Some("openssl"); 3],
+            Self::MkfsExt4 => [Some("e2fsprogs"); 3],
+            Self::NfsGanesha => [Some("nfs-ganesha"), Some("nfs-ganesha"), None],
+            Self::NfsGaneshaVfs => [Some("nfs-ganesha-vfs"), Some("nfs-ganesha-vfs"), None],
+            Self::Tgt => [Some("tgt"), Some("scsi-target-utils"), None],
+            Self::Cpio => [Some("cpio"); 3],
             Self::Uidmap => [Some("uidmap"), Some("shadow-utils"), Some("shadow")],
             Self::Buildah => [Some("buildah"); 3],
+            Self::Nginx => [Some("nginx-light"), Some("nginx"), Some("nginx")],
             Self::Ovmf => [Some("ovmf"), None, None],
             Self::EfiStub => [Some("systemd-boot-efi"), None, None],
             Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
@@ -216,7 +256,12 @@ impl Need {
     fn programs(self) -> &'static [&'static str] {
         match self {
             Self::Qemu => &["qemu-system-x86_64"],
-            Self::IpxeRom | Self::IpxeFiles | Self::Ovmf | Self::EfiStub => &[],
+            Self::IpxeRom | Self::IpxeFiles | Self::Ovmf | Self::EfiStub | Self::NfsGaneshaVfs => {
+                &[]
+            }
+            Self::NfsGanesha => &["ganesha.nfsd"],
+            Self::Tgt => &["tgtd", "tgtadm"],
+            Self::Cpio => &["cpio"],
             Self::Ip => &["ip"],
             Self::UtilLinux => &["setpriv", "unshare", "nsenter"],
             Self::Ethtool => &["ethtool"],
@@ -228,6 +273,8 @@ impl Need {
             Self::Podman => &["podman"],
             Self::Curl => &["curl"],
             Self::Htpasswd => &["htpasswd"],
+            Self::MkfsErofs => &["mkfs.erofs"],
+            Self::Mksquashfs => &["mksquashfs"],
             Self::Mmdebstrap => &["mmdebstrap"],
             Self::Atftp => &["atftp"],
             Self::TftpHpa => &["tftp"],
@@ -238,8 +285,10 @@ impl Need {
             Self::Crun => &["crun"],
             Self::Igzip => &["igzip"],
             Self::OpenSsl => &["openssl"],
+            Self::MkfsExt4 => &["mkfs.ext4"],
             Self::Uidmap => &["newuidmap", "newgidmap"],
             Self::Buildah => &["buildah"],
+            Self::Nginx => &["nginx"],
             Self::SbSign => &["sbsign", "sbverify"],
         }
     }
@@ -250,6 +299,9 @@ impl Need {
             Self::IpxeFiles => ipxe_dir().is_some(),
             Self::Ovmf => Path::new(OVMF).exists(),
             Self::EfiStub => Path::new(EFI_STUB).exists(),
+            Self::NfsGaneshaVfs => {
+                GANESHA_VFS.iter().any(|dir| Path::new(dir).join("libfsalvfs.so").exists())
+            }
             _ => self.programs().iter().all(|program| find_program(program).is_some()),
         }
     }
@@ -261,6 +313,7 @@ impl fmt::Display for Need {
             Self::IpxeRom => f.write_str("the network boot ROM of QEMU's NIC (efi-virtio.rom)"),
             Self::IpxeFiles => f.write_str("iPXE's boot files (undionly.kpxe)"),
             Self::Busybox => f.write_str("a static busybox"),
+            Self::NfsGaneshaVfs => f.write_str("nfs-ganesha's VFS back end (libfsalvfs.so)"),
             Self::Ovmf => f.write_str("UEFI firmware (OVMF_CODE_4M.fd)"),
             Self::EfiStub => f.write_str("systemd's EFI stub (linuxx64.efi.stub)"),
             _ => f.write_str(&self.programs().join(", ")),
@@ -394,7 +447,7 @@ mod tests {
 
     #[test]
     fn everything_that_is_needed_has_a_debian_package() {
-        for need in CASES.into_iter().chain(UNIT).chain(DEMO).chain(BENCH_PULL).chain(BENCH_ROLL) {
+        for need in CASES.iter().chain(UNIT).chain(DEMO).chain(BENCH_PULL).chain(BENCH_ROLL) {
             assert!(need.package(Manager::Apt).is_some(), "{need}");
         }
     }

@@ -49,6 +49,16 @@ impl<'l> Story<'l> {
         self.server.push(self.lab, imageset)
     }
 
+    /// Pushes an ImageSet whose images come as this file system too.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn push_mounted(&self, imageset: &Path, form: &str) -> Result<()> {
+        let file = imageset.to_string_lossy();
+        let args = ["imageset", "push", &*file, "--mount", form];
+        self.server.layercake(self.lab, &args).map(drop)
+    }
+
     /// Pushes an ImageSet to another registry.
     ///
     /// # Errors
@@ -81,8 +91,18 @@ impl<'l> Story<'l> {
     /// # Errors
     /// When QEMU does not start.
     pub fn switch_on(&mut self, number: u8) -> Result<()> {
-        let machine = Machine::start(self.lab, &MachineSpec::netboot(number))?;
-        self.machines.insert(number, machine);
+        self.switch_on_as(&MachineSpec::netboot(number))
+    }
+
+    /// Switches a node on that is made like this, in the place of one of its number that is off.
+    ///
+    /// # Errors
+    /// When QEMU does not start.
+    pub fn switch_on_as(&mut self, spec: &MachineSpec) -> Result<()> {
+        // Its console and its cable are free only then.
+        drop(self.machines.remove(&spec.number));
+        let machine = Machine::start(self.lab, spec)?;
+        self.machines.insert(spec.number, machine);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Nodes that boot from the network and run what they are told, from our own registry and from Debian's.
 
 use anyhow::{Context, Result, ensure};
-use protocol::node::{Phase, SetState};
+use protocol::node::{Phase, RollOutcome, SetState};
 use tests::artifacts::{Artifacts, example};
 use tests::lab::case;
 use tests::prerequisites::CASES;
@@ -47,6 +47,15 @@ fn a_roll_changes_the_version_and_keeps_the_node_up() -> Result<()> {
         let roll = second.last_roll.context("the roll was not reported")?;
         ensure!(roll.from == Some(first.digest) && roll.to == second.digest, "{roll:?}");
         ensure!(roll.blackout_us.is_some(), "the blackout was not measured");
+        ensure!(second.previous.is_some_and(|kept| kept.version.as_str() == "1"));
+
+        // An operator's undo: what is kept is staged, so nothing is fetched.
+        story.server.layercake(lab, &["roll", "undo", "hello", "--all", "--timeout", "60"])?;
+        let (after, third) = story.wait_running(1, "hello", "1")?;
+        ensure!(story.hello(1)? == "1");
+        ensure!(before.boot_id == after.boot_id, "the node was rebooted");
+        let undo = third.last_roll.context("the undo was not reported")?;
+        ensure!((undo.outcome, undo.bytes) == (Some(RollOutcome::Undone), 0), "{undo:?}");
         Ok(())
     })
 }

@@ -110,9 +110,10 @@ fn an_agent_killed_in_the_middle_of_a_roll_leaves_exactly_the_new_set() -> Resul
         })?;
         ensure!(before.boot_id == after.boot_id, "the node was rebooted");
         ensure!(story.hello(1)? == "2");
-        for dir in ["containers", "mounts"] {
+        // The old set's mount is kept for an undo, and nothing else of it.
+        for (dir, expected) in [("containers", 1), ("mounts", 2)] {
             let said = story.machine(1)?.shell(&format!("ls /run/layercake/{dir} | wc -l"))?;
-            ensure!(number(&said)? == 1, "{said} in {dir}");
+            ensure!(number(&said)? == expected, "{said} in {dir}");
         }
         Ok(())
     })
@@ -175,7 +176,8 @@ fn a_set_in_pivot_mode_takes_the_machine_and_its_agent_still_reports() -> Result
         let artifacts = Artifacts::find()?;
         make_pivot_base(&workspace_root().join("target/examples/pivot"))?;
         let mut story = Story::begin(lab, &ServerSpec::new(artifacts, 1))?;
-        story.push(&workspace_root().join("examples/pivot/imageset.toml"))?;
+        // As a file system: it has to come along when the machine's root changes.
+        story.push_mounted(&workspace_root().join("examples/pivot/imageset.toml"), "erofs")?;
         story.roll_all("pivot:1")?;
         story.switch_on(1)?;
         let (observed, _) = story.wait_running(1, "pivot", "1")?;
@@ -216,6 +218,45 @@ fn a_kernel_and_an_initramfs_run_an_imageset_without_any_server() -> Result<()> 
         });
         let answer = answer.with_context(|| machine.console.situation())?;
         ensure!(hello_version(&answer)? == "1", "{answer}");
+        Ok(())
+    })
+}
+
+#[test]
+fn images_that_come_as_file_systems_are_mounted_in_layer0_and_roll() -> Result<()> {
+    case("mount", &CASES, |lab| {
+        let mut story = Story::begin(lab, &with_shell(lab)?)?;
+        story.push_mounted(&example("hello", "v1"), "squashfs")?;
+        story.push_mounted(&example("hello", "v2"), "erofs")?;
+        story.roll_all("hello:1")?;
+        story.switch_on(1)?;
+        let (before, _) = story.wait_running(1, "hello", "1")?;
+        ensure!(story.hello(1)? == "1");
+        let count = |story: &mut Story<'_>, what: &str| {
+            number(&story.machine(1)?.shell(&format!("{what} | wc -l"))?)
+        };
+        let mounts = |kind: &str| format!("grep '/lowers/.* {kind} ro' /proc/mounts");
+        ensure!(count(&mut story, &mounts("squashfs"))? == 1, "v1 is not mounted as squashfs");
+        ensure!(count(&mut story, "ls /run/layercake/layers")? == 0, "v1 was unpacked");
+
+        // An agent that was killed finds it mounted.
+        let agent = number(&story.machine(1)?.shell(AGENT)?)?;
+        story.machine(1)?.shell(&format!("kill -9 {agent}"))?;
+        story.wait(1, "to report from a new agent", ACT, |observed| {
+            (observed.agent_starts == before.agent_starts + 1).then_some(())
+        })?;
+        story.roll_all("hello:2")?;
+        story.wait_running(1, "hello", "2")?;
+        ensure!(story.hello(1)? == "2");
+        ensure!(count(&mut story, &mounts("erofs"))? == 1, "v2 is not mounted as EROFS");
+        // The old set's go with it, loop device and all.
+        wait::until("the old file system to go", ACT, || {
+            let left = count(&mut story, &mounts("squashfs"))?;
+            let loops = count(&mut story, "ls -d /sys/block/loop*/loop")?;
+            Ok((left == 0 && loops <= 1).then_some(()))
+        })?;
+        ensure!(count(&mut story, "ls /run/layercake/lowers")? == 1);
+        ensure!(count(&mut story, "ls /run/layercake/layers")? == 0, "v2 was unpacked");
         Ok(())
     })
 }

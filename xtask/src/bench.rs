@@ -3,20 +3,33 @@
 
 mod figures;
 mod image;
+mod load;
 mod measure;
+mod mount;
+mod next;
 mod peers;
 mod pull;
+mod push;
+mod registry;
 mod roll;
 
 use clap::Subcommand;
+
+use figures::Figure;
 
 /// The benches.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
     /// Registry to unpacked image: the agent beside podman, skopeo and umoci, containerd, and curl | igzip | tar
     Pull(pull::Args),
+    /// Registry to mounted root: the image as squashfs and EROFS beside its layers and podman pull
+    Mount(mount::Args),
     /// How long a service is away: replaced beside podman's stop and run, handed over, killed; and how long starts take
     Roll(roll::Args),
+    /// OCI layout to registry: layercake imageset copy beside skopeo copy --all
+    Push(push::Args),
+    /// The embedded registry: serving blobs beside nginx, taking pushes beside docker-registry
+    Registry(registry::Args),
 }
 
 /// Runs a bench.
@@ -26,6 +39,21 @@ pub(crate) enum Bench {
 pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Pull(args) => pull::run(args),
+        Bench::Mount(args) => mount::run(args),
         Bench::Roll(args) => roll::run(args),
+        Bench::Push(args) => push::run(args),
+        Bench::Registry(args) => registry::run(args),
+    }
+}
+
+/// The table on stdout; or the figures as JSON, one a line, and the table on stderr.
+fn print(text: &str, figures: &[Figure], json: bool) {
+    if !json {
+        print!("{text}");
+        return;
+    }
+    eprint!("{text}");
+    for figure in figures {
+        println!("{}", figure.json());
     }
 }

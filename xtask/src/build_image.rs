@@ -42,9 +42,16 @@ pub(crate) struct Args {
     /// Run only ImageSets signed by this public key, PEM (repeatable, any of them is enough); see `layercake imageset keygen`
     #[arg(long, value_name = "FILE")]
     pub(crate) imageset_key: Vec<PathBuf>,
+    /// Give nodes this registry table, TOML with [[registries]] as in layercake.toml: mirrors, CA certificates, credentials.
+    /// Whoever can fetch the image can read it: credentials should only be able to pull
+    #[arg(long, value_name = "FILE")]
+    pub(crate) registries: Option<PathBuf>,
     /// Merge this directory's tree over the image, owned by root (repeatable, the last one wins)
     #[arg(long, value_name = "DIR")]
     pub(crate) overlay: Vec<PathBuf>,
+    /// Put these modules in as well: an [extra.NAME] of kernel-config/modules.toml (repeatable), `storage` for network storage
+    #[arg(long, value_name = "NAME")]
+    pub(crate) with: Vec<String>,
     /// How the initramfs is compressed
     #[arg(long, value_enum, default_value_t)]
     pub(crate) compression: CompressionArg,
@@ -141,6 +148,7 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
     let lists_path = root.join("kernel-config/modules.toml");
     let required_path = root.join("kernel-config/required.toml");
     let lists = wanted::parse(&read(&lists_path)?);
+    let lists = lists.and_then(|lists| lists.with(&args.with));
     let lists = lists.with_context(|| format!("in {}", lists_path.display()))?;
     let required = kconfig::parse_required(&read(&required_path)?);
     let required = required.with_context(|| format!("in {}", required_path.display()))?;
@@ -169,6 +177,7 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
         required,
         ca: args.ca.clone(),
         imageset_keys: args.imageset_key.clone(),
+        registries: args.registries.clone(),
         overlays: args.overlay.clone(),
         compression: match args.compression {
             CompressionArg::Zstd => Compression::Zstd,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use tests::artifacts::{Artifacts, EFI_COMMAND_LINE, EFI_DIR, workspace_root};
+use tests::artifacts::{Artifacts, EFI_COMMAND_LINE, EFI_DIR, STORAGE_DIR, workspace_root};
 use tests::qemu::ovmf;
 
 use crate::children::{self, STATIC_TARGET, run, static_build};
@@ -67,6 +67,17 @@ pub(crate) fn efi() -> Result<()> {
         run(&mut layer0)?;
     }
     Ok(())
+}
+
+/// Builds Layer0 with the modules of network storage, for the cases that mount from NFS and iSCSI.
+///
+/// # Errors
+/// What does not build.
+pub(crate) fn storage() -> Result<()> {
+    let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
+    layer0.args(["build-image", "--with", "storage", "--out"]);
+    layer0.arg(workspace_root().join(STORAGE_DIR)).stdout(std::io::stderr());
+    run(&mut layer0)
 }
 
 /// Builds the server and gives its file.

@@ -111,6 +111,7 @@ impl Agent {
                 log::warn!("left over: {}", chain(&error));
             }
         }
+        mounts::lower::sweep(&self.around.dirs.lowers());
     }
 
     /// Every container instance found, by set.

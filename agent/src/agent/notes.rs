@@ -2,6 +2,8 @@
 //! one knew. Losing them costs a report some history, never a container.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -77,7 +79,14 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
 
 fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let temporary = path.with_extension("json.tmp");
-    fs::write(&temporary, serde_json::to_vec(value)?)?;
+    // The desired document may have a registry's password in it.
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(&serde_json::to_vec(value)?)?;
     fs::rename(&temporary, path)
 }
 
@@ -95,6 +104,9 @@ mod tests {
         file.save(&notes);
         assert_eq!(file.load("boot-1").starts, 3);
         assert_eq!(file.load("boot-2").starts, 0);
+        let about = fs::metadata(dir.path().join("state/agent.json")).expect("notes");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&about.permissions());
+        assert_eq!(mode & 0o777, 0o600, "a registry's password may stand in it");
     }
 
     #[test]

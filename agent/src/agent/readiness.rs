@@ -276,12 +276,12 @@ mod tests {
         let table: [(&str, &[Word], Option<u64>, bool); 8] = [
             ("{}", &[], Some(1), true),
             (r#"{"notify":true}"#, &[], None, false),
-            (r#"{"notify":true}"#, &[ready.clone()], Some(10), true),
+            (r#"{"notify":true}"#, std::slice::from_ref(&ready), Some(10), true),
             (HEALTH, &[], None, false),
-            (HEALTH, &[healthy.clone()], Some(10), true),
+            (HEALTH, std::slice::from_ref(&healthy), Some(10), true),
             (HEALTH, &[healthy.clone(), no()], Some(10), false),
-            (&both, &[healthy.clone()], None, false),
-            (&both, &[healthy, ready], Some(11), true),
+            (&both, std::slice::from_ref(&healthy), None, false),
+            (&both, &[healthy.clone(), ready.clone()], Some(11), true),
         ];
         for (container, words, ready_at, well) in table {
             let mut readiness = readiness(container).begun(1);

@@ -58,6 +58,7 @@ impl Facts {
             desired_version: notes.desired.as_ref().map_or(0, |desired| desired.version),
             timeline: notes.timeline.clone(),
             waiting,
+            cache: None,
             imagesets,
         })
     }

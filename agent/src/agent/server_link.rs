@@ -46,13 +46,11 @@ impl ServerLink {
 
     /// Polls the desired document for ever and sends each new one, and each change between reachable and not.
     pub(super) fn poll_desired(self, events: &Sender, channels: &Channels) {
-        let mut known: Option<u64> = None;
+        let mut known: Option<(u64, Option<String>)> = None;
         let mut failures: u32 = 0;
         loop {
             let wait = if failures == 0 { LONG_POLL_S } else { 0 };
-            let tail = known.map_or("desired".to_owned(), |version| {
-                format!("desired?after={version}&wait={wait}")
-            });
+            let tail = tail(known.as_ref(), wait);
             let timeout = REQUEST_TIMEOUT + Duration::from_secs(wait);
             match self.transport.get_json::<Desired>(&self.url(failures, &tail), timeout) {
                 Ok(desired) => {
@@ -61,7 +59,8 @@ impl ServerLink {
                         let requests = std::mem::take(&mut desired.channels);
                         channels.open(self.base(failures), requests);
                         // With nothing but channels in it, it is no news.
-                        if known.replace(desired.version) != Some(desired.version) {
+                        let news = (desired.version, desired.registries_tag.clone());
+                        if known.replace(news.clone()) != Some(news) {
                             events.send(Event::Desired(desired));
                         }
                     }
@@ -99,6 +98,14 @@ impl ServerLink {
             }
         }
     }
+}
+
+/// What is asked for: the document that comes after the known one, or one with another registry table.
+fn tail(known: Option<&(u64, Option<String>)>, wait: u64) -> String {
+    let Some((version, tag)) = known else { return "desired".to_owned() };
+    let good = |b: u8| b.is_ascii_alphanumeric();
+    let tag = tag.as_deref().filter(|tag| tag.bytes().all(good)).unwrap_or_default();
+    format!("desired?after={version}&wait={wait}&registries={tag}")
 }
 
 #[derive(Debug, Default)]

@@ -125,6 +125,14 @@ struct Watch {
     until: Option<Duration>,
 }
 
+/// The way back to the kept set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Way {
+    kept: Kept,
+    refused: Refused,
+    report: Option<RollReport>,
+}
+
 /// What the machine is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Work {
@@ -134,7 +142,7 @@ enum Work {
     Held { target: Target, busy: Option<String>, ask_at: Option<Duration> },
     CuttingOver(Target),
     Watching(Watch),
-    GoingBack { kept: Kept, refused: Refused, report: Option<RollReport> },
+    GoingBack(Box<Way>),
     Stopping,
     Waiting { until: Duration },
 }
@@ -324,7 +332,7 @@ impl SetMachine {
 
     /// Whether what runs is being replaced or stopped this very moment.
     fn is_leaving(&self) -> bool {
-        matches!(self.work, Work::CuttingOver(_) | Work::GoingBack { .. } | Work::Stopping)
+        matches!(self.work, Work::CuttingOver(_) | Work::GoingBack(_) | Work::Stopping)
     }
 
     /// Takes an event. `jitter` is a fresh random number in 0.0..1.0, for retries.

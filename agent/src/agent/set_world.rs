@@ -92,7 +92,7 @@ impl World {
                 SetAction::DropKept => assert!(
                     !matches!(
                         self.machine.work,
-                        Work::Watching(_) | Work::CuttingOver(_) | Work::GoingBack { .. }
+                        Work::Watching(_) | Work::CuttingOver(_) | Work::GoingBack(_)
                     ),
                     "the old set was dropped before the new one was committed"
                 ),
@@ -132,10 +132,12 @@ impl World {
                 }
                 self.give(SetEvent::Staged(if well { Ok(()) } else { Err(fail()) }));
             }
-            SetAction::Discard => match self.staged.take().expect("something staged") {
-                (set, true) => self.kept = Some(set),
-                (_, false) => {}
-            },
+            SetAction::Discard => {
+                let (set, kept) = self.staged.take().expect("something staged");
+                if kept {
+                    self.kept = Some(set);
+                }
+            }
             SetAction::DropKept => drop(self.kept.take()),
             SetAction::AskBusy => {
                 let why = self.busy.then(|| "job".to_owned());

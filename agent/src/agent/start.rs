@@ -20,13 +20,16 @@ use super::server_link::Outbox;
 use super::usage::Usages;
 use super::worker::Surroundings;
 use super::{Agent, Init, Sender, chain};
+use crate::cache::Cache;
 use crate::containers::NodeFacts;
 use crate::health::{Sign, Watcher};
+use crate::imageapi::service::ImageApi;
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
-use crate::paths::{CA_DIR, KEYS_DIR, RunDirs};
+use crate::paths::RunDirs;
 use crate::pull::Puller;
 use crate::pull::signed::load_policy;
+use crate::registry::table::Registries;
 use crate::store::Store;
 use crate::transport::Transport;
 use crate::{identity, logging, modules, network};
@@ -61,21 +64,30 @@ pub fn run(options: AgentOptions) -> Result<(), String> {
     let (sender, inbox) = mpsc::channel();
     let events = Sender(sender);
     let terminator = events.clone();
+    let imageapi = Arc::new(ImageApi::default());
+    let (standalone, stopping) = (options.standalone, Arc::clone(&imageapi));
     thread("signals", move || {
         if signals.wait().is_ok() {
             terminator.send(Event::Terminate);
+            if !standalone {
+                stopping.stop();
+            }
         }
     });
     if !options.standalone {
         bring_up_machine(&args, &options, &events)?;
     }
     let mut agent = build(&options, &args, events)?;
+    imageapi.start(&options, &agent.around.hostname, agent.pulls.puller())?;
     agent.adopt();
     if options.standalone {
         // The host's network is there already, and not ours to touch.
         agent.connect(protocol::ids::Mac([0; 6]));
     }
     agent.run(&inbox);
+    if !standalone {
+        imageapi.wait_stopped(super::STOP_PATIENCE);
+    }
     Ok(())
 }
 
@@ -142,12 +154,19 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     let mut notes = notes_file.load(&identity.boot_id);
     notes.starts = notes.starts.saturating_add(1);
     notes_file.save(&notes);
-    let transport = Transport::new(Path::new(CA_DIR)).map_err(|error| chain(&error))?;
-    let policy = load_policy(Path::new(KEYS_DIR));
+    let transport = Transport::new(&options.config.ca()).map_err(|error| chain(&error))?;
+    let registries = Registries::new(transport.clone());
+    if let Err(problem) = registries.read_file(&options.config.registries()) {
+        log::error!("{problem}; registries are spoken to without it");
+    }
+    let policy = load_policy(&options.config.keys());
     if let Policy::Unusable(reason) = &policy {
         log::error!("no ImageSet can be verified, so none will run: {reason}");
     }
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
+    let cache = cache(options, args, &dirs);
+    let puller = Puller::new(store, registries).with_policy(policy).with_cache(cache);
+    let puller = puller.with_mount_forms(&options.mount_forms);
     let init: Init = Control::from_env().map(Arc::new);
     let hostname = hostname();
     let facts = NodeFacts { name: hostname.clone(), ..NodeFacts::default() };
@@ -166,7 +185,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         notes,
         notes_file,
         around,
-        pulls: Pulls::new(Puller::new(store, transport).with_policy(policy)),
+        pulls: Pulls::new(puller),
         outbox: Outbox::default(),
         sets: std::collections::BTreeMap::new(),
         busy_program: options.busy.clone(),
@@ -186,6 +205,18 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     }
     agent.mark(protocol::node::Phase::Init);
     Ok(agent)
+}
+
+/// The cache of blobs: the directory of the options, else in Layer0 the disk with the command line's label.
+fn cache(options: &AgentOptions, args: &BootArgs, dirs: &RunDirs) -> Cache {
+    let cache = match (&options.cache_dir, args.cache.label()) {
+        (Some(dir), _) => Cache::in_directory(dir),
+        (None, Some(label)) if !options.standalone => Cache::on_disk(label, &dirs.disk()),
+        _ => Cache::none(),
+    };
+    let warm = cache.clone();
+    thread("find-cache", move || warm.warm_up());
+    cache
 }
 
 /// Who asks containers how they are; what comes of it goes to those who wait, and into the loop.
@@ -230,15 +261,7 @@ pub(super) fn desired_of_reference(node: &NodeId, reference: Reference) -> Desir
         }
         _ => Vec::new(),
     };
-    Desired {
-        version: 0,
-        node: node.clone(),
-        imagesets,
-        power: None,
-        busy: None,
-        files: Vec::new(),
-        channels: Vec::new(),
-    }
+    Desired { imagesets, ..Desired::empty(node.clone()) }
 }
 
 /// Starts a thread of the agent. Where the system has no thread to give, the agent says so and ends: PID 1 starts it

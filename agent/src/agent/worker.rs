@@ -395,7 +395,15 @@ impl Worker {
             pulled.images.get(image).ok_or_else(|| format!("image {image} was not pulled"))?;
         let dir = mount_dir(&self.around.dirs, &self.name, container, &pulled.digest);
         mounts::unmount_overlay(&dir).map_err(|error| super::chain(&error))?;
-        mounts::mount_overlay(&image.layers, &dir).map_err(|error| super::chain(&error))?;
+        let own_users = |it: &Container| it.name == *container && it.namespaces.user;
+        let mounted = if pulled.set.containers.iter().any(own_users) {
+            let base = containers::view::id_base(&self.name, container);
+            let mapped = |layers: &[PathBuf]| containers::idmap::mount_overlay(layers, &dir, base);
+            mounts::mount_image_by(&image.root, &dir, mapped)
+        } else {
+            mounts::mount_image(&image.root, &dir)
+        };
+        mounted.map_err(|error| super::chain(&error))?;
         Ok(dir)
     }
 

@@ -98,7 +98,7 @@ fn ask(dir: &std::path::Path) -> Result<Status, String> {
         Ok(Reply::Status(status)) => Ok(status),
         Ok(Reply::Ended(_)) => Err("it has ended".to_owned()),
         Ok(Reply::Error { message }) => Err(message),
-        Ok(reply) => Err(format!("its monitor gave a strange reply: {reply:?}")),
+        Ok(_) => Err("its monitor answers something else".to_owned()),
         Err(error) => Err(format!("its monitor does not answer: {error}")),
     }
 }

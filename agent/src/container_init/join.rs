@@ -1,6 +1,6 @@
 //! The child of [`crate::container_exec`], in the container's namespaces and control group already, until it becomes the command.
 //!
-//! It takes on what the container's own program has: user, capabilities, limits, no_new_privs.
+//! It takes on what the container's own program has: user, capabilities, limits, filter of system calls, no_new_privs.
 
 use std::convert::Infallible;
 use std::io;
@@ -62,7 +62,6 @@ fn become_command(
     let program = exec::Program::new(spec, &user.home)?;
     let capabilities = privileges::of(spec)?;
     if spec.view.is_filtered() {
-        // While CAP_SYS_ADMIN is there, as for the container's own program.
         seccomp::apply(spec.profile, &capabilities)?;
     }
     privileges::take(spec, &capabilities, &user)?;

@@ -1,15 +1,15 @@
 //! A tiny PID 1 in front of a program that cannot be one: it passes signals on, takes in orphans, and ends as the program
 //! ends. It is this process, which forks behind the exec barrier; it allocates nothing more.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::{FAILED, InitError, step};
-use crate::sys::process::{self, Forked, pidfd_send_signal, reset_signals};
+use crate::sys::process::{OneThread, fork, pidfd_send_signal, reset_signals};
 
 /// What a shell adds to the number of the signal that ended a program.
 const SIGNALLED: i32 = 128;
@@ -21,6 +21,7 @@ const SIGCHLD: u32 = 17;
 pub(super) struct Reaper {
     signals: SignalFd,
     child: Pid,
+    pidfd: OwnedFd,
 }
 
 /// Forks: `None` in the child, which goes on to become the program.
@@ -32,22 +33,19 @@ pub(super) fn split() -> Result<Option<Reaper>, InitError> {
     // A signal that comes between here and the watching waits: a blocked signal is not lost, not even for PID 1.
     all.thread_block().map_err(step("block signals"))?;
     let signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC).map_err(step("signalfd"))?;
-    match process::split().map_err(step::<std::io::Error>("fork"))? {
-        Forked::Child => {
-            reset_signals();
-            Ok(None)
-        }
-        Forked::Parent(pid) => {
-            let child = Pid::from_raw(pid).ok_or(Errno::SRCH).map_err(step("fork"))?;
-            Ok(Some(Reaper { signals, child }))
-        }
-    }
+    let alone = OneThread::check().map_err(step::<std::io::Error>("fork"))?;
+    let Some(child) = fork(alone).map_err(step::<std::io::Error>("fork"))? else {
+        reset_signals();
+        return Ok(None);
+    };
+    let pid = i32::try_from(child.pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or(Errno::SRCH).map_err(step("fork"))?;
+    Ok(Some(Reaper { signals, child: pid, pidfd: child.pidfd }))
 }
 
 impl Reaper {
     /// Watches until the program has ended; the result is its exit code, or 128 and the signal's number.
     pub(super) fn watch(self) -> i32 {
-        let Ok(child) = pidfd_open(self.child, PidfdFlags::empty()) else { return FAILED };
         loop {
             // The first look comes before the first wait: the program may have ended already.
             loop {
@@ -64,7 +62,7 @@ impl Reaper {
             if signal.ssi_signo != SIGCHLD {
                 let number = i32::try_from(signal.ssi_signo).unwrap_or_default();
                 // A program that has just ended is found at the next look.
-                drop(pidfd_send_signal(child.as_fd(), number));
+                drop(pidfd_send_signal(self.pidfd.as_fd(), number));
             }
         }
     }

@@ -106,7 +106,10 @@ fn adopt_one(id: &str, dir: &Path, on_end: &OnEnd) -> Result<Option<Adopted>, Co
             Err(error) if dir.join(EXIT_FILE).exists() || !monitor_lives(dir) => {
                 log::debug!("container {id} ended while it was being adopted: {error}");
             }
-            Err(error) => kill_monitor(id, dir, &error),
+            Err(error) => {
+                log::warn!("container {id}: its monitor does not answer ({error}) and is killed");
+                kill_monitor(id, dir);
+            }
         }
     }
     let exit = record_of_the_dead(dir);
@@ -134,8 +137,7 @@ fn connect(dir: &Path) -> io::Result<(UnixStream, Reply)> {
 }
 
 /// A monitor that holds its lock but does not answer is of no use: it is killed, and its container with it.
-fn kill_monitor(id: &str, dir: &Path, why: &io::Error) {
-    log::warn!("container {id}: its monitor does not answer ({why}) and is killed");
+pub(super) fn kill_monitor(id: &str, dir: &Path) {
     let pid = fs::read_to_string(dir.join(LOCK_FILE))
         .ok()
         .and_then(|text| text.trim().parse().ok())
@@ -148,7 +150,7 @@ fn kill_monitor(id: &str, dir: &Path, why: &io::Error) {
 }
 
 /// Whether somebody holds the monitor's lock.
-fn monitor_lives(dir: &Path) -> bool {
+pub(super) fn monitor_lives(dir: &Path) -> bool {
     File::open(dir.join(LOCK_FILE)).is_ok_and(|file| {
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
             == Err(rustix::io::Errno::WOULDBLOCK)

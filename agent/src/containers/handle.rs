@@ -8,17 +8,23 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protocol::node::ContainerState;
 
-use super::adopt::{clear, record_of_the_dead};
+use super::adopt::{clear, kill_monitor, monitor_lives, record_of_the_dead};
+use super::cgroup::Cgroup;
 use super::control::{MAX_LINE, Reply, Request, Status, line};
 use super::sockets::{HeldSockets, receive_with};
 use super::{ContainerError, EXIT_FILE, ExitRecord, SOCKET_FILE, Spec, read_json};
 
 /// Longest time from starting a monitor to its container standing at the exec barrier, and of any quick reply.
 pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a monitor may take to tell of a death it has brought about: it answers in a millisecond.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a monitor that was killed may take to be gone, and the pause between two looks.
+const FORCE_TIMEOUT: Duration = Duration::from_secs(10);
+const FORCE_PAUSE: Duration = Duration::from_millis(2);
 /// Stack of a thread that waits for a container's end: it parses one line.
 const WATCH_STACK: usize = 256 << 10;
 
@@ -198,22 +204,25 @@ impl Handle {
     /// dropped from its log are counted only in the record that comes to those who watch.
     ///
     /// # Errors
-    /// [`ContainerError::Monitor`] when the monitor does not answer.
+    /// [`ContainerError::Monitor`] when the monitor neither answers nor can be killed: the container may run on then.
     pub fn stop(&self) -> Result<ExitRecord, ContainerError> {
         let spec = &self.inner.spec;
         self.stop_with(spec.stop_signal, Duration::from_secs(spec.stop_timeout_s.into()))
     }
 
-    /// As [`Self::stop`], with another signal and timeout.
+    /// As [`Self::stop`], with another signal and timeout. A container whose monitor does not answer is ended through its
+    /// control group, and the monitor with it.
     ///
     /// # Errors
     /// As [`Self::stop`].
     pub fn stop_with(&self, signal: i32, timeout: Duration) -> Result<ExitRecord, ContainerError> {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let request = Request::Stop { signal, timeout_ms };
-        match self.inner.request(&request, timeout.saturating_add(REPLY_TIMEOUT))? {
-            Reply::Ended(record) => Ok(record),
-            reply => Err(self.inner.refused(reply)),
+        match self.inner.request(&request, timeout.saturating_add(STOP_PATIENCE)) {
+            Ok(Reply::Ended(record)) => Ok(record),
+            Ok(reply) => Err(self.inner.refused(reply)),
+            // Whatever came over its monitor: a container that was to stop must not run on beside its successor.
+            Err(error) => self.inner.end_by_force(error),
         }
     }
 
@@ -315,6 +324,27 @@ impl Inner {
         {
             log::warn!("container {}: its monitor cannot be waited for: {error}", self.spec.id);
         }
+    }
+
+    /// Kills everything in the container's control group, and its monitor, with which the kernel ends the container where
+    /// there is no group. Returns when the monitor is gone: its lock says so.
+    fn end_by_force(&self, why: ContainerError) -> Result<ExitRecord, ContainerError> {
+        log::error!("{}: ended by force", crate::agent::chain(&why));
+        if let Some(group) = Cgroup::find(&self.spec.id)
+            && let Err(error) = group.kill()
+        {
+            log::warn!("container {}: cgroup.kill: {error}", self.spec.id);
+        }
+        kill_monitor(&self.spec.id, &self.dir);
+        let until = Instant::now() + FORCE_TIMEOUT;
+        while monitor_lives(&self.dir) {
+            if Instant::now() >= until {
+                return Err(why);
+            }
+            std::thread::sleep(FORCE_PAUSE);
+        }
+        self.dead.store(true, Ordering::Relaxed);
+        Ok(record_of_the_dead(&self.dir))
     }
 
     fn tell(&self, status: Status) {

@@ -185,7 +185,8 @@ pub(super) fn owner(text: &str) -> Option<(u32, u32)> {
 
 /// The range of a container's user namespace: the same for every version of it, so that what it keeps stays its own; another
 /// container's is another one, as far as 32 000 ranges go.
-fn id_base(set: &Name, container: &Name) -> u32 {
+#[must_use]
+pub fn id_base(set: &Name, container: &Name) -> u32 {
     let digest = Digest::of(format!("{set}\n{container}").as_bytes());
     let number = digest.0.iter().take(4).fold(0_u32, |sum, byte| (sum << 8) | u32::from(*byte));
     (FIRST_RANGE + number % RANGES).saturating_mul(ID_RANGE)

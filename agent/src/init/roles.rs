@@ -3,32 +3,50 @@
 //! Pure: arguments in, a [`Role`] or one sentence of complaint out. The kernel's own command line is not read here.
 
 use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use protocol::boot_args::LogLevel;
 use protocol::ids::NodeId;
+use protocol::oci::mount::MountForm;
 use protocol::reference::Reference;
 
-use crate::paths::{BUSY_PROGRAM, RUN_DIR};
+use crate::imageapi::client::ApiOptions;
+use crate::imageapi::server::SOCKET;
+use crate::paths::{BUSY_PROGRAM, ConfigDir, RUN_DIR};
 
 /// What `--help` prints, and wrong usage after its complaint.
 pub const USAGE: &str = "\
 Usage: layercake-agent ROLE
 
 Roles:
-  agent [--standalone] [--run-dir DIR] [--imageset REF] [--server URL] [--node ID] [--busy FILE] [--log LEVEL]
+  agent [--standalone] [--run-dir DIR] [--config-dir DIR] [--cache-dir DIR] [--imageset REF] [--server URL]
+        [--node ID] [--busy FILE] [--log LEVEL] [--mount-forms LIST]
       What a node does: fetch, mount and run ImageSets.
-      --standalone    as a root service on any Linux host; needs --imageset, or --server and --node
+      --standalone    as a root service on any Linux host; needs --imageset, --imageapi, or --server and --node
       --run-dir DIR   keep everything below DIR (default /run/layercake)
+      --config-dir DIR
+                      CA certificates (ca/), keys (keys/) and registries.json (default /etc/layercake)
+      --cache-dir DIR keep fetched blobs in DIR, too, for the next start (Layer0 mounts a disk labelled LAYERCAKE)
       --imageset REF  run this ImageSet, without a server
       --server URL    a boot server; may be given several times
       --node ID       this node's name at the server
       --busy FILE     a program that ends with 0 when the node may be disturbed by a roll, and else writes why not
                       (default /etc/layercake/busy, where there is one)
       --log LEVEL     error, warn, info (default) or debug
-  pull [--run-dir DIR] [--log LEVEL] REF
+      --mount-forms LIST
+                      mount forms of images that are taken in the place of layers, the best first, parted by commas
+                      (default squashfs,erofs as far as the kernel has them), or none
+       --imageapi      with --standalone: serve the ImageAPI on DIR/imageapi.sock, as Layer0 always does
+       --imageapi-listen ADDRESS:PORT
+                       serve it by TCP as well, with mutual TLS (default: /etc/layercake/imageapi/listen, else not)
+       --imageapi-tls DIR
+                       cert.pem, key.pem and clients.pem for that (default /etc/layercake/imageapi)
+  pull [--run-dir DIR] [--config-dir DIR] [--cache-dir DIR] [--log LEVEL] [--mount-forms LIST] REF
       Fetch the ImageSet REF into DIR, check every digest, and end: what is there already is not fetched again.
       Not while an agent runs in DIR.
+  api [--run-dir DIR] [--socket PATH] METHOD TARGET [JSON]
+      One request of the ImageAPI: `api GET /container`. JSON `-` reads standard input.
   init                PID 1 of Layer0; the kernel starts it as /init
   monitor DIR         the process beside one container (started by the agent)
   container-init ...  the first process of a container (started by a monitor)
@@ -44,6 +62,10 @@ pub struct AgentOptions {
     pub standalone: bool,
     /// Where everything is kept.
     pub run_dir: PathBuf,
+    /// The site's certificates, keys and registries.
+    pub config: ConfigDir,
+    /// A directory that keeps blobs for the next start, in place of a disk.
+    pub cache_dir: Option<PathBuf>,
     /// An ImageSet to run without a server; goes before the kernel command line.
     pub imageset: Option<Reference>,
     /// Base URLs of boot servers without a final `/`; go before the kernel command line's.
@@ -54,6 +76,14 @@ pub struct AgentOptions {
     pub busy: PathBuf,
     /// How much is logged; goes before the kernel command line.
     pub log: Option<LogLevel>,
+    /// Serves the ImageAPI although this is not Layer0.
+    pub imageapi: bool,
+    /// Where the ImageAPI listens beside its Unix socket.
+    pub imageapi_listen: Option<SocketAddr>,
+    /// The directory with its certificates.
+    pub imageapi_tls: Option<PathBuf>,
+    /// The mount forms that are taken, the best first.
+    pub mount_forms: Vec<MountForm>,
 }
 
 impl Default for AgentOptions {
@@ -61,11 +91,17 @@ impl Default for AgentOptions {
         Self {
             standalone: false,
             run_dir: PathBuf::from(RUN_DIR),
+            config: ConfigDir::default(),
+            cache_dir: None,
             imageset: None,
             servers: Vec::new(),
             node: None,
             busy: PathBuf::from(BUSY_PROGRAM),
             log: None,
+            imageapi: false,
+            imageapi_listen: None,
+            imageapi_tls: None,
+            mount_forms: MountForm::ALL.to_vec(),
         }
     }
 }
@@ -75,10 +111,16 @@ impl Default for AgentOptions {
 pub struct PullOptions {
     /// Where the store is kept.
     pub run_dir: PathBuf,
+    /// The site's certificates, keys and registries.
+    pub config: ConfigDir,
+    /// A directory that keeps blobs for the next time.
+    pub cache_dir: Option<PathBuf>,
     /// The ImageSet.
     pub reference: Reference,
     /// How much is logged.
     pub log: LogLevel,
+    /// The mount forms that are taken, the best first.
+    pub mount_forms: Vec<MountForm>,
 }
 
 /// What this process is.
@@ -93,6 +135,8 @@ pub enum Role {
     Agent(AgentOptions),
     /// Fetches one ImageSet and ends.
     Pull(PullOptions),
+    /// Asks the ImageAPI once; a body of `-` is still to be read from standard input.
+    Api(ApiOptions),
     /// The process beside one container.
     Monitor {
         /// The container's directory.
@@ -136,6 +180,7 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
         Some("init") => Err("the role init needs PID 1: let the kernel start it".to_owned()),
         Some("agent") => parse_agent(rest),
         Some("pull") => parse_pull(rest),
+        Some("api") => parse_api(rest),
         Some("monitor") => match rest {
             [dir] => Ok(Role::Monitor { dir: PathBuf::from(dir) }),
             _ => Err("monitor needs exactly one directory".to_owned()),
@@ -163,7 +208,9 @@ fn parse_pull(args: &[OsString]) -> Result<Role, String> {
         let (text, key, inline) = split(arg)?;
         match key {
             "--help" | "-h" => return Ok(Role::Help),
-            "--run-dir" | "--log" => set(&mut options, key, &value(key, inline, &mut args)?)?,
+            "--run-dir" | "--config-dir" | "--cache-dir" | "--log" | "--mount-forms" => {
+                set(&mut options, key, &value(key, inline, &mut args)?)?
+            }
             _ if text.starts_with('-') => {
                 return Err(format!("unknown argument `{text}` of role pull"));
             }
@@ -178,7 +225,34 @@ fn parse_pull(args: &[OsString]) -> Result<Role, String> {
     }
     let reference = options.imageset.ok_or("pull needs the reference of an ImageSet")?;
     let log = options.log.unwrap_or_default();
-    Ok(Role::Pull(PullOptions { run_dir: options.run_dir, reference, log }))
+    let AgentOptions { run_dir, config, cache_dir, mount_forms, .. } = options;
+    Ok(Role::Pull(PullOptions { run_dir, config, cache_dir, reference, log, mount_forms }))
+}
+
+/// `api [OPTIONS] METHOD TARGET [JSON]`
+fn parse_api(args: &[OsString]) -> Result<Role, String> {
+    let mut socket = Path::new(RUN_DIR).join(SOCKET);
+    let mut words = Vec::new();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let (text, key, inline) = split(arg)?;
+        match key {
+            "--help" | "-h" => return Ok(Role::Help),
+            "--socket" => socket = PathBuf::from(value(key, inline, &mut args)?),
+            "--run-dir" => socket = Path::new(&value(key, inline, &mut args)?).join(SOCKET),
+            _ if text.starts_with("--") => {
+                return Err(format!("unknown argument `{text}` of role api"));
+            }
+            _ => words.push(text.to_owned()),
+        }
+    }
+    let mut words = words.into_iter();
+    match (words.next(), words.next(), words.next(), words.next()) {
+        (Some(method), Some(target), body, None) => {
+            Ok(Role::Api(ApiOptions { socket, method, target, body }))
+        }
+        _ => Err("api needs METHOD, TARGET and at most one JSON document".to_owned()),
+    }
 }
 
 /// An argument as text, its key, and the value that stands in it behind `=`.
@@ -207,8 +281,10 @@ fn parse_agent(args: &[OsString]) -> Result<Role, String> {
         let (text, key, inline) = split(arg)?;
         match key {
             "--standalone" if inline.is_none() => options.standalone = true,
+            "--imageapi" if inline.is_none() => options.imageapi = true,
             "--help" | "-h" => return Ok(Role::Help),
-            "--run-dir" | "--imageset" | "--server" | "--node" | "--busy" | "--log" => {
+            "--run-dir" | "--config-dir" | "--cache-dir" | "--imageset" | "--server" | "--node"
+            | "--busy" | "--log" | "--mount-forms" | "--imageapi-listen" | "--imageapi-tls" => {
                 set(&mut options, key, &value(key, inline, &mut args)?)?;
             }
             _ => return Err(format!("unknown argument `{text}` of role agent")),
@@ -218,16 +294,32 @@ fn parse_agent(args: &[OsString]) -> Result<Role, String> {
 }
 
 fn set(options: &mut AgentOptions, key: &str, value: &OsStr) -> Result<(), String> {
-    if key == "--run-dir" {
-        options.run_dir = PathBuf::from(value);
-        return Ok(());
+    match key {
+        "--run-dir" => options.run_dir = PathBuf::from(value),
+        "--config-dir" => options.config = ConfigDir::new(value),
+        "--cache-dir" => options.cache_dir = Some(PathBuf::from(value)),
+        _ => return set_text(options, key, value),
     }
+    Ok(())
+}
+
+fn set_text(options: &mut AgentOptions, key: &str, value: &OsStr) -> Result<(), String> {
     let text = value.to_str().ok_or_else(|| format!("{key} {}: not UTF-8", value.display()))?;
     let bad = |problem: &dyn std::fmt::Display| format!("{key} {text}: {problem}");
     match key {
         "--imageset" => options.imageset = Some(text.parse().map_err(|e| bad(&e))?),
         "--busy" => options.busy = PathBuf::from(text),
+        "--imageapi-tls" => options.imageapi_tls = Some(PathBuf::from(text)),
+        "--imageapi-listen" => {
+            options.imageapi_listen =
+                Some(text.parse().map_err(|_| bad(&"expected ADDRESS:PORT"))?);
+        }
         "--node" => options.node = Some(text.parse().map_err(|e| bad(&e))?),
+        "--mount-forms" if text == "none" => options.mount_forms.clear(),
+        "--mount-forms" => {
+            let forms = text.split(',').map(str::parse).collect::<Result<_, _>>();
+            options.mount_forms = forms.map_err(|e| bad(&e))?;
+        }
         "--log" => {
             options.log = Some(match text {
                 "error" => LogLevel::Error,
@@ -255,8 +347,8 @@ fn check(options: AgentOptions) -> Result<Role, String> {
     if options.imageset.is_some() && by_server {
         return Err("--imageset and --server exclude each other".to_owned());
     }
-    if options.standalone && !by_server && options.imageset.is_none() {
-        return Err("--standalone needs --imageset, or --server and --node".to_owned());
+    if options.standalone && !by_server && options.imageset.is_none() && !options.imageapi {
+        return Err("--standalone needs --imageset, --imageapi, or --server and --node".to_owned());
     }
     if options.standalone && by_server && options.node.is_none() {
         return Err("--server needs --node with --standalone".to_owned());
@@ -305,6 +397,15 @@ mod tests {
         assert_eq!(options.node.map(|node| node.to_string()), Some("n1".to_owned()));
         assert_eq!(options.log, Some(LogLevel::Debug));
         assert_eq!(run("a agent", false), Ok(Role::Agent(AgentOptions::default())));
+        for (text, forms) in [
+            ("erofs", vec![MountForm::Erofs]),
+            ("erofs,squashfs", vec![MountForm::Erofs, MountForm::Squashfs]),
+            ("none", Vec::new()),
+        ] {
+            let line = format!("a agent --mount-forms {text}");
+            let Ok(Role::Agent(options)) = run(&line, false) else { panic!("not the agent") };
+            assert_eq!(options.mount_forms, forms);
+        }
     }
 
     #[test]
@@ -319,6 +420,7 @@ mod tests {
         check_error("a agent --server ftp://x", "ftp://x");
         check_error("a agent --standalone", "--imageset");
         check_error("a agent --standalone --server http://x", "--node");
+        check_error("a agent --mount-forms ext4", "--mount-forms ext4");
         check_error("a agent --node ../x", "--node ../x");
     }
 
@@ -335,6 +437,24 @@ mod tests {
         check_error("a pull r/a:1 r/b:1", "one ImageSet");
         check_error("a pull --node n r/a:1", "`--node`");
         check_error("a pull not//a:reference", "not//a:reference");
+    }
+
+    #[test]
+    fn the_imageapi_is_asked_for_and_spoken_to() {
+        let line =
+            "a agent --standalone --imageapi --imageapi-listen 127.0.0.1:7000 --imageapi-tls /t";
+        let Ok(Role::Agent(options)) = run(line, false) else { panic!("not the agent") };
+        assert!(options.imageapi && options.imageapi_tls == Some("/t".into()));
+        assert_eq!(options.imageapi_listen, Some(([127, 0, 0, 1], 7000).into()));
+        let Ok(Role::Api(options)) = run("a api --run-dir=/x POST /mount {}", false) else {
+            panic!("not a request")
+        };
+        assert_eq!(options.socket, Path::new("/x/imageapi.sock"));
+        assert_eq!((options.target.as_str(), options.body.as_deref()), ("/mount", Some("{}")));
+        check_error("a agent --imageapi-listen here", "ADDRESS:PORT");
+        check_error("a api GET", "METHOD, TARGET");
+        check_error("a api GET /a b c", "METHOD, TARGET");
+        check_error("a api --loud GET /a", "`--loud`");
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub(super) struct Tree {
     directories: Vec<Directory>,
     directory_bytes: usize,
     xattrs_skipped: u64,
+    /// Bits of a mode that open(2) clears here.
+    mode_cleared: Mode,
 }
 
 fn io(action: &'static str, path: &[u8]) -> impl Fn(Errno) -> LayerError {
@@ -53,6 +55,17 @@ fn timestamps(mtime: Time) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: mtime,
+    }
+}
+
+/// The bits of a mode that open(2) clears below a directory: the umask's, or any where a default ACL decides (acl(5)).
+fn mode_cleared(root: &Path) -> Mode {
+    let has_acl = rustix::fs::getxattr(root, c"system.posix_acl_default", &mut [0_u8; 0]).is_ok();
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    match umask.and_then(|umask| u32::from_str_radix(umask.trim(), 8).ok()) {
+        Some(umask) if !has_acl => Mode::from_raw_mode(umask),
+        _ => Mode::all(),
     }
 }
 
@@ -82,6 +95,7 @@ impl Tree {
             directories: Vec::new(),
             directory_bytes: 0,
             xattrs_skipped: 0,
+            mode_cleared: mode_cleared(root),
         })
     }
 
@@ -140,14 +154,29 @@ impl Tree {
         Ok(())
     }
 
-    /// Creates a file for its content to be written to.
-    pub(super) fn create_file(&mut self, path: &Clean) -> Result<OwnedFd, LayerError> {
+    /// Creates a file for its content to be written to, with its mode where open(2) gives it that.
+    pub(super) fn create_file(
+        &mut self,
+        path: &Clean,
+        entry: &Entry,
+    ) -> Result<OwnedFd, LayerError> {
         let parent = self.parent(path)?;
+        let mode = match self.has_mode_at_once(entry) {
+            true => Mode::from_raw_mode(entry.mode),
+            false => Mode::RUSR | Mode::WUSR,
+        };
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         self.replacing(path, &parent, "create", |parent, name| {
-            rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
+            rustix::fs::openat(parent, name, flags, mode)
         })
+    }
+
+    /// Whether a file made with its mode has it: nothing clears bits of it, and nobody may run it with others' rights
+    /// before it is complete.
+    fn has_mode_at_once(&self, entry: &Entry) -> bool {
+        let cleared = Mode::SUID | Mode::SGID | Mode::SVTX | self.mode_cleared;
+        !Mode::from_raw_mode(entry.mode).intersects(cleared)
     }
 
     /// Sets a written file's metadata: the owner first, since that clears setuid and capabilities; the time last.
@@ -161,8 +190,10 @@ impl Tree {
             rustix::fs::fchown(file, owner(entry.uid), group(entry.gid))
                 .map_err(io("set the owner of", path.bytes()))?;
         }
-        rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode))
-            .map_err(io("set the mode of", path.bytes()))?;
+        if !self.has_mode_at_once(entry) {
+            rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode))
+                .map_err(io("set the mode of", path.bytes()))?;
+        }
         self.set_xattrs(path, entry, |name, value| {
             rustix::fs::fsetxattr(file, name, value, XattrFlags::empty())
         })?;

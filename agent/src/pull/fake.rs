@@ -86,6 +86,26 @@ impl Fake {
         self.shared.answers.lock().expect("lock").insert(path.to_owned(), answer);
     }
 
+    /// Another server that answers as this one does now, without its faults.
+    pub(crate) fn mirror(&self) -> Self {
+        let mirror = Self::start();
+        for (path, answer) in &*self.shared.answers.lock().expect("lock") {
+            mirror.add(path, Answer { faults: VecDeque::new(), ..answer.clone() });
+        }
+        mirror
+    }
+
+    /// `HOST:PORT`.
+    pub(crate) fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Changes what every path with this in it answers.
+    pub(crate) fn change_all(&self, part: &str, change: impl Fn(&mut Answer)) {
+        let mut answers = self.shared.answers.lock().expect("lock");
+        answers.iter_mut().filter(|(path, _)| path.contains(part)).for_each(|(_, it)| change(it));
+    }
+
     /// Changes what a path answers.
     pub(crate) fn change(&self, path: &str, change: impl FnOnce(&mut Answer)) {
         change(self.shared.answers.lock().expect("lock").get_mut(path).expect("path"));

@@ -17,8 +17,6 @@ use protocol::signature::{
 use serde::{Deserialize, Serialize};
 
 use super::{Pull, PullError, Puller};
-use crate::registry::RegistryError;
-use crate::transport::TransportError;
 
 /// What keeps verified signatures readable without a registry.
 #[derive(Debug, Serialize, Deserialize)]
@@ -118,26 +116,23 @@ impl Pull<'_> {
         if self.puller.is_verified(digest, Some(&subject.repository)) {
             return Ok(());
         }
+        let tag = signature_tag(digest);
         let manifest = match policy {
             // Says what is wrong with the keys: no signature would help.
             Policy::Unusable(_) => None,
-            _ => found(self.retried(|| Ok(self.registry.resolve(&signature_tag(digest))?)))?,
+            _ => found(self.retried(|| Ok(self.registry.resolve(&tag)?)))?,
         };
-        let manifest = manifest.map(|(_, bytes)| bytes);
-        let mut payloads = BTreeMap::new();
-        // A manifest that cannot be read is refused with the reason below.
-        let signatures = manifest.as_deref().map(parse_signatures);
-        for signature in signatures.into_iter().flatten().flatten() {
-            let digest = signature.payload;
-            if payloads.contains_key(&digest) {
-                continue;
-            }
-            let payload = self.retried(|| Ok(self.registry.small_blob(&digest)?));
-            if let Some(payload) = found(payload)? {
-                payloads.insert(digest, payload);
-            }
+        let mut manifest = manifest.map(|(_, bytes)| bytes);
+        let mut payloads = self.payloads(manifest.as_deref())?;
+        let mut verdict = policy.verify(&subject, manifest.as_deref(), &payloads);
+        if verdict.is_err() && manifest.is_some() && self.registry.has_mirrors() {
+            // A mirror may have kept a tag that was moved since.
+            let now = found(self.retried(|| Ok(self.registry.resolve_at_origin(&tag)?)))?;
+            manifest = now.map(|(_, bytes)| bytes);
+            payloads = self.payloads(manifest.as_deref())?;
+            verdict = policy.verify(&subject, manifest.as_deref(), &payloads);
         }
-        let by = policy.verify(&subject, manifest.as_deref(), &payloads)?;
+        let by = verdict?;
         if let (Some(key), Some(manifest)) = (by, manifest) {
             log::info!("pull: {digest} is signed by {key}");
             // What is no text was not verified: a payload is JSON.
@@ -152,16 +147,30 @@ impl Pull<'_> {
         }
         Ok(())
     }
+
+    /// The payloads that a signature manifest names and that can be had.
+    fn payloads(&self, manifest: Option<&[u8]>) -> Result<BTreeMap<Digest, Vec<u8>>, PullError> {
+        let mut payloads = BTreeMap::new();
+        // A manifest that cannot be read is refused by who verifies it.
+        for signature in manifest.map(parse_signatures).into_iter().flatten().flatten() {
+            let digest = signature.payload;
+            if payloads.contains_key(&digest) {
+                continue;
+            }
+            let payload = self.retried(|| Ok(self.registry.small_blob(&digest)?));
+            if let Some(payload) = found(payload)? {
+                payloads.insert(digest, payload);
+            }
+        }
+        Ok(payloads)
+    }
 }
 
 /// What the registry has; none where it says that it has not.
 fn found<T>(answer: Result<T, PullError>) -> Result<Option<T>, PullError> {
     match answer {
         Ok(value) => Ok(Some(value)),
-        Err(PullError::Registry(RegistryError::Transport(TransportError::Status {
-            status: 404,
-            ..
-        }))) => Ok(None),
+        Err(PullError::Registry(error)) if error.is_missing() => Ok(None),
         Err(error) => Err(error),
     }
 }

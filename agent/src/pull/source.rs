@@ -13,7 +13,8 @@ use protocol::ids::Digest;
 use sha2::{Digest as _, Sha256};
 
 use super::{Job, Progress, PullError, Retry, chain};
-use crate::registry::Registry;
+use crate::cache::Writer;
+use crate::registry::{Registry, Whence};
 
 /// Most connections for one blob, however much progress each of them makes.
 const MAX_CONNECTIONS: u32 = 256;
@@ -28,8 +29,16 @@ pub(super) struct Source<'a> {
     stop: &'a dyn Fn() -> bool,
     progress: &'a Progress,
     body: Option<Box<dyn Read + Send>>,
+    /// Who gives the body, or gave the last one.
+    whence: Whence,
+    /// Who gave bytes so far, beside the registry itself.
+    givers: Vec<Whence>,
     /// Bytes received; shared with the ratio guard behind the decompressor.
     position: Rc<Cell<u64>>,
+    /// Bytes that came over the network.
+    fetched: u64,
+    /// Takes the bytes into the node's cache, from the first one on.
+    kept: Option<Writer>,
     /// Failures since the last byte.
     failures: u32,
     connections: u32,
@@ -54,7 +63,11 @@ impl<'a> Source<'a> {
             stop,
             progress,
             body: None,
+            whence: Whence::Origin,
+            givers: Vec::new(),
             position: Rc::default(),
+            fetched: 0,
+            kept: None,
             failures: 0,
             connections: 0,
             hash: Sha256::new(),
@@ -79,10 +92,18 @@ impl<'a> Source<'a> {
             return Err(fault);
         }
         let found = Digest(self.hash.clone().finalize().into());
-        match found == self.job.digest {
-            true => Ok(()),
-            false => Err(PullError::Digest { url: self.url(), expected: self.job.digest, found }),
+        if found == self.job.digest {
+            if let Some(kept) = self.kept.take() {
+                kept.commit();
+            }
+            return Ok(());
         }
+        let error = PullError::Digest { url: self.url(), expected: self.job.digest, found };
+        // Which of them it was cannot be told: none of them is asked again.
+        for giver in std::mem::take(&mut self.givers) {
+            self.registry.leave(giver, &self.job.digest, &error);
+        }
+        Err(error)
     }
 
     /// Takes the received bytes out of the progress: they will come again.
@@ -91,7 +112,17 @@ impl<'a> Source<'a> {
     }
 
     fn url(&self) -> String {
-        self.registry.blob_url(&self.job.digest)
+        self.registry.blob_url_at(self.whence, &self.job.digest)
+    }
+
+    /// Leaves who gave the body, unless that is the registry itself.
+    fn leave(&self, why: &dyn std::error::Error) -> bool {
+        self.registry.leave(self.whence, &self.job.digest, why)
+    }
+
+    /// Bytes that came over the network.
+    pub(super) fn fetched(&self) -> u64 {
+        self.fetched
     }
 
     fn fail(&mut self, fault: PullError) -> io::Error {
@@ -101,11 +132,14 @@ impl<'a> Source<'a> {
         io::Error::other(text)
     }
 
-    /// Counts a broken connection, and pauses unless it was one too many.
+    /// Leaves a mirror that broke off; else counts it, and pauses unless it was one too many.
     fn broke(&mut self, source: io::Error) -> io::Result<()> {
         self.body = None;
-        self.failures += 1;
         let at = self.position.get();
+        if self.connections < MAX_CONNECTIONS && self.leave(&source) {
+            return Ok(());
+        }
+        self.failures += 1;
         if self.failures >= self.retry.tries || self.connections >= MAX_CONNECTIONS {
             let fault = PullError::Broken { url: self.url(), at, size: self.job.size, source };
             return Err(self.fail(fault));
@@ -121,14 +155,22 @@ impl<'a> Source<'a> {
     fn connect(&mut self) -> io::Result<()> {
         self.connections += 1;
         let at = self.position.get();
-        let blob = match self.registry.blob(&self.job.digest, at) {
+        // What fails here failed at the registry itself, after its mirrors.
+        self.whence = Whence::Origin;
+        let blob = match self.registry.blob(&self.job.digest, self.job.size, at) {
             Ok(blob) => blob,
             Err(error) if error.is_transient() => return self.broke(io::Error::other(error)),
             Err(error) => return Err(self.fail(error.into())),
         };
+        self.whence = blob.whence;
+        if at == 0 && self.kept.is_none() && blob.whence != Whence::Cache {
+            self.kept = self.registry.keep(&self.job.digest, self.job.size);
+        }
+        if blob.whence != Whence::Origin && !self.givers.contains(&blob.whence) {
+            self.givers.push(blob.whence);
+        }
         if let Some(found) = blob.size.filter(|size| *size != self.job.size) {
-            let (url, expected) = (self.url(), self.job.size);
-            return Err(self.fail(PullError::Size { url, expected, found }));
+            return self.wrong_size(found);
         }
         let mut body = blob.body;
         // A registry without ranges begins anew: what is known already is read over.
@@ -141,15 +183,23 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
+    /// The blob has another size than its descriptor says: a mirror that says so is left, the registry itself is not asked again.
+    fn wrong_size(&mut self, found: u64) -> io::Result<()> {
+        let (url, expected) = (self.url(), self.job.size);
+        let error = PullError::Size { url, expected, found };
+        match self.leave(&error) {
+            true => Ok(()),
+            false => Err(self.fail(error)),
+        }
+    }
+
     /// At the declared size: one more byte is one too many. Whatever else happens there is for the digest to judge.
     fn check_end(&mut self) -> io::Result<()> {
         self.ended = true;
         let Some(mut body) = self.body.take() else { return Ok(()) };
         match body.read(&mut [0]) {
-            Ok(1..) => {
-                let (url, expected) = (self.url(), self.job.size);
-                Err(self.fail(PullError::Size { url, expected, found: expected + 1 }))
-            }
+            // From a mirror, what came before may be right all the same: that is for the digest to judge.
+            Ok(1..) => self.wrong_size(self.job.size + 1),
             _ => Ok(()),
         }
     }
@@ -191,7 +241,14 @@ impl Read for Source<'_> {
                 Err(error) => self.broke(error)?,
                 Ok(count) => {
                     self.failures = 0;
-                    self.hash.update(space.get(..count).unwrap_or_default());
+                    let bytes = space.get(..count).unwrap_or_default();
+                    self.hash.update(bytes);
+                    if let Some(kept) = &mut self.kept {
+                        kept.write(bytes);
+                    }
+                    if self.whence != Whence::Cache {
+                        self.fetched += count as u64;
+                    }
                     self.position.set(at + count as u64);
                     self.progress.bytes.fetch_add(count as u64, Ordering::Relaxed);
                     return Ok(count);

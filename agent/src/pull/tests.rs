@@ -1,5 +1,9 @@
 //! Tests: whole pulls from a registry in this process, whole and broken.
 
+mod budget;
+mod cached;
+mod forms;
+mod mirrors;
 mod signed;
 
 use std::fs;
@@ -21,7 +25,16 @@ use super::plan::architecture;
 use super::*;
 use crate::layer::testing::Tar;
 use crate::paths::RunDirs;
-use crate::transport::Timeouts;
+use crate::transport::{Timeouts, Transport};
+
+/// The layers of an image that was unpacked.
+#[track_caller]
+fn layers(image: &PulledImage) -> &[std::path::PathBuf] {
+    match &image.root {
+        ImageRoot::Layers(layers) => layers,
+        ImageRoot::FileSystem(other) => panic!("{other:?}"),
+    }
+}
 
 /// A layer as it is published.
 #[derive(Clone)]
@@ -78,7 +91,8 @@ impl Bench {
         let timeouts =
             Timeouts { connect: Duration::from_secs(5), stall: Duration::from_millis(400) };
         let transport = Transport::with_timeouts(Path::new("/nonexistent"), timeouts);
-        let mut puller = Puller::new(store, transport.expect("transport"));
+        let registries = Registries::new(transport.expect("transport"));
+        let mut puller = Puller::new(store, registries);
         puller.retry.backoff = Duration::from_millis(1);
         Self { fake: Fake::start(), dir, puller, progress: Progress::default() }
     }
@@ -202,9 +216,9 @@ fn a_set_of_every_compression_is_pulled_and_re_opened_without_network() {
     let pulled = bench.pull(&reference).expect("pull");
     let one = &pulled.images[&"one".parse().expect("name")];
     assert_eq!(one.config.cmd, ["one"]);
-    assert_eq!(fs::read(one.layers[0].join("etc/a")).expect("a"), b"base");
-    assert_eq!(fs::read(one.layers[1].join("etc/b")).expect("b"), b"top");
-    assert!(pulled.images[&"void".parse().expect("name")].layers.is_empty());
+    assert_eq!(fs::read(layers(one)[0].join("etc/a")).expect("a"), b"base");
+    assert_eq!(fs::read(layers(one)[1].join("etc/b")).expect("b"), b"top");
+    assert!(layers(&pulled.images[&"void".parse().expect("name")]).is_empty());
     assert_eq!(bench.layers(), 3, "the shared layer lies there once");
     assert_eq!(bench.requests(&base).len(), 1, "and was fetched once");
     let total = bench.progress.total.load(Ordering::Relaxed);
@@ -212,7 +226,7 @@ fn a_set_of_every_compression_is_pulled_and_re_opened_without_network() {
     // A second agent over the same directory, and no registry.
     let digest = reference.digest.expect("digest");
     let store = Store::open(&RunDirs::new(bench.dir.path())).expect("store");
-    let again = Puller::new(store, bench.puller.transport.clone());
+    let again = Puller::new(store, bench.puller.registries.clone());
     let before = bench.fake.requests("").len();
     let reopened = again.reopen(&digest).expect("complete");
     assert_eq!(PulledSet { bytes: pulled.bytes, ..reopened }, pulled);
@@ -249,7 +263,7 @@ fn a_pulled_set_is_not_collected_until_nobody_holds_it_any_more() {
     let held = pulled.clone();
     drop(pulled);
     bench.puller.collect(&[]).expect("collect");
-    assert!(held.images.values().flat_map(|image| &image.layers).all(|layer| layer.exists()));
+    assert!(held.images.values().flat_map(layers).all(|layer| layer.exists()));
     assert!(bench.puller.reopen(&held.digest).is_some());
     drop(held);
     assert_eq!(bench.puller.collect(&[]).expect("collect").layers, 1);
@@ -260,9 +274,8 @@ fn a_tag_is_resolved_first() {
     let bench = Bench::new();
     let reference = bench.publish(&[("app", vec![gzip(&noise("f", 10))])]);
     let digest = reference.digest.expect("digest");
-    let index = bench
-        .puller
-        .transport
+    let transport = Transport::new(Path::new("/nonexistent")).expect("transport");
+    let index = transport
         .get(&format!("{}/v2/set/manifests/{digest}", bench.fake.url()), &[])
         .expect("index");
     let index = index.into_bytes(1 << 20).expect("bytes");
@@ -412,7 +425,9 @@ fn a_set_that_cannot_fit_is_refused_with_the_figures() {
     });
     let error = bench.refused(&reference);
     assert!(
-        error.contains("1152921504606846976 bytes of compressed layers are missing"),
+        error.contains(
+            "the pull needs about 3221225472.0 GiB unpacked (1073741824.0 GiB to fetch in 1 blob)"
+        ),
         "{error}"
     );
     assert_eq!(bench.requests(&blob).len(), 0);

@@ -6,10 +6,11 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::rc::Rc;
 
-use flate2::bufread::MultiGzDecoder;
 use protocol::ids::Digest;
 use sha2::{Digest as _, Sha256};
 
+use super::budget::Draw;
+use super::gzip::Gunzip;
 use super::handover;
 use super::source::Source;
 use crate::layer::{self, LayerError, Limits, Summary};
@@ -22,7 +23,7 @@ pub(crate) const RATIO_FREE_BYTES: u64 = 64 << 20;
 pub(crate) const MAX_RATIO: u64 = 20;
 /// Largest zstd window, as a power of two: 8 MiB, what `zstd -19` and every registry's tool writes. `--ultra` and
 /// `--long` need more and are refused: four layers at once would hold half a gigabyte.
-const ZSTD_WINDOW_LOG: u32 = 23;
+pub(super) const ZSTD_WINDOW_LOG: u32 = 23;
 
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,20 +49,30 @@ impl Compression {
     }
 }
 
+/// How a layer is unpacked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way<'a> {
+    /// How it is compressed.
+    pub(super) compression: Compression,
+    /// Hashes and applies on a thread of its own, which takes less time and a little more work.
+    pub(super) two_threads: bool,
+    /// What it takes where it did not say what it needs.
+    pub(super) draw: &'a Draw<'a>,
+}
+
 /// Unpacks a blob into a directory; returns what it held and the digest of the uncompressed stream, read to its end.
-/// `two_threads`: hashes and applies on a thread of its own, which takes less time and a little more work.
 pub(super) fn unpack(
     source: &mut Source<'_>,
-    compression: Compression,
+    way: Way<'_>,
     dir: &Path,
     limits: &Limits,
-    two_threads: bool,
 ) -> Result<(Summary, Digest), LayerError> {
     let received = source.received();
+    let Way { compression, two_threads, draw } = way;
     let input = BufReader::with_capacity(BUFFER_BYTES, source);
     let mut decoder: Box<dyn Read + '_> = match compression {
         Compression::Plain => Box::new(input),
-        Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
+        Compression::Gzip => Box::new(Gunzip::new(input)),
         Compression::Zstd => {
             let decoder = zstd::stream::read::Decoder::with_buffer(input);
             let decoder = decoder.and_then(|mut decoder| {
@@ -71,7 +82,7 @@ pub(super) fn unpack(
             Box::new(decoder.map_err(LayerError::Read)?)
         }
     };
-    let guarded = Guarded { inner: &mut decoder, produced: 0, received };
+    let guarded = Guarded { inner: &mut decoder, produced: 0, received, draw: Some(draw) };
     if !two_threads {
         return apply(BufReader::with_capacity(BUFFER_BYTES, guarded), dir, limits);
     }
@@ -140,15 +151,26 @@ impl<R: BufRead> Read for Hashed<R> {
 }
 
 /// Stops a stream that unpacks to too much.
-struct Guarded<R> {
+pub(super) struct Guarded<'a, R> {
     inner: R,
     produced: u64,
     received: Rc<Cell<u64>>,
+    draw: Option<&'a Draw<'a>>,
 }
 
-impl<R: Read> Read for Guarded<R> {
+impl<R> Guarded<'_, R> {
+    /// Guards a stream whose compressed bytes are counted there, and which draws on no budget.
+    pub(super) fn new(inner: R, received: Rc<Cell<u64>>) -> Self {
+        Self { inner, produced: 0, received, draw: None }
+    }
+}
+
+impl<R: Read> Read for Guarded<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
+        if let Some(draw) = self.draw {
+            draw.take(count as u64)?;
+        }
         self.produced += count as u64;
         let allowed = self.received.get().saturating_mul(MAX_RATIO).max(RATIO_FREE_BYTES);
         if self.produced > allowed {

@@ -74,6 +74,7 @@ pub fn spawn(
         .iter()
         .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, HIGH_FD))
         .collect::<Result<Vec<_>, _>>()?;
+    let program = rustix::io::fcntl_dupfd_cloexec(program, HIGH_FD)?;
     let mut argv: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
     argv.push(std::ptr::null());
     let envp: [*const libc::c_char; 1] = [std::ptr::null()];
@@ -373,28 +374,6 @@ pub fn unshare_time() -> io::Result<()> {
     // SAFETY: no memory is involved.
     let result = unsafe { libc::unshare(CLONE_NEWTIME) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// What [`split`] returned in.
-#[derive(Debug)]
-pub enum Forked {
-    /// The parent, with the child's process id.
-    Parent(i32),
-    /// The child.
-    Child,
-}
-
-/// fork(2) of a process that has only one thread.
-///
-/// # Errors
-/// The kernel's error.
-pub fn split() -> io::Result<Forked> {
-    // SAFETY: the caller has one thread, so that no lock is held by somebody who does not exist in the child.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Forked::Child),
-        pid => Ok(Forked::Parent(pid)),
-    }
 }
 
 /// Filters the calling thread's system calls from here on, and those of all it starts (seccomp(2), SECCOMP_SET_MODE_FILTER).

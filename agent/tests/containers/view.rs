@@ -332,3 +332,63 @@ fn try_calls() {
 fn agent_try(call: i64) -> i32 {
     agent::sys::process::try_call(call)
 }
+
+#[test]
+fn a_container_whose_monitor_hangs_is_ended_all_the_same() {
+    let bench = Bench::new();
+    let spec = bench.spec("hung", &["sleep", "1000"]);
+    let handle = bench.create(&spec).expect("create");
+    handle.release().expect("release");
+    let lock = bench.dirs.containers().join(&spec.id).join("lock");
+    let monitor: i32 = fs::read_to_string(lock).expect("lock").trim().parse().expect("pid");
+    let monitor = rustix::process::Pid::from_raw(monitor).expect("pid");
+    // A monitor that does nothing any more.
+    rustix::process::kill_process(monitor, rustix::process::Signal::STOP).expect("stop it");
+    let record = handle
+        .stop_with(super::bench::SIGTERM, std::time::Duration::from_millis(10))
+        .expect("ended by force");
+    assert!(record.status.error.is_some_and(|error| error.contains("monitor died")));
+    wait_until("the program is dead", || !super::bench::alive(handle.pid()));
+    handle.remove().expect("remove");
+    bench.assert_clean(&spec.id);
+}
+
+#[test]
+fn a_container_with_users_of_its_own_is_root_inside_and_nobody_outside() {
+    super::private_mounts();
+    let bench = Bench::new();
+    let base = bench.dir.path();
+    let over = base.join("over");
+    fs::create_dir_all(&over).expect("mkdir");
+    super::mount("tmpfs", &over, "");
+    let (layer, first) = (over.join("layer"), 1 << 20);
+    super::bench::build_root(&layer);
+    std::os::unix::fs::chown(layer.join("etc/group"), Some(7), Some(7)).expect("chown");
+    let kept = over.join("keep/site/data");
+    let script = "id -u; stat -c '%u:%g' / /etc/passwd /etc/group /data /dev/null; echo new > /made; echo new > /data/made; \
+        cat /proc/self/uid_map; /bin/busybox chown 5:5 /made && ls /sys > /dev/null && echo fine; /bin/busybox mount -t tmpfs none /bin || true";
+    let mut spec = with_view(
+        bench.spec("users", &["sh", "-c", script]),
+        serde_json::json!({
+            "namespaces": {"user": true},
+            "id_base": first,
+            "persistent": [{"source": kept, "target": "/data"}],
+        }),
+    );
+    let instance = over.join("instance");
+    spec.root =
+        agent::containers::idmap::mount_overlay(&[layer.clone()], &instance, first).expect("mount");
+    keep::prepare(&spec).expect("prepare");
+    let log = run(&bench, &spec);
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(&lines[..5], ["0", "0:0", "0:0", "7:7", "0:0"], "{log}");
+    assert!(log.contains("1048576") && log.contains("fine"), "{log}");
+    use std::os::unix::fs::MetadataExt;
+    let owner = |path: PathBuf| fs::metadata(path).expect("stat").uid();
+    assert_eq!(owner(instance.join("upper/made")), first + 5);
+    assert_eq!(owner(kept.join("made")), 0, "what is kept is independent of the range");
+    assert_eq!(owner(layer.join("etc/group")), 7, "the layer is as it was");
+    agent::mounts::unmount_overlay(&instance).expect("unmount");
+    rustix::mount::unmount(&over, rustix::mount::UnmountFlags::empty()).expect("unmount");
+    bench.assert_clean(&spec.id);
+}

@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 use protocol::channel::{ChannelId, ChannelRequest, ChannelToken, ChannelWish};
 use protocol::ids::Digest;
 use protocol::node::{Desired, DesiredSet, Observed};
+use protocol::oci::mount::{MountEntry, MountForm};
 use protocol::oci::{
     ANNOTATION_IMAGE_NAME, ARTIFACT_IMAGESET, Descriptor, Index, MEDIA_CONFIG,
     MEDIA_IMAGESET_CONFIG, MEDIA_INDEX, MEDIA_LAYER_TAR, MEDIA_MANIFEST, Manifest, Platform,
 };
+use protocol::registries::RegistryEntry;
 use serde_json::{Value, json};
 use tungstenite::WebSocket;
 use tungstenite::handshake::derive_accept_key;
@@ -33,6 +35,9 @@ const HOLD: Duration = Duration::from_secs(2);
 struct State {
     documents: BTreeMap<String, Arc<Vec<u8>>>,
     desired: Option<Desired>,
+    registries: Vec<RegistryEntry>,
+    /// `Authorization` that the registry asks for.
+    guard: Option<String>,
     observed: Option<Observed>,
     fetched: Vec<String>,
     /// Offered with every desired document, for as long as they stand here.
@@ -133,7 +138,18 @@ impl Site {
         layers: &[Vec<u8>],
         containers: &Value,
     ) -> Published {
-        self.publish_watched(version, layers, containers, None)
+        self.publish_all(version, layers, &[], containers, None)
+    }
+
+    /// Publishes it with these mount forms of the image beside the layers.
+    pub(crate) fn publish_forms(
+        &self,
+        version: &str,
+        layers: &[Vec<u8>],
+        forms: &[(MountForm, Vec<u8>)],
+        containers: &Value,
+    ) -> Published {
+        self.publish_all(version, layers, forms, containers, None)
     }
 
     /// As [`Self::publish`], watched for this many seconds after a cut-over.
@@ -141,6 +157,17 @@ impl Site {
         &self,
         version: &str,
         layers: &[Vec<u8>],
+        containers: &Value,
+        watch_s: Option<u32>,
+    ) -> Published {
+        self.publish_all(version, layers, &[], containers, watch_s)
+    }
+
+    fn publish_all(
+        &self,
+        version: &str,
+        layers: &[Vec<u8>],
+        forms: &[(MountForm, Vec<u8>)],
         containers: &Value,
         watch_s: Option<u32>,
     ) -> Published {
@@ -165,11 +192,21 @@ impl Site {
             variant: None,
         });
         image.annotations.insert(ANNOTATION_IMAGE_NAME.to_owned(), "web".to_owned());
+        let mut manifests = vec![description, image.clone()];
+        let name = "web".parse().expect("name");
+        for (form, bytes) in forms {
+            let blob = self.add("blobs", form.media_type(), bytes.clone());
+            let said = MountEntry::annotations(&name, *form, architecture, &image.digest);
+            let manifest = MountEntry::new_manifest(blob, said.clone());
+            let mut entry = self.add_json("manifests", MEDIA_MANIFEST, &manifest);
+            entry.annotations = said;
+            manifests.push(entry);
+        }
         let index = Index {
             schema_version: 2,
             media_type: Some(MEDIA_INDEX.to_owned()),
             artifact_type: Some(ARTIFACT_IMAGESET.to_owned()),
-            manifests: vec![description, image],
+            manifests,
             annotations: BTreeMap::new(),
         };
         let bytes = serde_json::to_vec(&index).expect("json");
@@ -186,6 +223,17 @@ impl Site {
         Published { set, digest }
     }
 
+    /// Asks for this `Authorization` from whoever reads the registry.
+    pub(crate) fn guard(&self, authorization: &str) {
+        self.shared.lock().guard = Some(authorization.to_owned());
+    }
+
+    /// Tells the node what to know of registries, with what it is to run.
+    pub(crate) fn tell_registries(&self, registries: &[RegistryEntry], imagesets: &[&Published]) {
+        self.shared.lock().registries = registries.to_vec();
+        self.want(imagesets);
+    }
+
     /// Tells the node what to run.
     pub(crate) fn want(&self, imagesets: &[&Published]) {
         self.tell(|desired| {
@@ -196,24 +244,14 @@ impl Site {
     /// Changes what the node is told.
     pub(crate) fn tell(&self, change: impl FnOnce(&mut Desired)) {
         let mut state = self.shared.lock();
-        let mut desired = state.desired.clone().unwrap_or_else(|| Desired {
-            version: 0,
-            node: "n1".parse().expect("node"),
-            imagesets: Vec::new(),
-            power: None,
-            busy: None,
-            files: Vec::new(),
-            channels: Vec::new(),
-        });
+        let empty = || Desired::empty("n1".parse().expect("node"));
+        let mut desired = state.desired.clone().unwrap_or_else(empty);
+        desired.registries = state.registries.clone();
+        desired.registries_tag = Some(format!("t{}", state.registries.len()));
         change(&mut desired);
         desired.version += 1;
         state.desired = Some(desired);
         self.shared.changed.notify_all();
-    }
-
-    /// How often anything was asked of the registry.
-    pub(crate) fn requests(&self) -> usize {
-        self.shared.lock().fetched.len()
     }
 
     /// Asks for a channel to the container `web`; the node's ends of it come out of the receiver, however many there are.
@@ -229,6 +267,11 @@ impl Site {
         state.fresh = true;
         self.shared.changed.notify_all();
         ends
+    }
+
+    /// How often anything was asked of the registry.
+    pub(crate) fn requests(&self) -> usize {
+        self.shared.lock().fetched.len()
     }
 
     /// Waits for a report that is as wanted, and returns it.
@@ -260,11 +303,14 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     reader.read_line(&mut line)?;
     let mut words = line.split(' ').map(str::to_owned);
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let (mut length, mut key) = (0, None);
+    let (mut length, mut key, mut shown) = (0, None, None);
     loop {
         line.clear();
         reader.read_line(&mut line)?;
         let Some((name, value)) = line.trim().split_once(':') else { break };
+        if name.eq_ignore_ascii_case("authorization") {
+            shown = Some(value.trim().to_owned());
+        }
         if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse().expect("content-length");
         }
@@ -287,6 +333,10 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         (_, (path, query)) if path.ends_with("/desired") => desired(shared, query),
         (_, (path, _)) => {
             let mut state = shared.lock();
+            if state.guard.is_some() && state.guard != shown {
+                let head = "HTTP/1.1 401 No\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\r\n";
+                return stream.write_all(head.as_bytes());
+            }
             state.fetched.push(path.to_owned());
             match state.documents.get(path) {
                 Some(document) => Some(Arc::clone(document)),

@@ -61,8 +61,8 @@ fn the_digest_of_a_small_set_is_the_pinned_one() {
 }
 
 const GOLDEN_INDEX: &str =
-    "sha256:a9a801e89e517f40f169aac5fbeb054396d2631a0e36a5f7228b5f027ae478e7";
-const GOLDEN_IMAGE: &str = "a0015b2d175db5b5d23739952fb9beaf46cff419057c633d2b4845af75057879";
+    "sha256:8791e7677dd7bc3bef3021b267cfbc504da7ae5d108fcc4eeee0760161ac94c8";
+const GOLDEN_IMAGE: &str = "b0d0b53bb27501a8d0cec87505fc0eae99e753c795cd7af6c99dd23c10b035df";
 
 #[test]
 fn the_same_inputs_give_the_same_bytes() {

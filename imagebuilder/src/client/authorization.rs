@@ -10,7 +10,7 @@ use reqwest::header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 
-use super::{Credentials, Registry};
+use super::{BEARER_USER, Credentials, Registry};
 
 /// What a registry asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +69,9 @@ impl Registry {
         let demands = asked.iter().flat_map(|value| demands(value));
         for demand in demands {
             match (demand, &self.known) {
+                (_, Some(known)) if known.user == BEARER_USER => {
+                    return Ok(secret(&format!("Bearer {}", known.password)));
+                }
                 (Demand::Basic, Some(known)) => return Ok(secret(&basic(known))),
                 (Demand::Basic, None) => {}
                 // Who speaks TLS to the registry does not tell the password to anybody without.

@@ -14,6 +14,7 @@ use protocol::oci::{
 };
 use serde::Deserialize;
 
+use super::authorization::checked;
 use super::{FIRST_PAUSE, LONGEST_PAUSE, Registry, RegistryError, is_passing, jitter};
 use crate::blob::{BlobDir, BlobWriter};
 use crate::progress::Meter;
@@ -164,6 +165,40 @@ impl Registry {
         }
     }
 
+    /// All repositories of the registry, in its order: `/v2/_catalog`, which not every registry has.
+    pub(crate) async fn repositories(&self) -> Result<Vec<String>, RegistryError> {
+        let mut names: Vec<String> = Vec::new();
+        loop {
+            let last = names.last().cloned();
+            let ask = || async {
+                let mut url = self.catalog_url()?;
+                url.query_pairs_mut().append_pair("n", &PAGE.to_string());
+                if let Some(last) = &last {
+                    url.query_pairs_mut().append_pair("last", last);
+                }
+                let answer = self.send(|| Ok(self.http.get(url.clone()))).await?;
+                let answer = checked(answer, reqwest::StatusCode::is_success).await?;
+                let malformed = |error: serde_json::Error| {
+                    OciDistributionError::SpecViolationError(error.to_string())
+                };
+                serde_json::from_slice::<Catalog>(&answer.bytes().await?).map_err(malformed)
+            };
+            let page = self.persistently("/_catalog", ask).await?.repositories.unwrap_or_default();
+            let is_last = page.len() < PAGE || page.last() == last.as_ref();
+            names.extend(page.into_iter().filter(|name| Some(name) != last.as_ref()));
+            if is_last || names.len() > MAX_TAGS {
+                return Ok(names);
+            }
+        }
+    }
+
+    fn catalog_url(&self) -> Result<reqwest::Url, OciDistributionError> {
+        let url = self.api("");
+        let own = url.strip_suffix(&self.reference.repository).unwrap_or(&url);
+        let wrong = |_| OciDistributionError::SpecViolationError(format!("{url} is no URL"));
+        format!("{own}_catalog").parse().map_err(wrong)
+    }
+
     /// Blobs are read with the credentials that the client knows; only manifests bring theirs along.
     pub(crate) async fn log_in_to_read(&self) {
         self.client.store_auth_if_needed(self.at("latest").resolve_registry(), &self.auth).await;
@@ -190,6 +225,11 @@ fn wanted(blob: &Descriptor) -> OciDescriptor {
         size: i64::try_from(blob.size).unwrap_or(i64::MAX),
         ..OciDescriptor::default()
     }
+}
+
+#[derive(Deserialize)]
+struct Catalog {
+    repositories: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]

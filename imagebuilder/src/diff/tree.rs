@@ -5,25 +5,16 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use protocol::ids::Digest;
-use tar::{Archive, Entry, EntryType};
+use tar::{Entry, EntryType};
 
 use super::{Change, EntryDiff};
 use crate::blob::hash;
-use crate::layer::decompressed;
-
-/// Most paths of one image.
-const MAX_PATHS: usize = 5_000_000;
-/// Begins the name of a file that stands for the absence of another one.
-const WHITEOUT: &[u8] = b".wh.";
-/// The file that hides everything that lower layers have in its directory.
-const OPAQUE: &[u8] = b".wh..wh..opq";
-/// Begins the key of an extended attribute in a PAX header.
-const XATTR: &[u8] = b"SCHILY.xattr.";
+use crate::stack::{self, Stack};
 
 /// All paths of an image, without leading `/`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tree {
-    nodes: BTreeMap<Vec<u8>, Node>,
+    stack: Stack<Node>,
 }
 
 /// What stands at a path. Times do not count.
@@ -38,59 +29,20 @@ struct Node {
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
+impl stack::Node for Node {
+    fn is_directory(&self) -> bool {
+        self.kind == EntryType::Directory.as_byte()
+    }
+}
+
 impl Tree {
     /// Puts a layer, compressed or not, over what is there.
     pub(super) fn apply(&mut self, layer: impl Read) -> io::Result<()> {
-        let mut archive = Archive::new(decompressed(layer)?);
-        // Whiteouts speak of the layers below, wherever they stand in this one.
-        let (mut gone, mut added) = (Vec::new(), Vec::new());
-        for entry in archive.entries()? {
-            let mut entry = entry?;
-            let path = plain(&entry.path_bytes());
-            let (dir, name) = split(&path);
-            if name == OPAQUE {
-                gone.push((dir.to_vec(), false));
-            } else if let Some(name) = name.strip_prefix(WHITEOUT) {
-                gone.push((join(dir, name), true));
-            } else if !path.is_empty() {
-                let link = match entry.header().entry_type() {
-                    EntryType::Link => entry.link_name_bytes().map(|target| plain(&target)),
-                    _ => None,
-                };
-                added.push((path, link, node(&mut entry)?));
-            }
-            if added.len() + gone.len() + self.nodes.len() > MAX_PATHS {
-                return Err(io::Error::other(format!("more than {MAX_PATHS} paths")));
-            }
-        }
-        for (path, itself) in gone {
-            self.remove_below(&path);
-            if itself {
-                self.nodes.remove(&path);
-            }
-        }
-        for (path, link, node) in added {
-            let node = link.and_then(|target| self.nodes.get(&target).cloned()).unwrap_or(node);
-            if node.kind != EntryType::Directory.as_byte() {
-                self.remove_below(&path);
-            }
-            self.nodes.insert(path, node);
-        }
-        Ok(())
-    }
-
-    fn remove_below(&mut self, path: &[u8]) {
-        if path.is_empty() {
-            self.nodes.clear();
-            return;
-        }
-        // `0` follows `/`: exactly the paths that begin with PATH/ stand between.
-        let (first, end) = ([path, b"/"].concat(), [path, b"0"].concat());
-        let below: Vec<Vec<u8>> =
-            self.nodes.range(first..end).map(|(key, _)| key.clone()).collect();
-        for key in below {
-            self.nodes.remove(&key);
-        }
+        // The root itself is the same in every image.
+        self.stack.apply(layer, |_, entry| {
+            let is_root = entry.path_bytes().iter().all(|byte| matches!(byte, b'.' | b'/'));
+            if is_root { Ok(None) } else { node(entry).map(Some) }
+        })
     }
 
     /// What changed from this tree to the other one, by path.
@@ -100,8 +52,9 @@ impl Tree {
             let path = format!("/{}", String::from_utf8_lossy(path));
             changes.push(EntryDiff { path, change, before, after });
         };
-        for (path, node) in &self.nodes {
-            match other.nodes.get(path) {
+        let (before, after) = (self.stack.nodes(), other.stack.nodes());
+        for (path, node) in before {
+            match after.get(path) {
                 None => say(path, Change::Removed, Some(node.size), None),
                 Some(now) if now != node => {
                     say(path, Change::Changed, Some(node.size), Some(now.size));
@@ -109,7 +62,7 @@ impl Tree {
                 Some(_) => {}
             }
         }
-        for (path, node) in other.nodes.iter().filter(|(path, _)| !self.nodes.contains_key(*path)) {
+        for (path, node) in after.iter().filter(|(path, _)| !before.contains_key(*path)) {
             say(path, Change::Added, None, Some(node.size));
         }
         changes.sort_by(|a, b| a.path.cmp(&b.path));
@@ -117,7 +70,7 @@ impl Tree {
     }
 }
 
-fn node(entry: &mut Entry<'_, impl Read>) -> io::Result<Node> {
+fn node<R: Read>(entry: &mut Entry<'_, R>) -> io::Result<Node> {
     let header = entry.header();
     let kind = match header.entry_type() {
         EntryType::Continuous | EntryType::GNUSparse | EntryType::Regular => EntryType::Regular,
@@ -125,39 +78,13 @@ fn node(entry: &mut Entry<'_, impl Read>) -> io::Result<Node> {
     };
     let (mode, owner) = (header.mode()? & 0o7777, (header.uid()?, header.gid()?));
     let device = (header.device_major().ok().flatten(), header.device_minor().ok().flatten());
-    let mut xattrs = BTreeMap::new();
-    if let Some(extensions) = entry.pax_extensions()? {
-        for extension in extensions {
-            let extension = extension?;
-            if let Some(name) = extension.key_bytes().strip_prefix(XATTR) {
-                xattrs.insert(name.to_vec(), extension.value_bytes().to_vec());
-            }
-        }
-    }
+    let xattrs = stack::xattrs(entry)?;
     let (size, content) = match entry.link_name_bytes() {
         _ if kind == EntryType::Regular => hash(entry)?,
         Some(target) => (0, Digest::of(&target)),
         None => (0, Digest::of(format!("{device:?}").as_bytes())),
     };
     Ok(Node { kind: kind.as_byte(), mode, owner, size, content, xattrs })
-}
-
-/// The path without `.`, `..` and empty parts.
-fn plain(path: &[u8]) -> Vec<u8> {
-    let parts = path.split(|byte| *byte == b'/');
-    let parts = parts.filter(|part| !matches!(*part, b"" | b"." | b".."));
-    parts.collect::<Vec<_>>().join(&b'/')
-}
-
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|byte| *byte == b'/') {
-        None => (b"", path),
-        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
-    }
-}
-
-fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
 }
 
 #[cfg(test)]

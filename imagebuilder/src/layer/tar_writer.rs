@@ -11,7 +11,7 @@ const BLOCK: u64 = 512;
 
 /// What an entry without content is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Directory,
     Symlink,
     HardLink,
@@ -20,27 +20,36 @@ pub(super) enum Kind {
 
 /// What every entry has.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Entry<'a> {
-    pub(super) path: &'a [u8],
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) xattrs: &'a [(String, Vec<u8>)],
+pub(crate) struct Entry<'a> {
+    pub(crate) path: &'a [u8],
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) xattrs: &'a [(String, Vec<u8>)],
+    /// Its own time; the writer's when absent.
+    pub(crate) time: Option<Time>,
 }
 
-/// Writes entries; every one is dated `epoch`.
-pub(super) struct TarWriter<'a> {
+/// A time of modification, since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Time {
+    pub(crate) seconds: u64,
+    pub(crate) nanoseconds: u32,
+}
+
+/// Writes entries; every one is dated `epoch` unless it says otherwise.
+pub(crate) struct TarWriter<'a> {
     out: &'a mut dyn Write,
     epoch: u64,
 }
 
 impl<'a> TarWriter<'a> {
-    pub(super) fn new(out: &'a mut dyn Write, epoch: u64) -> Self {
+    pub(crate) fn new(out: &'a mut dyn Write, epoch: u64) -> Self {
         Self { out, epoch }
     }
 
     /// A regular file; fails with `UnexpectedEof` when the content is shorter than `size`.
-    pub(super) fn file(
+    pub(crate) fn file(
         &mut self,
         entry: &Entry<'_>,
         size: u64,
@@ -55,7 +64,7 @@ impl<'a> TarWriter<'a> {
     }
 
     /// An entry without content; `target` is what links point to.
-    pub(super) fn special(
+    pub(crate) fn special(
         &mut self,
         entry: &Entry<'_>,
         kind: Kind,
@@ -75,7 +84,7 @@ impl<'a> TarWriter<'a> {
     }
 
     /// The two zero blocks at the end.
-    pub(super) fn finish(self) -> io::Result<()> {
+    pub(crate) fn finish(self) -> io::Result<()> {
         self.out.write_all(&[0; 1024])
     }
 
@@ -95,6 +104,11 @@ impl<'a> TarWriter<'a> {
             fill(&mut ustar.name, entry.path, b"path", &mut records);
             fill(&mut ustar.linkname, target, b"linkpath", &mut records);
         }
+        let time = entry.time.unwrap_or(Time { seconds: self.epoch, nanoseconds: 0 });
+        if time.nanoseconds > 0 {
+            let text = format!("{}.{:09}", time.seconds, time.nanoseconds);
+            record(&mut records, b"mtime", text.as_bytes());
+        }
         if !records.is_empty() {
             self.pax(&records)?;
         }
@@ -103,7 +117,7 @@ impl<'a> TarWriter<'a> {
         header.set_uid(entry.uid.into());
         header.set_gid(entry.gid.into());
         header.set_size(size);
-        header.set_mtime(self.epoch);
+        header.set_mtime(time.seconds);
         header.set_cksum();
         self.out.write_all(header.as_bytes())
     }

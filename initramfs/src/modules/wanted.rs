@@ -55,6 +55,15 @@ pub struct Lists {
     module: Vec<Raw>,
     #[serde(default)]
     flavour: BTreeMap<String, RawFlavour>,
+    /// What is in no image unless it is asked for.
+    #[serde(default)]
+    extra: BTreeMap<String, RawExtra>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawExtra {
+    module: Vec<Raw>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -83,6 +92,9 @@ pub enum WantedError {
     /// It is not the TOML it should be; the source names the line.
     #[error("the module list is wrong")]
     Toml(#[from] toml::de::Error),
+    /// Nobody has written down what it holds.
+    #[error("the module list has no extra `{0}`, only {1}")]
+    Extra(String, String),
     /// An entry has neither or both of `name` and `path`, or no reason.
     #[error("an entry of the module list ({0}) needs a `reason` and either `name` or `path`")]
     Entry(String),
@@ -104,6 +116,20 @@ impl Lists {
     pub fn list(&self, flavour: &str) -> Result<Vec<Wanted>, WantedError> {
         let own = self.flavour.get(flavour).map(|own| own.module.as_slice()).unwrap_or_default();
         self.module.iter().chain(own).map(entry).collect()
+    }
+
+    /// The same list with these extras in it, for every flavour.
+    ///
+    /// # Errors
+    /// There is no such extra.
+    pub fn with(mut self, extras: &[String]) -> Result<Self, WantedError> {
+        for name in extras {
+            let known = self.extra.keys().cloned().collect::<Vec<_>>().join(", ");
+            let extra = self.extra.get(name);
+            let extra = extra.ok_or_else(|| WantedError::Extra(name.clone(), known))?;
+            self.module.extend(extra.module.iter().cloned());
+        }
+        Ok(self)
     }
 
     /// The packages that may bring this flavour's kernel, the best first.
@@ -148,6 +174,20 @@ mod tests {
         assert_eq!(lists.list("custom").unwrap().len(), 1);
         assert_eq!(lists.packages("cloud"), ["a", "b"]);
         assert!(lists.packages("custom").is_empty());
+    }
+
+    #[test]
+    fn extras_are_in_no_image_that_does_not_ask_for_them() {
+        let text = r#"
+            [extra.storage]
+            module = [{ name = "nfs", need = "optional", reason = "exports" }]
+        "#;
+        let lists = parse(text).unwrap();
+        assert!(lists.list("cloud").unwrap().is_empty());
+        let with = lists.clone().with(&["storage".to_owned()]).unwrap();
+        assert_eq!(with.list("cloud").unwrap().len(), 1);
+        let error = lists.with(&["tapes".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("`tapes`") && error.contains("storage"), "{error}");
     }
 
     #[test]

@@ -310,10 +310,10 @@ mod tests {
         problem(r#"{"watchdog_ms":100}"#, "notify = true");
         problem(r#"{"health":{"http":"https://x/"}}"#, "health.http");
         problem(r#"{"hostname":"-a"}"#, "host name");
-        problem(r#"{"systemd":true}"#, "wants profile");
-        problem(r#"{"systemd":true,"profile":"system","init":true}"#, "and systemd can");
         problem(r#"{"log_size":"1KiB"}"#, "log_size must be between");
         problem(r#"{"log_size":"2GiB"}"#, "log_size must be between");
+        problem(r#"{"systemd":true}"#, "wants profile");
+        problem(r#"{"systemd":true,"profile":"system","init":true}"#, "and systemd can");
         problem(
             r#"{"strategy":"handover","sockets":[{"name":"a","listen":"tcp://0.0.0.0:80"}],"notify":true,"watchdog_ms":5,
                 "mounts":[{"source":"/"  ,"target":"/host"}],"ulimits":{"memlock":"unlimited"},"hugepages":{"2MiB":"64MiB"}}"#,

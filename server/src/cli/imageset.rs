@@ -9,7 +9,6 @@ mod list;
 mod push;
 pub(in crate::cli) mod registry;
 mod sign;
-mod target;
 mod verify;
 
 use super::client::Client;

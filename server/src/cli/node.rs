@@ -369,7 +369,7 @@ n2    10.9.0.101  waiting  hello:2    5 s   the registry does not answer
         }
         assert!(text.contains("hello  running, healthy, pid 97, 1 restarts"), "{text}");
         let roll =
-            "watching  597 KiB fetched, staged in 240 ms, 3.100 ms to exec, 41.000 ms to ready";
+            "watching  597.66 KiB fetched, staged in 240 ms, 3.100 ms to exec, 41.000 ms to ready";
         assert!(text.contains(roll), "{text}");
         assert!(text.contains("kept for an undo: 1"), "{text}");
     }

@@ -95,7 +95,9 @@ impl From<SourceError> for ApiError {
             E::NotAnImageSet { .. } | E::Nameless(_) | E::Reference(_) => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "not_an_imageset")
             }
-            E::Remote(_) => (StatusCode::BAD_GATEWAY, "registry"),
+            E::Remote(_) | E::NoCatalog { .. } | E::TooMany(_) => {
+                (StatusCode::BAD_GATEWAY, "registry")
+            }
             E::External(_) => (StatusCode::NOT_IMPLEMENTED, "external_registry"),
             E::Embedded(_) | E::Task(_) => (StatusCode::INTERNAL_SERVER_ERROR, "registry"),
         };

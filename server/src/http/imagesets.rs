@@ -23,7 +23,7 @@ pub(super) async fn gc(
 ) -> Result<Json<GcReport>, ApiError> {
     let store = match &app.sources {
         Sources::Embedded { store, .. } => store.clone(),
-        Sources::External { url } => return Err(SourceError::External(url.to_string()).into()),
+        Sources::External { url, .. } => return Err(SourceError::External(url.to_string()).into()),
     };
     let token = headers.get(header::AUTHORIZATION).and_then(|token| token.to_str().ok());
     store.access().check(Right::Push, token).map_err(|denied| match denied {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
@@ -16,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tower_http::timeout::RequestBodyTimeoutLayer;
+
+use super::sendfile::{Conn, Outlet};
 
 /// Pause after a failed accept, so that a lasting failure (no file descriptors) does not take a whole core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -110,10 +113,18 @@ async fn converse(
     mut stopping: watch::Receiver<bool>,
     slot: Option<OwnedSemaphorePermit>,
 ) {
+    let outlet = Outlet::default();
+    let stream = Conn::new(stream, outlet.clone());
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(|request| {
+        let (answer, outlet) = (router.call(request), outlet.clone());
+        async move { answer.await.map(|response| outlet.take_over(response)) }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .writev(true)
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {

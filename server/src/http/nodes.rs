@@ -26,6 +26,9 @@ pub(super) struct Poll {
     after: Option<u64>,
     #[serde(default)]
     wait: u64,
+    /// Tag of the registry table that the node has; absent from agents that know of none.
+    #[serde(default)]
+    registries: Option<String>,
 }
 
 pub(super) async fn list(State(app): Shared) -> Json<Vec<NodeRecord>> {
@@ -54,8 +57,9 @@ pub(super) async fn desired(
     loop {
         let mut desired = app.inventory.desired(&id)?;
         desired.channels = channels.requests(std::time::Instant::now());
-        if is_news(&desired, poll.after) || !desired.channels.is_empty() {
-            return Ok(Json(desired).into_response());
+        let is_new = is_news(&desired, poll.after) || !desired.channels.is_empty();
+        if is_new || app.registries.is_news(poll.registries.as_deref()) {
+            return Ok(Json(app.registries.tell(desired)).into_response());
         }
         tokio::select! {
             changed = news.changed() => if changed.is_err() { break },

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -13,6 +14,7 @@ use super::handlers::{DIGEST_HEADER, blocking};
 use super::store::{RegistryStore, if_there, io_error};
 use super::stream;
 use crate::http::file::{Part, parse_range};
+use crate::http::sendfile::FilePart;
 
 fn unknown(digest: &Digest) -> Refusal {
     Refusal::new(Code::BlobUnknown, format!("the repository has no blob {digest}"))
@@ -54,12 +56,14 @@ pub(super) async fn get(
             return Ok((StatusCode::RANGE_NOT_SATISFIABLE, range).into_response());
         }
     };
-    let body = match file {
-        Some(file) if first == 0 || (&file).seek(SeekFrom::Start(first)).is_ok() => {
-            stream::body(file, length)
+    let unreadable = |_| Refusal::new(Code::Internal, "the blob cannot be read");
+    let (body, part) = match file {
+        Some(mut file) => {
+            file.seek(SeekFrom::Start(first)).map_err(unreadable)?;
+            let same = Arc::new(file.try_clone().map_err(unreadable)?);
+            (stream::body(file, length), Some(FilePart { file: same, first, length }))
         }
-        Some(_) => return Err(Refusal::new(Code::Internal, "the blob cannot be read")),
-        None => Body::empty(),
+        None => (Body::empty(), None),
     };
     let mut response = (
         status,
@@ -73,6 +77,9 @@ pub(super) async fn get(
         body,
     )
         .into_response();
+    if let Some(part) = part {
+        response.extensions_mut().insert(part);
+    }
     if status == StatusCode::PARTIAL_CONTENT {
         let range = format!("bytes {first}-{}/{size}", first + length - 1);
         if let Ok(range) = range.parse() {

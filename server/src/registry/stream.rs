@@ -37,19 +37,31 @@ impl Drop for Buffer {
     }
 }
 
+/// Where a body stands.
+enum Next {
+    Read(File),
+    Await(Reading),
+}
+
 /// The next `length` bytes of a file.
 pub(super) fn body(file: File, length: u64) -> Body {
     if length == 0 {
         return Body::empty();
     }
     let spare = Spare::default();
-    let start = (read(file, length, Arc::clone(&spare)), length, spare);
-    Body::from_stream(stream::unfold(Some(start), |state| async {
-        let (reading, left, spare) = state?;
+    // Nothing is read before somebody wants it: the connection may send the file by itself.
+    let first = Next::Read(file);
+    Body::from_stream(stream::unfold(Some((first, length, spare)), |state| async {
+        let (next, left, spare) = state?;
+        let reading = match next {
+            Next::Read(file) => read(file, left, Arc::clone(&spare)),
+            Next::Await(reading) => reading,
+        };
         Some(match reading.await {
             Ok(Ok((file, buffer))) => {
                 let left = left.saturating_sub(buffer.bytes.len() as u64);
-                let next = (left > 0).then(|| (read(file, left, Arc::clone(&spare)), left, spare));
+                let next = (left > 0)
+                    .then(|| (Next::Await(read(file, left, Arc::clone(&spare))), left, spare));
                 (Ok(Bytes::from_owner(buffer)), next)
             }
             Ok(Err(error)) => (Err(error), None),

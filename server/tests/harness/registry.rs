@@ -15,7 +15,8 @@ use protocol::ids::Digest;
 use server::registry::{Access, RegistryStore, router};
 use tempfile::TempDir;
 
-pub(crate) const INSTALL: &str = "apt-get install skopeo docker-registry umoci podman crun";
+pub(crate) const INSTALL: &str =
+    "apt-get install skopeo docker-registry umoci podman crun erofs-utils squashfs-tools";
 /// Longest wait for anything in these tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The header line of an image manifest.

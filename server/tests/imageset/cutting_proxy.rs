@@ -15,6 +15,15 @@ pub(crate) struct CuttingProxy {
 impl CuttingProxy {
     /// Forwards to `to`, and cuts the connection over which `after` bytes have been sent, once.
     pub(crate) fn start(to: SocketAddr, after: u64) -> Self {
+        Self::start_and(to, after, || ())
+    }
+
+    /// The same, and calls `on_cut` before either end can notice.
+    pub(crate) fn start_and(
+        to: SocketAddr,
+        after: u64,
+        on_cut: impl Fn() + Clone + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let address = listener.local_addr().expect("address");
         let (sent, cut) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
@@ -25,12 +34,17 @@ impl CuttingProxy {
                 let (sent, cut) = (Arc::clone(&sent_too), Arc::clone(&cut_too));
                 let back = (server.try_clone().expect("clone"), client.try_clone().expect("clone"));
                 std::thread::spawn(move || forward(back.0, back.1, |_| true));
+                let on_cut = on_cut.clone();
                 std::thread::spawn(move || {
                     let mut here = 0;
                     forward(client, server, |bytes| {
                         sent.fetch_add(bytes, Ordering::SeqCst);
                         here += bytes;
-                        here < after || cut.swap(true, Ordering::SeqCst)
+                        let goes_on = here < after || cut.swap(true, Ordering::SeqCst);
+                        if !goes_on {
+                            on_cut();
+                        }
+                        goes_on
                     });
                 });
             }

@@ -168,3 +168,54 @@ fn debian_packages_become_the_same_layer_every_time() {
     let list = run(Command::new("tar").args(["--list", "--gzip", "--file"]).arg(blob));
     assert!(String::from_utf8_lossy(&list).lines().any(|path| path == "./bin/busybox"));
 }
+
+/// Everything that an image can say of a tree: types, modes, owners, times and links of all entries in words, and with their
+/// attributes and contents as one digest. Without `/dev`, which nodes make themselves: umoci makes its devices.
+fn tree(root: &Path) -> Vec<String> {
+    let script = "tar --create --sort=name --numeric-owner --format=posix --xattrs --xattrs-include='*' \
+                  --exclude='./dev/*' --pax-option=exthdr.name=%d/%f,delete=atime,delete=ctime --file=- . | tee \"$1\" | sha256sum; \
+                  tar --list --verbose --full-time --numeric-owner --file=\"$1\"";
+    let archive = tempfile::NamedTempFile::new().expect("archive");
+    let mut shell = Command::new("sh");
+    shell.args(["-e", "-c", script, "sh"]).arg(archive.path()).current_dir(root);
+    String::from_utf8(run(&mut shell)).expect("text").lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_mounted_debian_image_is_entry_by_entry_what_umoci_unpacks() {
+    let dir = tempfile::tempdir().expect("dir");
+    // A layer above the packages': changed, new, removed and linked files, a directory that was and is another.
+    let add = |path: &str, content: &str| {
+        let path = dir.path().join("rootfs").join(path);
+        fs::create_dir_all(path.parent().expect("parent")).expect("directory");
+        fs::write(path, content).expect("file");
+    };
+    add("usr/share/doc/busybox-static/copyright", "changed");
+    add("usr/share/doc/busybox-static/.wh.changelog.Debian.gz", "");
+    add("etc/new/.wh..wh..opq", "");
+    add("etc/new/file", "new");
+    let (file, link) = (dir.path().join("rootfs/etc/new/file"), dir.path().join("rootfs/linked"));
+    fs::hard_link(file, link).expect("link");
+    let keys = "source = [\"debian:bookworm\", \"dir:rootfs\"]\nvariant = \"extract\"\n\
+                packages = [\"busybox-static\"]\nmount = [\"squashfs\", \"erofs\"]";
+    let built = set(dir.path(), "mounted", 1_700_000_000, &[("app", keys)]);
+    let layout = format!("{}:1-app", built.layout.display());
+    let bundle = dir.path().join("bundle");
+    run(Command::new("umoci").args(["unpack", "--image", &layout]).arg(&bundle));
+    let unpacked = tree(&bundle.join("rootfs"));
+    let seen = look(&built);
+    assert_eq!(seen.images[0].mounts.len(), 2);
+    for mount in &seen.images[0].mounts {
+        let place = tempfile::tempdir().expect("place");
+        let blob = built.blob_path(&mount.digest);
+        let options = ["-t", mount.form.as_str(), "-o", "loop,ro"];
+        run(Command::new("mount").args(options).arg(blob).arg(place.path()));
+        let mounted = tree(place.path());
+        run(Command::new("umount").arg(place.path()));
+        let both = mounted.iter().zip(&unpacked).skip(1);
+        for (ours, theirs) in both {
+            assert_eq!(ours, theirs, "{}", mount.form);
+        }
+        assert_eq!(mounted, unpacked, "{}", mount.form);
+    }
+}

@@ -20,7 +20,7 @@ impl Samples {
     }
 
     /// `median (min-max)`, with so many digits after the point.
-    fn cell(&self, digits: usize) -> String {
+    pub(super) fn cell(&self, digits: usize) -> String {
         let least = self.0.iter().copied().reduce(f64::min);
         let most = self.0.iter().copied().reduce(f64::max);
         match (self.median(), least, most) {
@@ -62,7 +62,7 @@ pub(crate) struct Figure {
     pub(crate) unit: &'static str,
     /// Ours divided by the peer's.
     pub(crate) ratio: Option<f64>,
-    /// The most that the ratio, or without a peer our value, may be.
+    /// The most that the ratio, or without a peer our value, may be; of a rate the least that the ratio may be.
     pub(crate) goal: Option<f64>,
     /// Whether it is; none without a goal.
     pub(crate) met: Option<bool>,
@@ -83,6 +83,21 @@ impl Figure {
         let met = goal.zip(ratio).map(|(goal, ratio)| ratio <= goal);
         let (figure, peer_name) = (figure.to_owned(), Some(peer_name.to_owned()));
         Some(Self { bench, figure, ours, peer: Some(peer), peer_name, unit, ratio, goal, met })
+    }
+
+    /// Ours beside a peer's, where more is better: the goal is the least that the ratio may be. `None` without samples of
+    /// both.
+    pub(crate) fn at_least(
+        bench: &'static str,
+        figure: &str,
+        samples: (&Samples, &Samples),
+        peer_name: &str,
+        unit: &'static str,
+        goal: Option<f64>,
+    ) -> Option<Self> {
+        let found = Self::beside(bench, figure, samples, peer_name, unit, goal)?;
+        let met = goal.zip(found.ratio).map(|(goal, ratio)| ratio >= goal);
+        Some(Self { met, ..found })
     }
 
     /// Ours below a limit, by the worst sample. `None` without samples.
@@ -153,7 +168,7 @@ pub(crate) fn figures_table(figures: &[Figure]) -> String {
 }
 
 /// Rows as text: the first column to the left, the others to the right.
-fn table(rows: Vec<Vec<String>>) -> String {
+pub(super) fn table(rows: Vec<Vec<String>>) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()

@@ -99,19 +99,46 @@ impl Image {
         let layercake = layercake()?;
         let program = layercake.to_str().context("a path that is not UTF-8")?;
         for variant in Variant::ALL {
-            let name = variant.name();
-            let file = self.dir.join(format!("{name}.toml"));
-            let text = format!(
-                "name = {name:?}\nversion = {VERSION:?}\n\n[[image]]\nname = {IMAGE:?}\n\
-                 source = \"oci:layout:{name}\"\n\n[[container]]\nname = {IMAGE:?}\nimage = {IMAGE:?}\n"
-            );
-            fs::write(&file, text).with_context(|| file.display().to_string())?;
+            let (name, file) = (variant.name(), self.description(variant)?);
             let file = file.to_str().context("a path that is not UTF-8")?;
             let to = format!("http://{REGISTRY}");
             eprintln!("pushing {name} to docker-registry (once)");
             bench.run(program, &["imageset", "push", file, "--to", &to])?;
         }
         fs::write(&stamp, "").with_context(|| stamp.display().to_string())
+    }
+
+    /// Its ImageSet in six layers, in an OCI layout, built by this `layercake` unless it was before.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub(super) fn set_layout(&self, layercake: &Path) -> Result<PathBuf> {
+        let (name, layout) = (Variant::Six.name(), self.dir.join("set"));
+        if !layout.exists() {
+            let file = self.description(Variant::Six)?;
+            eprintln!("building {name} into an OCI layout (once)");
+            let mut build = Command::new(layercake);
+            build.args(["imageset", "build"]).arg(file).arg("--out").arg(&layout);
+            run(build.stdout(Stdio::null()))?;
+        }
+        Ok(layout)
+    }
+
+    /// Writes the description of a variant's ImageSet.
+    fn description(&self, variant: Variant) -> Result<PathBuf> {
+        let name = variant.name();
+        let file = self.dir.join(format!("{name}.toml"));
+        let text = format!(
+            "name = {name:?}\nversion = {VERSION:?}\n\n[[image]]\nname = {IMAGE:?}\n\
+             source = \"oci:layout:{name}\"\n\n[[container]]\nname = {IMAGE:?}\nimage = {IMAGE:?}\n"
+        );
+        fs::write(&file, text).with_context(|| file.display().to_string())?;
+        Ok(file)
+    }
+
+    /// Where it is kept.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Where the registry keeps it.
@@ -133,7 +160,8 @@ impl Image {
         format!("{REGISTRY}/{}:{tag}", variant.name())
     }
 
-    fn digests(&self, variant: Variant) -> Vec<String> {
+    /// The digests of its layers' blobs, in hexadecimal.
+    pub(super) fn digests(&self, variant: Variant) -> Vec<String> {
         let digests = self.facts["layers"][variant.name()].as_array();
         digests.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     }

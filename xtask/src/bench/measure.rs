@@ -89,7 +89,8 @@ impl Bench {
         self.namespace.run(program, args)
     }
 
-    /// An empty tmpfs at this place, which only the namespace sees. What was there before is gone.
+    /// An empty tmpfs at this place, which only the namespace sees, with large pages as on a node. What was there before is
+    /// gone.
     ///
     /// # Errors
     /// When it cannot be mounted.
@@ -97,7 +98,11 @@ impl Bench {
         let text = place.to_str().context("a path that is not UTF-8")?;
         // Not mounted yet is the first time; a mount in use shows when the next one fails.
         while self.run("umount", &["--recursive", text]).is_ok() {}
-        self.run("mount", &["-t", "tmpfs", "-o", "size=4g,mode=755", "bench", text]).map(drop)
+        self.run(
+            "mount",
+            &["-t", "tmpfs", "-o", "size=4g,mode=755,huge=within_size", "bench", text],
+        )
+        .map(drop)
     }
 }
 

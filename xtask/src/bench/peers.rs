@@ -234,7 +234,7 @@ pub(super) fn start_registry(bench: &Bench, data: &Path) -> Result<Process> {
         .context("docker-registry is missing (package docker-registry)")?;
     let config = bench.dir.join("registry.yml");
     let text = format!(
-        "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage:\n  \
+        "version: 0.1\nlog: {{level: error, accesslog: {{disabled: false}}}}\nstorage:\n  \
          filesystem: {{rootdirectory: {:?}}}\nhttp:\n  addr: {REGISTRY}\n",
         data.display().to_string()
     );
@@ -250,7 +250,7 @@ pub(super) fn start_registry(bench: &Bench, data: &Path) -> Result<Process> {
     Ok(process)
 }
 
-fn argv(program: &[&Path], args: &[&str]) -> Vec<OsString> {
+pub(super) fn argv(program: &[&Path], args: &[&str]) -> Vec<OsString> {
     let program = program.iter().map(PathBuf::from).map(PathBuf::into_os_string);
     program.chain(args.iter().map(OsString::from)).collect()
 }

@@ -10,6 +10,7 @@ use tests::{prerequisites, wait};
 use super::figures::{Figure, Samples, Way, figures_table, ways_table};
 use super::image::{Image, Variant};
 use super::measure::{Bench, Usage};
+use super::next::{self, Next};
 use super::peers::{self, Job, Peer};
 use crate::{agent_build, builds};
 
@@ -46,6 +47,7 @@ struct Measured {
     ways: Vec<(Peer, Way)>,
     one_layer: Way,
     floors: Vec<Way>,
+    next: Next,
 }
 
 /// Runs the bench.
@@ -71,20 +73,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     std::fs::create_dir_all(&data).with_context(|| data.display().to_string())?;
     let _registry = peers::start_registry(&bench, &data)?;
     image.push(&bench, || builds::server(false), &data)?;
+    next::push(&bench, &image, || builds::server(false))?;
     let place = cache.join("tmpfs");
     std::fs::create_dir_all(&place).with_context(|| place.display().to_string())?;
-    let measured =
+    let mut measured =
         measure(args, &Job { bench: &bench, image: &image, agent: &agent, place: &place })?;
     let figures = figures(&measured);
-    let text = report(&image, &agent, &measured, &figures)?;
-    if args.json {
-        eprint!("{text}");
-        for figure in &figures {
-            println!("{}", figure.json());
-        }
-    } else {
-        print!("{text}");
-    }
+    let text = report(&image, &agent, &mut measured, &figures)?;
+    super::print(&text, &figures, args.json);
     Ok(())
 }
 
@@ -102,6 +98,7 @@ fn measure(args: &Args, job: &Job<'_>) -> Result<Measured> {
             wait::check()?;
         }
         add(&mut measured.one_layer, job.run(Peer::Agent, Variant::One)?);
+        measured.next.round(job)?;
         for (number, (name, usage)) in job.floors()?.into_iter().enumerate() {
             if measured.floors.len() <= number {
                 measured.floors.push(Way { name: format!("floor: {name}"), ..Way::default() });
@@ -114,7 +111,7 @@ fn measure(args: &Args, job: &Job<'_>) -> Result<Measured> {
     Ok(measured)
 }
 
-fn add(way: &mut Way, usage: Usage) {
+pub(super) fn add(way: &mut Way, usage: Usage) {
     way.cpu_s.0.push(usage.cpu_s);
     way.wall_s.0.push(usage.wall_s);
     way.peak_mib.0.push(usage.peak_mib);
@@ -142,13 +139,20 @@ fn figures(measured: &Measured) -> Vec<Figure> {
     for (what, way) in [("peak memory, six layers", ours), ("peak memory, one layer", one)] {
         figures.extend(Figure::below(NAME, what, &way.peak_mib, "MiB", PEAK_MIB));
     }
+    figures.extend(measured.next.figures(NAME));
     figures
 }
 
-fn report(image: &Image, agent: &Path, measured: &Measured, figures: &[Figure]) -> Result<String> {
+fn report(
+    image: &Image,
+    agent: &Path,
+    measured: &mut Measured,
+    figures: &[Figure],
+) -> Result<String> {
     let size = std::fs::metadata(agent).with_context(|| agent.display().to_string())?.len();
     let mut ways: Vec<&Way> = measured.ways.iter().map(|(_, way)| way).collect();
     ways.push(&measured.one_layer);
+    ways.extend(measured.next.ways());
     ways.extend(&measured.floors);
     Ok(format!(
         "{}.\nAgent of {size} bytes. Median (min-max) of client and daemon; the registry does not count.\n\n{}\n{}",

@@ -24,7 +24,7 @@ impl SetMachine {
     /// Whether instances are being started whose names are not known yet.
     fn is_starting(&self) -> bool {
         let mut containers = self.running.iter().flat_map(|running| &running.containers);
-        matches!(self.work, Work::CuttingOver(_) | Work::GoingBack { .. })
+        matches!(self.work, Work::CuttingOver(_) | Work::GoingBack(_))
             || containers.any(|it| it.state == ContainerState::Created)
     }
 

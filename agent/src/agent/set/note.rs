@@ -129,14 +129,14 @@ impl SetMachine {
                 refused: None,
                 cutting_over: true,
             }),
-            Work::GoingBack { kept, refused, report } => Some(Commitment {
-                set: kept.set.clone(),
-                digest: kept.digest,
+            Work::GoingBack(way) => Some(Commitment {
+                set: way.kept.set.clone(),
+                digest: way.kept.digest,
                 mode: Mode::Contain,
-                last_roll: report.clone(),
+                last_roll: way.report.clone(),
                 kept: None,
                 trial: None,
-                refused: Some(refused.clone()),
+                refused: Some(way.refused.clone()),
                 cutting_over: false,
             }),
             work => self.running.as_ref().map(|running| Commitment {

@@ -7,7 +7,7 @@ use protocol::node::{RollOutcome, RollReport};
 
 use super::{
     BUSY_PACE, Content, CutOverFailure, Deployment, Kept, Refused, SetAction, SetMachine, Target,
-    Watch, Work, is_target,
+    Watch, Way, Work, is_target,
 };
 
 /// What a set gets to become ready and well beyond what its containers say they need: a busy machine.
@@ -198,9 +198,9 @@ impl SetMachine {
                 self.kept = None;
                 (Some(target.set), report)
             }
-            Work::GoingBack { refused, report, .. } => {
+            Work::GoingBack(way) => {
                 self.kept = None;
-                (Some(refused.set), report)
+                (Some(way.refused.set), way.report)
             }
             _ => (None, report),
         };
@@ -233,7 +233,7 @@ impl SetMachine {
                 ..report
             });
             let refused = Refused { set: running.set.clone(), reason: reason.clone() };
-            self.work = Work::GoingBack { kept: kept.clone(), refused, report };
+            self.work = Work::GoingBack(Box::new(Way { kept: kept.clone(), refused, report }));
             actions.push(SetAction::GoBack(reason));
             return;
         }

@@ -86,8 +86,9 @@ impl SetMachine {
                     None => format!("watching version {version}"),
                 })
             }
-            Work::GoingBack { kept, refused, .. } => {
-                Some(format!("going back to version {}: {}", kept.set.version, refused.reason))
+            Work::GoingBack(way) => {
+                let version = &way.kept.set.version;
+                Some(format!("going back to version {version}: {}", way.refused.reason))
             }
             Work::Stopping => Some("stopping".to_owned()),
         }

@@ -58,7 +58,7 @@ fn bench() -> (Bench, Signer, Reference) {
 /// An agent that starts anew over the same store.
 fn started_anew(bench: &Bench, policy: Policy) -> Puller {
     let store = Store::open(&RunDirs::new(bench.dir.path())).expect("store");
-    Puller::new(store, bench.puller.transport.clone()).with_policy(policy)
+    Puller::new(store, bench.puller.registries.clone()).with_policy(policy)
 }
 
 #[test]

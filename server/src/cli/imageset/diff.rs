@@ -34,7 +34,11 @@ fn text(seen: &Diff) -> String {
     if seen.description_changed {
         text.push_str("the description differs\n");
     }
-    let _ = writeln!(text, "{} to fetch", bytes(seen.bytes_to_fetch));
+    let _ = write!(text, "{} to fetch", bytes(seen.bytes_to_fetch));
+    for (form, size) in &seen.mount_bytes_to_fetch {
+        let _ = write!(text, ", or {} of {form}", bytes(*size));
+    }
+    text.push('\n');
     for image in &seen.images {
         text.push_str(&image_text(image));
     }

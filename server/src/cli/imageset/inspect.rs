@@ -66,5 +66,9 @@ fn image_text(image: &InspectedImage) -> String {
             vec![format!("  {}", layer.digest), kind.to_owned(), bytes(layer.bytes)]
         })
         .collect();
+    let mounts = image.mounts.iter().map(|mount| {
+        vec![format!("  {}", mount.digest), format!("mount: {}", mount.form), bytes(mount.bytes)]
+    });
+    let rows = [rows, mounts.collect()].concat();
     text + &table(&["  LAYER", "TYPE", "SIZE"], &rows)
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use imagebuilder::push::{self, Progress};
 use serde_json::json;
 
-use super::build::build_set;
+use super::build::{MountArgs, build_set};
 use super::registry::{RegistryArgs, bar, wait};
 use crate::cli::output::{self, Output, bytes};
 use crate::config::values::BaseUrl;
@@ -20,13 +20,15 @@ pub(in crate::cli) struct Args {
     #[arg(long, value_name = "URL")]
     to: Option<String>,
     #[command(flatten)]
+    mount: MountArgs,
+    #[command(flatten)]
     registries: RegistryArgs,
 }
 
 pub(super) fn run(args: &Args, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
     let options = args.registries.options()?;
     let scratch = tempfile::tempdir().context("a temporary directory cannot be made")?;
-    let built = wait(build_set(&args.file, &scratch.path().join("layout"), &options))?;
+    let built = wait(build_set(&args.file, &scratch.path().join("layout"), &args.mount, &options))?;
     let name = format!("{}:{}", built.set.name, built.set.version);
     let name = match &args.to {
         Some(prefix) => format!("{}/{name}", prefix.trim_end_matches('/')),

@@ -3,33 +3,34 @@
 use std::path::PathBuf;
 
 use anyhow::bail;
-use imagebuilder::client::Options;
 use imagebuilder::sign::{self, Checked, Verified, key};
 use protocol::signature::PublicKey;
 use serde_json::{Value, json};
 
-use super::target::{Target, block_on};
+use super::registry::{RegistryArgs, wait};
 use crate::cli::output::{Output, table};
 use crate::config::values::BaseUrl;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    #[command(flatten)]
-    target: Target,
+    /// The set: a reference, or NAME:VERSION in the server's registry.
+    reference: String,
     /// A public key, PEM; repeatable: one good signature by any of them is enough.
     #[arg(long, value_name = "FILE", required = true)]
     key: Vec<PathBuf>,
     /// Look at the index's signature alone, as a node does, not at those of the manifests in it.
     #[arg(long)]
     index_only: bool,
+    #[command(flatten)]
+    registries: RegistryArgs,
 }
 
 pub(crate) fn run(args: &Args, server: &BaseUrl, output: Output) -> anyhow::Result<()> {
     let keys = args.key.iter().map(|path| key::read_public(path));
     let keys: Vec<PublicKey> = keys.collect::<Result<_, _>>()?;
-    let reference = args.target.reference(server)?;
+    let reference = args.registries.reference(&args.reference, server)?;
     let whole = !args.index_only;
-    let verified = block_on(sign::verify(&reference, &keys, whole, &Options::default()))??;
+    let verified = wait(sign::verify(&reference, &keys, whole, &args.registries.options()?))?;
     output.result(&value(&verified), || text(&verified))?;
     if !verified.is_good() {
         let bad = verified.checked.iter().filter(|checked| checked.verdict.is_err()).count();

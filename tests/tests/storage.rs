@@ -1,0 +1,244 @@
+//! The ImageAPI of a node in Layer0 with storage that comes over the network: NFS of nfs-ganesha, a partition of a disk image on
+//! it, and iSCSI of tgt. Asked at the rescue shell by `/init api`.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tests::artifacts::Artifacts;
+use tests::lab::{ADDRESS, Lab, case};
+use tests::overlay::with_rescue_shell;
+use tests::prerequisites::{CASES, STORAGE_CASES, find_program};
+use tests::process::Process;
+use tests::server_peer::{CONSOLE, ServerSpec};
+use tests::story::{ACT, BOOT, Story};
+use tests::wait;
+
+/// Where the partition begins in the disk image, in sectors of 512 bytes.
+const PARTITION_START: u32 = 2048;
+/// The iSCSI target's name.
+const TARGET: &str = "iqn.2026-11.lab:disk";
+/// Size of the file system, in bytes.
+const FILE_SYSTEM: u64 = 8 << 20;
+
+/// An NFS server with one export, `/export`.
+fn ganesha(lab: &Lab, export: &Path) -> Result<Process> {
+    let recovery = lab.dir().join("ganesha");
+    fs::create_dir_all(&recovery)?;
+    let config = lab.dir().join("ganesha.conf");
+    let text = format!(
+        "NFS_CORE_PARAM {{ Protocols = 4; Enable_NLM = false; Enable_RQUOTA = false; }}\n\
+         NFSv4 {{ Minor_Versions = 1, 2; Graceless = true; Only_Numeric_Owners = true; \
+         UseGetpwnam = true; RecoveryRoot = {recovery}; }}\n\
+         EXPORT {{ Export_Id = 1; Path = {export}; Pseudo = /export; Access_Type = RW; \
+         Squash = No_Root_Squash; SecType = sys; Protocols = 4; Transports = TCP; \
+         FSAL {{ Name = VFS; }} }}\n",
+        recovery = recovery.display(),
+        export = export.display(),
+    );
+    fs::write(&config, text)?;
+    let program = find_program("ganesha.nfsd").context("nfs-ganesha is missing")?;
+    let log = lab.dir().join("ganesha.log").display().to_string();
+    let pid = lab.dir().join("ganesha.pid").display().to_string();
+    let config = config.display().to_string();
+    let args = ["-F", "-f", &config, "-L", &log, "-p", &pid, "-N", "NIV_EVENT"];
+    let mut server =
+        Process::start(lab.namespace(), &program, args, &lab.dir().join("ganesha.out"))?;
+    listening(lab, &mut server, 2049)?;
+    Ok(server)
+}
+
+/// An iSCSI target with this file as LUN 1.
+fn tgt(lab: &Lab, disk: &Path) -> Result<Process> {
+    let ipc = format!("TGT_IPC_SOCKET={}", lab.dir().join("tgt").display());
+    let program = find_program("tgtd").context("tgt is missing")?.display().to_string();
+    let portal = format!("portal={ADDRESS}:3260");
+    let args = [&*ipc, &program, "-f", "--iscsi", &portal];
+    let env = find_program("env").context("env is missing")?;
+    let mut server = Process::start(lab.namespace(), &env, args, &lab.dir().join("tgtd.log"))?;
+    listening(lab, &mut server, 3260)?;
+    let disk = disk.display().to_string();
+    for order in [
+        &["--op", "new", "--mode", "target", "--tid", "1", "-T", TARGET][..],
+        &["--op", "new", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "-b", &disk],
+        &["--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL"],
+    ] {
+        let order = [&[&*ipc, "tgtadm", "--lld", "iscsi"], order].concat();
+        lab.namespace().run("env", &order)?;
+    }
+    Ok(server)
+}
+
+fn listening(lab: &Lab, server: &mut Process, port: u16) -> Result<()> {
+    let entrance = lab.entrance();
+    wait::until(&format!("port {port} to listen"), Duration::from_secs(30), || {
+        server.check_alive()?;
+        let connected =
+            entrance.inside(|| std::net::TcpStream::connect((ADDRESS, port)).is_ok())?;
+        Ok(connected.then_some(()))
+    })
+}
+
+/// What the node mounts: a root with busybox, and a disk image with one partition of ext4 that holds the same.
+fn make_export(export: &Path) -> Result<()> {
+    let bin = export.join("bin");
+    fs::create_dir_all(&bin)?;
+    fs::create_dir_all(export.join("etc"))?;
+    fs::write(export.join("etc/release"), "exported\n")?;
+    let busybox = find_program("busybox").context("busybox is missing")?;
+    fs::copy(busybox, bin.join("busybox"))?;
+    for name in ["sh", "cat", "sleep"] {
+        std::os::unix::fs::symlink("busybox", bin.join(name))?;
+    }
+    let system = export.with_extension("ext4");
+    File::create(&system)?.set_len(FILE_SYSTEM)?;
+    let made = Command::new(find_program("mkfs.ext4").context("e2fsprogs is missing")?)
+        .args(["-q", "-d"])
+        .args([export, system.as_path()])
+        .status()?;
+    ensure!(made.success(), "mkfs.ext4 failed");
+    let disk = File::create(export.join("disk.img"))?;
+    let sectors = u32::try_from(FILE_SYSTEM / 512)?;
+    disk.write_all_at(&fs::read(&system)?, u64::from(PARTITION_START) * 512)?;
+    // A partition table of one entry (type 0x83, LBA addresses).
+    let mut entry = vec![0, 0, 2, 0, 0x83, 0xff, 0xff, 0xff];
+    entry.extend(PARTITION_START.to_le_bytes());
+    entry.extend(sectors.to_le_bytes());
+    disk.write_all_at(&entry, 446)?;
+    disk.write_all_at(&[0x55, 0xaa], 510)?;
+    Ok(())
+}
+
+/// One request at the node's shell; its answer.
+fn ask(story: &mut Story<'_>, method: &str, target: &str, body: &Value) -> Result<Value> {
+    let body = if body.is_null() { String::new() } else { format!("'{body}'") };
+    let said = story.machine(1)?.shell(&format!("/init api {method} '{target}' {body}; true"))?;
+    // The console may have said something else before.
+    let answer = said.lines().rev().find_map(|line| serde_json::from_str(line.trim()).ok());
+    answer.with_context(|| format!("{method} {target} {body}: no answer in `{said}`"))
+}
+
+fn id(answer: &Value) -> Result<i64> {
+    answer["id"].as_i64().with_context(|| format!("no id in {answer}"))
+}
+
+#[test]
+fn a_node_mounts_nfs_a_partition_of_a_disk_image_on_it_and_a_disk_of_an_iscsi_target() -> Result<()>
+{
+    let needs = [&CASES[..], &STORAGE_CASES[..]].concat();
+    case("storage", &needs, |lab| {
+        let artifacts = Artifacts::find()?.with_storage()?;
+        let artifacts = with_rescue_shell(&artifacts, &lab.dir().join("layer0"))?;
+        let mut spec = ServerSpec::new(artifacts, 1);
+        spec.cmdline = format!("{CONSOLE} layercake.rescue=always");
+        let export = lab.dir().join("export");
+        make_export(&export)?;
+        let _nfs = ganesha(lab, &export)?;
+        let mut target = tgt(lab, &export.with_extension("ext4"))?;
+        let mut story = Story::begin(lab, &spec)?;
+        story.switch_on(1)?;
+        story.wait(1, "to report", BOOT, |_| Some(()))?;
+
+        nfs_and_a_partition(&mut story)?;
+        iscsi(&mut story)?;
+        let left = story.machine(1)?.shell("grep -c imageapi /proc/mounts; ls /sys/block")?;
+        ensure!(left.lines().any(|line| line.trim() == "0"), "{left}");
+        ensure!(!left.contains("sda"), "{left}");
+        // It ends by SIGKILL alone while it has targets.
+        target.kill()
+    })
+}
+
+/// A container on NFS, and a file system on a partition of a disk image that lies there.
+fn nfs_and_a_partition(story: &mut Story<'_>) -> Result<()> {
+    let export = |version: &str| {
+        let host = ADDRESS.to_string();
+        json!({"kind": "nfs", "nfs": {"host": host, "path": "/export", "ro": true, "version": version}})
+    };
+    let newest = ask(story, "POST", "/mount", &export(""))?;
+    let point = newest["mountpoint"].as_str().with_context(|| format!("{newest}"))?;
+    let said =
+        story.machine(1)?.shell(&format!("cat {point}/etc/release; grep vers= /proc/mounts"))?;
+    ensure!(said.contains("exported") && said.contains("vers=4.2"), "{said}");
+    ask(story, "DELETE", &format!("/mount?id={}", id(&newest)?), &Value::Null)?;
+    // nfs-ganesha 4.3 answers Linux' READ_PLUS of NFS 4.2 so that files of more than a few bytes cannot be read.
+    let nfs = id(&ask(story, "POST", "/mount", &export("4.1"))?)?;
+    let container = json!({"name": "web", "state": "running", "command": "cat /etc/release",
+        "mount": {"kind": "overlay", "overlay": {"lower": [{"id": nfs}]}}});
+    let made = ask(story, "POST", "/container", &container)?;
+    let log = made["logfile"].as_str().with_context(|| format!("{made}"))?.to_owned();
+    wait::until("the container on NFS to end", ACT, || {
+        let found = ask(story, "GET", "/container?name=web", &Value::Null)?;
+        Ok((found[0]["state"] == "exited").then_some(()))
+    })?;
+    let said = story.machine(1)?.shell(&format!("cat {log}"))?;
+    ensure!(said.contains("exported"), "{said}");
+
+    let partition = json!({"kind": "attach", "attach": {"fs_type": "ext4", "mount_options": ["ro"],
+        "attach": {"kind": "loopback", "loopback": {"base": "mount", "path": "disk.img", "partition": 1,
+            "mount": {"id": nfs}}}}});
+    let mount = ask(story, "POST", "/mount", &partition)?;
+    let device = &mount["attach"]["attach"]["device_file"];
+    ensure!(device.as_str().is_some_and(|it| it.ends_with("p1")), "{mount}");
+    let point = mount["mountpoint"].as_str().with_context(|| format!("{mount}"))?;
+    let said = story.machine(1)?.shell(&format!("cat {point}/etc/release"))?;
+    ensure!(said.contains("exported"), "{said}");
+
+    let refused = ask(story, "DELETE", &format!("/mount?id={nfs}"), &Value::Null)?;
+    ensure!(refused["code"] == 409, "{refused}");
+    for target in [
+        "/container?name=web".to_owned(),
+        format!("/mount?id={}", id(&mount)?),
+        format!("/mount?id={nfs}"),
+    ] {
+        let gone = ask(story, "DELETE", &target, &Value::Null)?;
+        ensure!(gone.get("code").is_none(), "{target}: {gone}");
+    }
+    let missing =
+        json!({"kind": "nfs", "nfs": {"host": ADDRESS.to_string(), "path": "/elsewhere"}});
+    let refused = ask(story, "POST", "/mount", &missing)?;
+    ensure!(refused["code"] == 500, "{refused}");
+    Ok(())
+}
+
+/// A file system on a LUN, which the agent's death does not disturb, and what is said when there is none.
+fn iscsi(story: &mut Story<'_>) -> Result<()> {
+    let lun = |target: &str, lun: u32| {
+        let (host, initiator) = (ADDRESS.to_string(), "iqn.2026-11.lab:node1");
+        json!({"kind": "iscsi", "iscsi": {"host": host, "initiator": initiator, "target": target, "lun": lun}})
+    };
+    let mount = json!({"kind": "attach", "attach": {"fs_type": "ext4", "attach": lun(TARGET, 1)}});
+    let mount = ask(story, "POST", "/mount", &mount)?;
+    let point = mount["mountpoint"].as_str().with_context(|| format!("{mount}"))?;
+    let device = mount["attach"]["attach"]["device_file"].as_str().unwrap_or_default();
+    ensure!(device.starts_with("/dev/sd"), "{mount}");
+    let read = format!("cat {point}/etc/release; echo written > {point}/new; cat {point}/new");
+    let said = story.machine(1)?.shell(&read)?;
+    ensure!(said.contains("exported") && said.contains("written"), "{said}");
+    // Another agent finds it again and ends it.
+    story.machine(1)?.shell(
+        "for d in /proc/[0-9]*; do set -- $(tr '\\000' ' ' < $d/cmdline 2>/dev/null); \
+         [ \"$2\" = agent ] && kill -9 ${d#/proc/}; done; true",
+    )?;
+    let target = format!("/mount?id={}", id(&mount)?);
+    wait::until("another agent to answer", ACT, || {
+        Ok(ask(story, "GET", &target, &Value::Null).ok())
+    })?;
+    let gone = ask(story, "DELETE", &target, &Value::Null)?;
+    ensure!(gone.get("code").is_none(), "{gone}");
+    let left = ask(story, "GET", "/attach", &Value::Null)?;
+    ensure!(left == json!([]), "{left}");
+    for (definition, expected) in [
+        (lun("iqn.2026-11.lab:nothing", 1), "there is no such target"),
+        (lun(TARGET, 7), "it has no disk at LUN 7"),
+    ] {
+        let refused = ask(story, "POST", "/attach", &definition)?;
+        let message = refused["message"].as_str().unwrap_or_default();
+        ensure!(refused["code"] == 500 && message.contains(expected), "{refused}");
+    }
+    Ok(())
+}
