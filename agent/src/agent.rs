@@ -23,6 +23,7 @@ mod report;
 mod server_link;
 mod set;
 mod start;
+mod steps;
 mod usage;
 mod worker;
 
@@ -39,7 +40,7 @@ use self::notes::{Notes, NotesFile};
 use self::pulls::Pulls;
 use self::report::Facts;
 use self::server_link::{Outbox, ServerLink};
-use self::set::{Commitment, Content, SetAction, SetEvent, SetMachine};
+use self::set::{Commitment, SetEvent, SetMachine};
 use self::usage::Usages;
 use self::worker::{Job, Surroundings, Worker, uptime};
 use crate::channel::Channels;
@@ -319,130 +320,6 @@ impl Agent {
         }
     }
 
-    /// Lets the machine of a set take an event, writes down where it stands, and does what it asks for: a crash at any moment
-    /// finds on disk what is about to be.
-    fn step(&mut self, name: &Name, event: SetEvent) {
-        let Some(slot) = self.sets.get_mut(name) else { return };
-        let actions = slot.machine.handle(event, uptime(), backoff::jitter());
-        let note = slot.machine.note();
-        self.note(name, note);
-        for action in actions {
-            log::debug!("{name}: {action:?}");
-            self.act(name, action);
-        }
-        if self.sets.get(name).is_some_and(|slot| slot.machine.is_spent()) {
-            self.sets.remove(name);
-        }
-    }
-
-    fn note(&mut self, name: &Name, note: Option<Commitment>) {
-        if self.notes.commitments.get(name) == note.as_ref() {
-            return;
-        }
-        let step = note.as_ref().map_or("kept-dropped", Commitment::step);
-        match note {
-            Some(note) => drop(self.notes.commitments.insert(name.clone(), note)),
-            None => drop(self.notes.commitments.remove(name)),
-        }
-        self.notes_file.save(&self.notes);
-        faults::reach(step);
-    }
-
-    fn act(&mut self, name: &Name, action: SetAction) {
-        let Some(slot) = self.sets.get_mut(name) else { return };
-        match action {
-            SetAction::Pull(set) => {
-                slot.decided = uptime();
-                log::info!("{name}: pulling {}", set.reference);
-                self.pulls.start(name, set.reference, &self.around.events);
-                self.mark(Phase::Pulling);
-            }
-            SetAction::CancelPull => self.pulls.cancel(name),
-            SetAction::Stage(set) => match slot.pulled.take() {
-                Some(pulled) => send(&slot.worker, name, Job::Stage(set, pulled)),
-                None => self
-                    .around
-                    .events
-                    .send(Event::Staged(name.clone(), Err("nothing was pulled".to_owned()))),
-            },
-            SetAction::StageKept(set) => {
-                slot.decided = uptime();
-                log::info!("{name}: version {} is kept here", set.version);
-                send(&slot.worker, name, Job::StageKept(set));
-            }
-            SetAction::Discard => send(&slot.worker, name, Job::Discard),
-            SetAction::AskBusy => self.ask_busy(name),
-            SetAction::CutOver(_) => {
-                let decided = slot.decided;
-                send(&slot.worker, name, Job::CutOver { decided });
-            }
-            SetAction::GoBack(reason) => {
-                log::error!("{name}: going back: {reason}");
-                send(&slot.worker, name, Job::GoBack(reason));
-            }
-            SetAction::DropKept => send(&slot.worker, name, Job::DropKept),
-            SetAction::Restart { container, restarts } => {
-                log::warn!("{name}.{container}: starting it again ({restarts})");
-                send(&slot.worker, name, Job::Restart(container, restarts));
-            }
-            SetAction::Rename(set) => {
-                log::info!("{name}: version {} is what runs already", set.version);
-                send(&slot.worker, name, Job::Rename(set));
-            }
-            SetAction::Stop => send(&slot.worker, name, Job::Stop),
-        }
-    }
-
-    /// Finds out whether the node may be disturbed: what the operator says, then what a program of the site says.
-    fn ask_busy(&self, name: &Name) {
-        let said = self.notes.desired.as_ref().and_then(|desired| desired.busy.clone());
-        let events = self.around.events.clone();
-        if said.is_some() || !self.busy_program.exists() {
-            return events.send(Event::Busy(name.clone(), said));
-        }
-        let (program, name) = (self.busy_program.clone(), name.clone());
-        start::thread("busy", move || events.send(Event::Busy(name, busy::ask(&program))));
-    }
-
-    fn pulled(&mut self, name: &Name, result: Result<Box<crate::pull::PulledSet>, String>) {
-        self.pulls.ended(name);
-        if let Err(why) = &result {
-            log::warn!("{name}: {why}");
-        }
-        let outcome = match (result, self.sets.get_mut(name)) {
-            (Ok(pulled), Some(slot)) => {
-                let content = content(&pulled);
-                slot.pulled = Some(pulled);
-                Ok(content)
-            }
-            (Ok(pulled), None) => Ok(content(&pulled)),
-            (Err(why), _) => Err(why),
-        };
-        faults::reach("pulled");
-        self.step(name, SetEvent::Pulled(outcome));
-        // Staging has taken it. What is still here is no longer wanted.
-        if let Some(slot) = self.sets.get_mut(name) {
-            slot.pulled = None;
-        }
-    }
-
-    fn cut_over(
-        &mut self,
-        name: &Name,
-        result: Result<Box<set::Deployment>, Box<set::CutOverFailure>>,
-    ) {
-        match &result {
-            Ok(deployment) => {
-                self.mark(Phase::Running);
-                let (version, digest) = (&deployment.set.version, deployment.digest.short());
-                log::info!("{name}: runs version {version} ({digest})");
-            }
-            Err(failure) => log::error!("{name}: {}", failure.reason),
-        }
-        self.step(name, SetEvent::CutOver(result));
-        self.collect_garbage();
-    }
-
     fn collect_garbage(&self) {
         let kept = |it: &Commitment| it.kept.as_ref().map(|kept| kept.digest);
         let commitments = self.notes.commitments.values();
@@ -528,10 +405,6 @@ impl Agent {
         }
         log::info!("every container has stopped");
     }
-}
-
-fn content(pulled: &crate::pull::PulledSet) -> Content {
-    Content { digest: pulled.digest, mode: pulled.set.mode, bytes: pulled.bytes }
 }
 
 fn send(worker: &mpsc::Sender<Job>, name: &Name, job: Job) {

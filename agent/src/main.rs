@@ -44,6 +44,7 @@ fn main() -> ExitCode {
             status(agent::container_init::run(in_cgroup, sockets))
         }
         Role::ContainerExec => status(agent::container_exec::run()),
+        Role::Modprobe { request } => status(agent::modules::load_for_kernel(&request)),
         Role::Help => {
             say(&mut std::io::stdout(), roles::USAGE);
             ExitCode::SUCCESS

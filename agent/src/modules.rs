@@ -51,6 +51,20 @@ pub fn start(sink: impl Fn(&Event) + Send + 'static) -> Result<JoinHandle<()>, M
     Ok(thread)
 }
 
+/// Loads what the kernel asks for on behalf of a program, a file system's module at the first mount of its kind: containers
+/// have no CAP_SYS_MODULE, and need none. The result is the process's exit code.
+///
+/// Protocol families (`net-pf-…`) are refused: every program may ask for those, and an old one is a way into the kernel.
+/// Whoever needs one names it in `/etc/layercake/modules`.
+#[must_use]
+pub fn load_for_kernel(request: &str) -> i32 {
+    if request.starts_with("net-pf-") {
+        return 1;
+    }
+    let loaded = Loader::open(&identity::release()).and_then(|mut loader| loader.load(request));
+    i32::from(loaded.is_err())
+}
+
 fn with<T>(loader: &Mutex<Loader>, work: impl FnOnce(&mut Loader) -> T) -> T {
     work(&mut loader.lock().unwrap_or_else(PoisonError::into_inner))
 }

@@ -4,31 +4,33 @@
 //! runs, the one that is staged to follow it, and the one that ran before, kept with its mounts.
 
 mod cut;
+mod keeping;
+mod live;
 mod order;
 mod pivot;
 mod restart;
 mod roll;
 mod room;
 
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use protocol::ids::{Digest, Name};
-use protocol::imageset::{Container, DEFAULT_WATCH_S, Mode, Profile};
-use protocol::node::{ContainerState, DesiredSet, RollReport};
+use protocol::ids::Name;
+use protocol::imageset::{Container, Mode};
+use protocol::node::DesiredSet;
 use rustix::time::{ClockId, clock_gettime};
 
 use self::cut::all_at_once;
+pub(super) use self::live::{Live, Member, deployment, mount_dir, record};
 use super::Sender;
 use super::event::Event;
 use super::faults;
 use super::readiness::{Board, Readiness};
-use super::set::{ContainerRecord, Deployment, exit_text};
+use super::set::exit_text;
 use crate::containers::sockets::obtain;
-use crate::containers::{self, Handle, HeldSockets, Keeping, NodeFacts, OnEnd, Place, Spec, keep};
+use crate::containers::{self, Handle, HeldSockets, NodeFacts, OnEnd, Place, Spec, keep};
 use crate::health::Watcher;
 use crate::init::control::Control;
 use crate::mounts;
@@ -61,92 +63,6 @@ pub(super) enum Job {
     Stop,
     /// Stop everything and tell when it is done; the worker ends.
     Terminate(mpsc::Sender<()>),
-}
-
-/// A container of a set on this node.
-#[derive(Debug)]
-pub(super) struct Member {
-    /// Its description.
-    pub container: Container,
-    /// Its mounted root's directory.
-    pub mount: PathBuf,
-    /// Its running or created instance; None between an end and the next start.
-    pub handle: Option<Handle>,
-    /// The instance that ended while no agent looked: its directory tells how until the next start.
-    pub leftover: Option<String>,
-    /// How often it was started again.
-    pub restarts: u32,
-    /// Its held sockets: kept here while it is started again, so that no connection is lost.
-    pub sockets: HeldSockets,
-}
-
-impl Member {
-    /// A member that nothing runs of.
-    #[must_use]
-    pub(super) fn new(container: Container, mount: PathBuf) -> Self {
-        Self {
-            container,
-            mount,
-            handle: None,
-            leftover: None,
-            restarts: 0,
-            sockets: HeldSockets::default(),
-        }
-    }
-}
-
-/// Where the root of a container is mounted: a set's version and its successor stand side by side.
-#[must_use]
-pub(super) fn mount_dir(dirs: &RunDirs, set: &Name, container: &Name, digest: &Digest) -> PathBuf {
-    let digest: String = digest.hex().chars().take(12).collect();
-    dirs.mounts().join(format!("{set}.{container}.{digest}"))
-}
-
-/// A set with its mounts and containers.
-#[derive(Debug)]
-pub(super) struct Live {
-    /// What it was asked for as.
-    pub set: DesiredSet,
-    /// Its content.
-    pub pulled: PulledSet,
-    /// Its containers.
-    pub members: Vec<Member>,
-    /// When all of it stood at the exec barrier.
-    pub staged: Duration,
-    /// Whether it ran here before and was kept.
-    pub kept: bool,
-}
-
-impl Live {
-    /// A set that nothing is mounted or created of.
-    #[must_use]
-    pub(super) fn new(set: DesiredSet, pulled: PulledSet) -> Self {
-        Self { set, pulled, members: Vec::new(), staged: uptime(), kept: false }
-    }
-
-    /// Every socket that is held for it.
-    fn sockets(&self) -> HeldSockets {
-        self.members.iter().map(|member| &member.sockets).collect()
-    }
-
-    /// Has its members begin with these held sockets, of which each takes its own.
-    fn inherit(&mut self, sockets: &HeldSockets) {
-        for member in &mut self.members {
-            member.sockets = sockets.clone();
-        }
-    }
-
-    /// Lets go of its held sockets; the paths of those that its successor does not have are removed.
-    fn let_go(&mut self, successor: &HeldSockets) {
-        for member in &mut self.members {
-            std::mem::take(&mut member.sockets).retire(successor);
-        }
-    }
-
-    /// The descriptions of its containers.
-    fn containers(&self) -> Vec<Container> {
-        self.members.iter().map(|member| member.container.clone()).collect()
-    }
 }
 
 /// An instance that was stopped.
@@ -191,14 +107,6 @@ impl Surroundings {
         self.board.forget(instance);
         self.health.forget(instance);
     }
-}
-
-/// Where the disk labelled LAYERCAKE is mounted, when it is.
-fn disk(dirs: &RunDirs) -> Option<PathBuf> {
-    let device = |path: &std::path::Path| std::fs::metadata(path).map(|meta| meta.dev()).ok();
-    let disk = dirs.disk();
-    let mounted = device(&disk).is_some_and(|disk| device(dirs.root()) != Some(disk));
-    mounted.then(|| disk.join("persistent"))
 }
 
 /// The worker.
@@ -442,10 +350,7 @@ impl Worker {
             log_dir: self.around.dirs.log().join(self.name.as_str()),
             restarts: member.restarts,
             version: Some(live.set.version.clone()),
-            keeping: Keeping {
-                memory: self.around.dirs.persistent(),
-                disk: disk(&self.around.dirs),
-            },
+            keeping: self.keeping(),
             facts: self.around.facts.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         };
         let spec =
@@ -456,21 +361,6 @@ impl Worker {
         containers::create(dirs, &spec, sockets, on_end(&self.around)).map_err(|error| {
             format!("container {}: {}", member.container.name, super::chain(&error))
         })
-    }
-
-    /// A whole system is known by its SSH host keys and its machine-id: the next version has those of the one that serves.
-    /// A container that is started again in the root it had has them already.
-    fn hand_identity_on(&self, spec: &Spec) {
-        if spec.profile != Profile::System || spec.restarts > 0 {
-            return;
-        }
-        let base = disk(&self.around.dirs).unwrap_or_else(|| self.around.dirs.persistent());
-        let kept = keep::identity_dir(&base, &spec.set, &spec.name);
-        let serving = self.running.iter().flat_map(|running| &running.members);
-        for member in serving.filter(|it| it.container.name == spec.name) {
-            keep::remember_identity(&kept, &member.mount.join("root"));
-        }
-        keep::restore_identity(&kept, &spec.root);
     }
 
     /// Stops every instance of a set, the last of its start order first, and returns as soon as all are dead: what is still
@@ -525,11 +415,7 @@ impl Worker {
         let stopped = self.stop_members(&mut live);
         self.remove(stopped);
         for member in &live.members {
-            if member.container.profile == Profile::System {
-                let base = disk(&self.around.dirs).unwrap_or_else(|| self.around.dirs.persistent());
-                let kept = keep::identity_dir(&base, &self.name, &member.container.name);
-                keep::remember_identity(&kept, &member.mount.join("root"));
-            }
+            self.keep_identity(member);
             if let Err(error) = mounts::unmount_overlay(&member.mount) {
                 log::warn!("{}: {}", self.name, super::chain(&error));
             }
@@ -548,44 +434,6 @@ pub(super) fn on_end(around: &Surroundings) -> OnEnd {
         board.ended(instance, &record.status);
         events.send(Event::Ended { instance: instance.to_owned(), exit: record.status });
     })
-}
-
-/// A record of a member that was just started.
-#[must_use]
-pub(super) fn record(member: &Member, instance: &str, pid: Option<u32>) -> ContainerRecord {
-    ContainerRecord {
-        name: member.container.name.clone(),
-        instance: instance.to_owned(),
-        restart: member.container.restart,
-        state: if pid.is_some() { ContainerState::Running } else { ContainerState::Created },
-        pid,
-        restarts: member.restarts,
-        exit: None,
-        started: uptime(),
-        restart_at: None,
-        failures: 0,
-        readiness: Readiness::of(&member.container),
-        replaced_at_ns: None,
-        notes: member.handle.as_ref().map(|handle| handle.notes().to_vec()).unwrap_or_default(),
-    }
-}
-
-/// What runs, as the state machine knows it.
-#[must_use]
-pub(super) fn deployment(
-    live: &Live,
-    containers: Vec<ContainerRecord>,
-    last_roll: Option<RollReport>,
-) -> Deployment {
-    let watch_s = live.pulled.set.watch_s.unwrap_or(DEFAULT_WATCH_S);
-    Deployment {
-        set: live.set.clone(),
-        digest: live.pulled.digest,
-        mode: live.pulled.set.mode,
-        watch: Duration::from_secs(watch_s.into()),
-        containers,
-        last_roll,
-    }
 }
 
 /// Bytes of memory that are available on this machine.

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -265,11 +266,15 @@ pub fn leave_the_agents_group() -> io::Result<()> {
     fs::write(group.join("cgroup.procs"), "0")
 }
 
+/// Makes a group that everybody may look into: the root user of a container with users of its own is one of them, and its
+/// control group is found through the groups above it.
 fn make(path: &Path) -> io::Result<()> {
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     match fs::create_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
-        Ok(()) => Ok(()),
+        Err(error) => Err(named(error)),
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(named),
     }
 }
 

@@ -170,6 +170,10 @@ fn environment(container: &Container, image: &RunConfig, hostname: &str) -> Vec<
     };
     set("PATH", DEFAULT_PATH);
     set("HOSTNAME", hostname);
+    if container.systemd {
+        // Its console is a log: no colours, and no line that is painted over and over.
+        set("TERM", "dumb");
+    }
     for entry in &image.env {
         if let Some((key, value)) = entry.split_once('=')
             && !key.is_empty()

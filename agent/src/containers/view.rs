@@ -296,7 +296,9 @@ mod tests {
         assert_ne!(base, id_base(&name("a"), &name("c")));
         for set in ["a", "b", "site"] {
             let base = id_base(&name(set), &name("web"));
-            assert!(base % ID_RANGE == 0 && base >= 1 << 20 && base < (1 << 31) - ID_RANGE);
+            assert!(
+                base.is_multiple_of(ID_RANGE) && (1 << 20..(1 << 31) - ID_RANGE).contains(&base)
+            );
         }
         assert_eq!(plan("{}", &keeping()).expect("plan").id_base, None);
     }

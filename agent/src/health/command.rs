@@ -128,8 +128,8 @@ impl Command {
 
     fn judge(&mut self) -> Option<Result<(), String>> {
         let lines = self.said.split(|byte| *byte == b'\n');
-        let said = lines.filter_map(|line| serde_json::from_slice::<Said>(line).ok());
-        let last = said.filter(|said| *said != Said::Started).last()?;
+        let mut said = lines.filter_map(|line| serde_json::from_slice::<Said>(line).ok());
+        let last = said.rfind(|said| *said != Said::Started)?;
         Some(match last {
             Said::Code(0) => Ok(()),
             Said::Code(code) => Err(format!("it ended with {code}{}", self.words())),

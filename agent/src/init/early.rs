@@ -205,6 +205,8 @@ pub fn tune_kernel() {
     if let Err(error) = rustix::system::reboot(rustix::system::RebootCommand::CadOff) {
         log::debug!("ctrl-alt-del stays with the kernel: {error}");
     }
+    // Modules that the kernel asks for on behalf of a container: this program loads them (role `-q`).
+    write_setting("/proc/sys/kernel/modprobe", "/init");
     let files = Rlimit { current: Some(1024), maximum: Some(524_288) };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, files) {
         log::debug!("limit of open files: {error}");

@@ -51,6 +51,7 @@ Roles:
   monitor DIR         the process beside one container (started by the agent)
   container-init ...  the first process of a container (started by a monitor)
   container-exec      an operator's command in a container (started by the agent)
+  -q -- NAME          load a module that the kernel asks for (started by the kernel)
 
   --help, --version
 ";
@@ -151,6 +152,11 @@ pub enum Role {
     },
     /// The helper beside an operator's command in a container.
     ContainerExec,
+    /// Loads a module that the kernel asks for by `-q -- NAME`, as it would ask modprobe(8).
+    Modprobe {
+        /// A module's name or an alias, `fs-nfs`.
+        request: String,
+    },
     /// `--help`.
     Help,
     /// `--version`.
@@ -179,6 +185,12 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
         Some("init") if pid1 => Ok(Role::Init { recover }),
         Some("init") => Err("the role init needs PID 1: let the kernel start it".to_owned()),
         Some("agent") => parse_agent(rest),
+        Some("-q") => match rest {
+            [dashes, name] if dashes == "--" => {
+                Ok(Role::Modprobe { request: name.to_string_lossy().into_owned() })
+            }
+            _ => Err("-q is the kernel's way to ask for a module: -q -- NAME".to_owned()),
+        },
         Some("pull") => parse_pull(rest),
         Some("api") => parse_api(rest),
         Some("monitor") => match rest {
@@ -381,6 +393,8 @@ mod tests {
 
     #[test]
     fn pid_1_of_a_namespace_keeps_its_role() {
+        let expect = Role::Modprobe { request: "fs-nfs".to_owned() };
+        assert_eq!(run("/init -q -- fs-nfs", false), Ok(expect));
         let expect = Role::ContainerInit { in_cgroup: true, sockets: 2 };
         assert_eq!(run("layercake-agent container-init cgroup 2", true), Ok(expect));
         let expect = Role::Monitor { dir: "/d".into() };
