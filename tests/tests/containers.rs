@@ -91,7 +91,7 @@ swap = 0
 #[test]
 fn debian_s_systemd_comes_up_without_a_failed_unit_beside_a_second_container_and_is_stopped()
 -> Result<()> {
-    case("systemd-node", &CASES, |lab| {
+    case("systemd-node", CASES, |lab| {
         let spec = with_shell(lab)?;
         let layout = examples::debian(&spec.artifacts.bin, "systemd-node")?;
         let mut story = Story::begin(lab, &spec)?;
