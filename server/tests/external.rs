@@ -98,7 +98,7 @@ fn an_external_registry_is_asked_with_the_config_s_credentials_and_nodes_are_tol
     );
     let list = layercake(dir.path(), &format!("--server {base} imageset list"));
     assert!(list.contains("demo  2"), "{list}");
-    layercake(dir.path(), &format!("--server {base} roll start --imageset demo:2 all"));
+    layercake(dir.path(), &format!("--server {base} roll start --imageset demo:2 all --no-wait"));
 
     let (status, desired) = get(&format!("{base}{NODE}/desired"));
     let desired: Value = serde_json::from_str(&desired).expect("JSON");
