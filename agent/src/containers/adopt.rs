@@ -19,6 +19,9 @@ use super::{
 };
 use crate::paths::RunDirs;
 
+/// Times that a directory is tried to be removed while somebody writes into it.
+const MAX_REMOVALS: u32 = 16;
+
 /// Longest time until a monitor that lives has made its socket.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between looks for that socket.
@@ -190,7 +193,16 @@ pub(super) fn clear(id: &str, dir: &Path) -> Result<(), ContainerError> {
         }
         group.remove().map_err(|source| file_error("remove", group.path().to_owned(), source))?;
     }
-    match fs::remove_dir_all(dir) {
+    // Whoever asks the container how it is may be writing that down this very moment: what appears in between goes, too.
+    let mut removed = fs::remove_dir_all(dir);
+    for _ in 0..MAX_REMOVALS {
+        match &removed {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            _ => break,
+        }
+        removed = fs::remove_dir_all(dir);
+    }
+    match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.map_err(|source| file_error("remove", dir.to_owned(), source)),
     }
