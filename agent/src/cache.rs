@@ -22,7 +22,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use protocol::ids::Digest;
@@ -36,6 +37,8 @@ use self::writer::{Queue, prepare};
 const DIRECTORY: &str = "layercake-v1";
 /// How long a disk that was not there is not looked for again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How long a pull waits for a disk that is being looked for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where the blobs are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,13 +56,17 @@ enum Place {
 #[derive(Debug, Clone)]
 pub struct Cache {
     place: Place,
-    shared: Arc<Mutex<Shared>>,
+    shared: Arc<(Mutex<Shared>, Condvar)>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     open: Option<Open>,
     looked: Option<Instant>,
+    /// Whether a thread is looking.
+    looking: bool,
+    /// Whether somebody waited for that thread in vain: nobody else does.
+    waited: bool,
     /// What went wrong last.
     problem: Option<String>,
     /// Blobs that are damaged there and may not have been removable.
@@ -100,7 +107,7 @@ impl Cache {
         Self { place, shared: Arc::default() }
     }
 
-    /// Looks for the disk now, so that it is there when it is needed.
+    /// Looks for the disk from now on, so that it is there when it is needed.
     pub fn warm_up(&self) {
         drop(self.open());
     }
@@ -228,22 +235,51 @@ impl Cache {
             return None;
         }
         let mut shared = self.lock();
-        if shared.open.is_none() && shared.looked.is_none_or(|at| at.elapsed() >= LOOK_AGAIN) {
+        let due = shared.looked.is_none_or(|at| at.elapsed() >= LOOK_AGAIN);
+        if shared.open.is_none() && !shared.looking && due {
             shared.looked = Some(Instant::now());
-            match self.find() {
-                Ok(Some((name, dir))) => {
-                    let queue = Queue::start(&dir, self.clone());
-                    log::info!("cache: blobs are kept on {name}");
-                    shared.open = queue.map(|queue| Open { dir, name, queue });
-                }
-                Ok(None) => {}
-                Err(problem) => {
-                    log::warn!("cache: {problem}");
-                    shared.problem = Some(problem);
-                }
+            (shared.looking, shared.waited) = (true, false);
+            let looker = self.clone();
+            let builder = thread::Builder::new().name("find-cache".to_owned());
+            if let Err(error) = builder.stack_size(256 << 10).spawn(move || looker.look()) {
+                log::warn!("cache: no thread for it: {error}");
+                shared.looking = false;
             }
         }
+        // A disk may take the request to read it and never answer.
+        let until = Instant::now() + PATIENCE;
+        while shared.looking && !shared.waited {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                log::warn!("cache: a disk does not answer; pulls go on without it");
+                shared.waited = true;
+                break;
+            }
+            let waited = self.shared.1.wait_timeout(shared, left);
+            shared = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
         shared.open.clone()
+    }
+
+    /// Looks for the cache and opens it; on a thread of its own.
+    fn look(&self) {
+        let found = self.find();
+        let mut shared = self.lock();
+        shared.looking = false;
+        match found {
+            Ok(Some((name, dir))) => {
+                let queue = Queue::start(&dir, self.clone());
+                log::info!("cache: blobs are kept on {name}");
+                shared.open = queue.map(|queue| Open { dir, name, queue });
+            }
+            Ok(None) => {}
+            Err(problem) => {
+                log::warn!("cache: {problem}");
+                shared.problem = Some(problem);
+            }
+        }
+        drop(shared);
+        self.shared.1.notify_all();
     }
 
     /// Name and directory of the cache; none where there is no such disk.
@@ -296,6 +332,6 @@ impl Cache {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,8 +1,8 @@
 //! Channels on the node's side: opens those that the desired document asks for, each on a thread of its own.
 //!
 //! A channel changes nothing of what the agent knows or wants, so none of this passes through the agent's loop. A channel's thread
-//! connects to the server ([`crate::transport::websocket`]) and serves a log ([`tail`], [`kmsg`]) or a command in a container
-//! (`exec`) over one [`link`]. It ends with its connection, and a command ends with it.
+//! connects to the server ([`crate::transport::websocket`]) and serves a log (`tail`, [`kmsg`]) or a command in a container
+//! (`exec`) over one `link`. It ends with its connection, and a command ends with it.
 
 mod exec;
 mod find;

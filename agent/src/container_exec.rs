@@ -2,7 +2,7 @@
 //!
 //! The agent ([`crate::channel`]) starts this role as a fresh process with one thread. It enters the container's control group and
 //! namespaces by the descriptor of the container's first process, opens a terminal in the container's own devpts or makes pipes,
-//! and forks a child, which becomes the command ([`crate::container_init::join`]). The near ends of the terminal or the pipes go
+//! and forks a child, which becomes the command (`container_init::join`). The near ends of the terminal or the pipes go
 //! to the agent; this process stays to pass signals on and to reap. When the agent or its channel goes away, the command is
 //! ended.
 //!
@@ -32,9 +32,10 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde::{Deserialize, Serialize};
 
+use crate::container_init::limits;
 use crate::containers::Spec;
 use crate::containers::cgroup::{Cgroup, find_v2};
-use crate::sys::process::{OneThread, Spawned, close_from, fork};
+use crate::sys::process::{OneThread, Spawned, close_from, fork_alone};
 
 /// Longest request, in bytes: a command of the longest, and what the container's spec says besides.
 const MAX_REQUEST: u64 = 4 << 20;
@@ -132,6 +133,8 @@ fn serve(agent: &UnixStream) -> Result<Said, String> {
     let alone = OneThread::check().map_err(step("fork"))?;
     let namespaces = foreign_namespaces(request.pid).map_err(step("its namespaces"))?;
     join_cgroup(&request).map_err(|error| format!("join its control group: {error}"))?;
+    // The command inherits them; in a user namespace they could not be raised.
+    limits::set(&request.spec).map_err(|error| error.to_string())?;
     std::env::set_current_dir("/").map_err(step("leave the working directory"))?;
     setns(&pidfd, namespaces).map_err(step("enter its namespaces"))?;
     if namespaces.contains(CloneFlags::CLONE_NEWUSER) {
@@ -247,7 +250,7 @@ fn start(
 ) -> Result<(Spawned, OwnedFd), String> {
     let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
     let (status, status_out) = pipe.map_err(step("pipe"))?;
-    match fork(alone).map_err(step("fork"))? {
+    match fork_alone(alone).map_err(step("fork"))? {
         Some(child) => Ok((child, status)),
         None => {
             drop(status);

@@ -19,7 +19,7 @@
 
 mod exec;
 pub(crate) mod join;
-mod limits;
+pub(crate) mod limits;
 mod mounts;
 mod notify;
 pub mod privileges;

@@ -16,7 +16,7 @@ use protocol::channel::frame::{Exit, Frame, WINDOW};
 use protocol::channel::{ChannelWish, ExecWish, TerminalSize};
 use protocol::node::{ContainerState, SetState};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use operator::Operator;
 use site::{Published, Site};
@@ -37,6 +37,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(&json!({}))
+    }
+
+    /// With more said of the container.
+    fn with(more: &Value) -> Self {
         let own = nix::sched::CloneFlags::CLONE_NEWNS | nix::sched::CloneFlags::CLONE_NEWNET;
         nix::sched::unshare(own).expect("unshare");
         let up = Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status();
@@ -47,14 +52,14 @@ impl Bench {
         rustix::mount::mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), None)
             .expect("tmpfs");
         let mut bench = Self { dir, site: Site::start(), agent: None };
-        let first = bench.publish("1");
+        let first = bench.publish("1", more);
         bench.site.want(&[&first]);
         bench.start();
         bench.runs(&first);
         bench
     }
 
-    fn publish(&self, version: &str) -> Published {
+    fn publish(&self, version: &str, more: &Value) -> Published {
         let busybox = fs::read("/bin/busybox").expect("busybox");
         let mut tar = tar::Builder::new(Vec::new());
         let mut add = |path: &str, mode, content: &[u8]| {
@@ -68,8 +73,11 @@ impl Bench {
         }
         add("etc/passwd", 0o644, b"root:x:0:0::/root:/bin/sh\nwww:x:33:33::/srv:/bin/sh\n");
         let layer = tar.into_inner().expect("tar");
-        let containers = json!([{"name": "web", "image": "web", "command": ["/bin/sh", "-c", COUNT],
+        let mut containers = json!([{"name": "web", "image": "web", "command": ["/bin/sh", "-c", COUNT],
             "env": {"VERSION": version}, "workdir": "/srv", "stop_timeout_s": 1}]);
+        for (key, value) in more.as_object().expect("an object") {
+            containers[0][key] = value.clone();
+        }
         self.site.publish(version, &[layer], &containers)
     }
 
@@ -200,7 +208,7 @@ fn a_log_is_followed_through_a_restart_and_a_roll() {
     });
     operator.until("lines after that", |output, _| output[seen..].contains("\n1 3\n"));
     assert_ne!(bench.instances(), before);
-    let second = bench.publish("2");
+    let second = bench.publish("2", &json!({}));
     bench.site.want(&[&second]);
     bench.runs(&second);
     operator.until("lines of version 2", |output, _| counts(output, "2").len() >= 5);
@@ -216,16 +224,9 @@ fn a_log_is_followed_through_a_restart_and_a_roll() {
     assert_eq!((tail.lines().count(), exit), (3, Exit::Code(0)));
 }
 
-#[test]
-fn a_command_is_in_the_container_and_has_no_more_than_it() {
-    let bench = Bench::new();
-    let script = "echo $EXTRA $VERSION $container; pwd; id -u; echo to-errors >&2; exit 7";
-    let (output, errors, exit) = bench.said(exec(script, None, None));
-    assert_eq!(output, "yes 1 layercake\n/srv\n0\n");
-    assert_eq!((errors.as_str(), exit), ("to-errors\n", Exit::Code(7)));
-    let (output, _, _) = bench.said(exec("id -u; id -g; echo $HOME", Some("www"), None));
-    assert_eq!(output, "33\n33\n/srv\n");
-    // What the kernel knows of it is what it knows of the container's own program.
+/// What the kernel knows of a command is what it knows of the container's own program.
+#[track_caller]
+fn is_as_the_container(bench: &Bench) {
     for file in ["cgroup", "limits", "mountinfo", "oom_score_adj"] {
         let (output, errors, _) = bench.said(exec(&format!("cat /proc/1/{file}"), None, None));
         let (own, _, _) = bench.said(exec(&format!("cat /proc/self/{file}"), None, None));
@@ -245,6 +246,40 @@ fn a_command_is_in_the_container_and_has_no_more_than_it() {
     // Three descriptors, and the one that ls reads.
     let (fds, _, _) = bench.said(exec("exec ls /proc/self/fd", None, None));
     assert_eq!(fds, "0\n1\n2\n3\n");
+}
+
+#[test]
+fn a_command_joins_namespaces_beyond_the_usual() {
+    let bench = Bench::with(&json!({"namespaces": {"user": true, "time": true}}));
+    is_as_the_container(&bench);
+    let same = |name: &str| {
+        let id = |pid: &str| format!("ls -l /proc/{pid}/ns/{name} | grep -o '[a-z]*:\\[.*'");
+        let (init, _, _) = bench.said(exec(&id("1"), None, None));
+        assert_eq!(bench.said(exec(&id("self"), None, None)).0, init, "{name}");
+        init
+    };
+    let (user, time) = (same("user"), same("time"));
+    let ours = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).expect("namespace");
+    assert_ne!(user.trim(), ours("user").to_str().expect("UTF-8"));
+    assert_ne!(time.trim(), ours("time").to_str().expect("UTF-8"));
+    for (wanted, ids) in [(None, "0\n0\n"), (Some("www"), "33\n33\n")] {
+        assert_eq!(bench.said(exec("id -u; id -g", wanted, None)).0, ids);
+        let mut operator = bench.open(exec("tty; echo by-name > $(tty)", wanted, Some(SIZE)));
+        assert_eq!(operator.until_end(), Exit::Code(0), "{}", operator.output());
+        assert_eq!(operator.output(), "/dev/pts/0\r\nby-name\r\n");
+    }
+}
+
+#[test]
+fn a_command_is_in_the_container_and_has_no_more_than_it() {
+    let bench = Bench::new();
+    let script = "echo $EXTRA $VERSION $container; pwd; id -u; echo to-errors >&2; exit 7";
+    let (output, errors, exit) = bench.said(exec(script, None, None));
+    assert_eq!(output, "yes 1 layercake\n/srv\n0\n");
+    assert_eq!((errors.as_str(), exit), ("to-errors\n", Exit::Code(7)));
+    let (output, _, _) = bench.said(exec("id -u; id -g; echo $HOME", Some("www"), None));
+    assert_eq!(output, "33\n33\n/srv\n");
+    is_as_the_container(&bench);
     for (script, status) in [("exit 0", 0), ("kill -TERM $$", 143)] {
         assert_eq!(bench.said(exec(script, None, None)).2.status(), status, "{script}");
     }

@@ -392,6 +392,20 @@ fn a_container_that_cannot_start_is_dead_and_says_why() {
     bench.ask("POST", "/container", &on_root("x", "sh", "exited"), 400);
     bench.ask("DELETE", "/container?name=no", "", 200);
 
+    // Namespaces are those that were asked for; users of its own a container on a mount cannot have.
+    let spaces = |namespaces: &[&str]| {
+        json!({"name": "n", "command": "cat /proc/net/dev", "state": "running", "namespaces": namespaces,
+            "mount": overlay(&[bind(&bench.path("root"))])})
+    };
+    bench.ask("POST", "/container", &spaces(&["user"]).to_string(), 400);
+    let made = bench.ask("POST", "/container", &spaces(&["net", "pid"]).to_string(), 201);
+    assert_eq!(made["namespaces"], json!(["net", "pid"]));
+    wait_until("it has ended", || bench.state("n") == "exited");
+    let log = fs::read_to_string(made["logfile"].as_str().expect("logfile")).expect("log");
+    let links: Vec<_> = log.lines().filter(|line| line.contains(':')).collect();
+    assert!(links.len() == 1 && links[0].trim_start().starts_with("lo:"), "{log}");
+    bench.ask("DELETE", "/container?name=n", "", 200);
+
     // Nothing of what was made for it is left when a part fails.
     let nested = overlay(&[bind(&bench.path("root")), bind("/nonexistent/place")]);
     let refused = bench.ask("POST", "/mount", &nested.to_string(), 500);

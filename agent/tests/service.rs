@@ -46,6 +46,7 @@ fn play_service() {
             "names" => variable("LISTEN_FDNAMES"),
             "watchdog" => format!("{} {}", variable("WATCHDOG_USEC"), variable("WATCHDOG_PID")),
             "" => continue,
+            #[expect(clippy::exit, reason = "the container's program ends so")]
             "exit" => std::process::exit(3),
             "sick" => {
                 status = "503 Service Unavailable";

@@ -50,6 +50,27 @@ pub fn with_imageset_key(from: &Artifacts, to: &Path, key: &Path) -> Result<Arti
     appended(from, to, &archive.finish())
 }
 
+/// Makes a directory of Layer0 artifacts like `from`, with busybox and a shell, and an ImageAPI that listens at `address` for
+/// clients with a certificate. `tls` holds `cert.pem`, `key.pem` and `clients.pem`.
+///
+/// # Errors
+/// When something cannot be read or written.
+pub fn with_imageapi(from: &Artifacts, to: &Path, address: &str, tls: &Path) -> Result<Artifacts> {
+    let with_shell = with_rescue_shell(from, to)?;
+    let mut archive = Newc::default();
+    archive.add("etc/layercake/imageapi", DIRECTORY, &[]);
+    archive.add("etc/layercake/imageapi/listen", FILE, address.as_bytes());
+    for name in ["cert.pem", "key.pem", "clients.pem"] {
+        let file = tls.join(name);
+        let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        archive.add(&format!("etc/layercake/imageapi/{name}"), FILE, &bytes);
+    }
+    append(&with_shell.initramfs(), &archive.finish())
+        .with_context(|| format!("cannot append to {}", with_shell.initramfs().display()))?;
+    amend_manifest(&with_shell)?;
+    Ok(with_shell)
+}
+
 fn appended(from: &Artifacts, to: &Path, archive: &[u8]) -> Result<Artifacts> {
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
     copy_all(&from.layer0, to)?;

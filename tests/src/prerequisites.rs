@@ -136,7 +136,7 @@ pub const CASES: &[Need] = &[
 
 /// What the cases with network storage need beside [`CASES`].
 pub const STORAGE_CASES: &[Need] =
-    &[Need::NfsGanesha, Need::NfsGaneshaVfs, Need::Tgt, Need::MkfsExt4];
+    &[Need::NfsGanesha, Need::NfsGaneshaVfs, Need::Tgt, Need::MkfsExt4, Need::OpenSsl, Need::Curl];
 
 /// What the cases with UEFI firmware need.
 pub const EFI_CASES: &[Need] =

@@ -58,7 +58,7 @@ fn fetched(observed: &Observed) -> Option<u64> {
 #[test]
 fn a_disk_spares_the_second_boot_the_network_and_what_rotted_on_it_is_fetched_anew() -> Result<()> {
     have(&[Need::MkfsExt4])?;
-    case("cache", &CASES, |lab| {
+    case("cache", CASES, |lab| {
         let disk = lab.dir().join("cache.raw");
         format(&disk)?;
         let mut spec = MachineSpec::netboot(1);

@@ -71,7 +71,7 @@ name = "loader"
 image = "busybox"
 profile = "system"
 capabilities = ["CAP_SYS_ADMIN"]
-command = ["/busybox", "sh", "-c", "/busybox mount -t squashfs none /tmp; /busybox grep squashfs /proc/filesystems; exec /busybox sleep 100000"]
+command = ["/busybox", "sh", "-c", "/busybox mount -t squashfs none /run; /busybox grep squashfs /proc/filesystems; exec /busybox sleep 100000"]
 
 [[container]]
 name = "hungry"
@@ -91,7 +91,7 @@ swap = 0
 #[test]
 fn debian_s_systemd_comes_up_without_a_failed_unit_beside_a_second_container_and_is_stopped()
 -> Result<()> {
-    case("systemd-node", &CASES, |lab| {
+    case("systemd-node", CASES, |lab| {
         let spec = with_shell(lab)?;
         let layout = examples::debian(&spec.artifacts.bin, "systemd-node")?;
         let mut story = Story::begin(lab, &spec)?;

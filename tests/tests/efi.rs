@@ -22,7 +22,7 @@ fn machine(number: u8, firmware: Ovmf, signed: bool) -> Result<MachineSpec> {
 #[test]
 fn secure_boot_starts_the_signed_image_which_runs_its_imageset_and_refuses_the_unsigned_one()
 -> Result<()> {
-    let needs = [&CASES[..], &EFI_CASES[..]].concat();
+    let needs = [CASES, EFI_CASES].concat();
     case("efi-secure", &needs, |lab| {
         let sbverify = Command::new("sbverify")
             .args(["--cert", TEST_CERTIFICATE])
@@ -43,7 +43,7 @@ fn secure_boot_starts_the_signed_image_which_runs_its_imageset_and_refuses_the_u
 
 #[test]
 fn an_unsigned_image_starts_where_the_firmware_asks_for_no_signature() -> Result<()> {
-    let needs = [&CASES[..], &EFI_CASES[..]].concat();
+    let needs = [CASES, EFI_CASES].concat();
     case("efi-open", &needs, |lab| {
         let mut story = Story::begin(lab, &ServerSpec::new(Artifacts::find()?, 1))?;
         story.push(&example("hello", "v1"))?;

@@ -14,7 +14,7 @@ const SET: &str = "zero-downtime";
 
 #[test]
 fn a_service_is_handed_over_without_a_failed_request() -> Result<()> {
-    case("handover", &CASES, |lab| {
+    case("handover", CASES, |lab| {
         let mut story = Story::begin(lab, &ServerSpec::new(Artifacts::find()?, 1))?;
         for version in ["v1", "v2"] {
             story.push(&example("zero-downtime-roll", version))?;

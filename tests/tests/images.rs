@@ -110,7 +110,7 @@ fn describe(lab: &Lab) -> Result<std::path::PathBuf> {
 
 #[test]
 fn images_of_buildah_umoci_and_mmdebstrap_run_beside_each_other_on_a_node() -> Result<()> {
-    case("foreign-images", &CASES, |lab| {
+    case("foreign-images", CASES, |lab| {
         let artifacts = Artifacts::find()?;
         make_with_mmdebstrap(lab)?;
         let _registry = Registry::start(lab)?;
@@ -138,7 +138,7 @@ fn images_of_buildah_umoci_and_mmdebstrap_run_beside_each_other_on_a_node() -> R
 
 #[test]
 fn a_debian_system_is_made_without_root_and_run_by_podman_and_unpacked_by_umoci() -> Result<()> {
-    case("debian-image", &CASES, |lab| {
+    case("debian-image", CASES, |lab| {
         let artifacts = Artifacts::find()?;
         let layout = examples::debian_systemd(&artifacts.bin)?;
         unpacked_by_umoci(lab, &layout)?;

@@ -13,7 +13,7 @@ const BOOT: Duration = Duration::from_secs(120);
 
 #[test]
 fn a_machine_boots_its_rom_and_runs_the_script_that_tftp_gives_it() -> Result<()> {
-    case("lab-ipxe", &CASES, |lab| {
+    case("lab-ipxe", CASES, |lab| {
         let dnsmasq = find_program("dnsmasq").context("dnsmasq is missing")?;
         let root = lab.dir().join("tftp");
         std::fs::create_dir(&root)?;

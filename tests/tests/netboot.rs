@@ -11,7 +11,7 @@ use tests::story::{ACT, BOOT, Story};
 
 #[test]
 fn a_node_netboots_and_runs_hello() -> Result<()> {
-    case("netboot", &CASES, |lab| {
+    case("netboot", CASES, |lab| {
         let mut story = Story::begin(lab, &ServerSpec::new(Artifacts::find()?, 1))?;
         story.push(&example("hello", "v1"))?;
         story.roll_all("hello:1")?;
@@ -32,7 +32,7 @@ fn a_node_netboots_and_runs_hello() -> Result<()> {
 
 #[test]
 fn a_roll_changes_the_version_and_keeps_the_node_up() -> Result<()> {
-    case("roll", &CASES, |lab| {
+    case("roll", CASES, |lab| {
         let mut story = Story::begin(lab, &ServerSpec::new(Artifacts::find()?, 1))?;
         story.push(&example("hello", "v1"))?;
         story.push(&example("hello", "v2"))?;
@@ -63,7 +63,7 @@ fn a_roll_changes_the_version_and_keeps_the_node_up() -> Result<()> {
 #[test]
 fn a_node_that_is_asked_to_reboot_comes_back_with_another_boot_and_the_same_imageset() -> Result<()>
 {
-    case("reboot", &CASES, |lab| {
+    case("reboot", CASES, |lab| {
         let mut story = Story::begin(lab, &ServerSpec::new(Artifacts::find()?, 1))?;
         story.push(&example("hello", "v1"))?;
         story.roll_all("hello:1")?;
@@ -86,7 +86,7 @@ fn a_node_that_is_asked_to_reboot_comes_back_with_another_boot_and_the_same_imag
 
 #[test]
 fn a_node_runs_and_rolls_hello_from_docker_registry() -> Result<()> {
-    case("docker-registry", &CASES, |lab| {
+    case("docker-registry", CASES, |lab| {
         let _registry = Registry::start(lab)?;
         let mut spec = ServerSpec::new(Artifacts::find()?, 1);
         spec.registry = Some(Registry::base());
@@ -106,7 +106,7 @@ fn a_node_runs_and_rolls_hello_from_docker_registry() -> Result<()> {
 
 #[test]
 fn a_node_whose_registry_is_down_waits_says_so_and_converges() -> Result<()> {
-    case("registry-down", &CASES, |lab| {
+    case("registry-down", CASES, |lab| {
         let registry = Registry::start(lab)?;
         let mut spec = ServerSpec::new(Artifacts::find()?, 1);
         spec.registry = Some(Registry::base());
@@ -133,7 +133,7 @@ fn a_node_whose_registry_is_down_waits_says_so_and_converges() -> Result<()> {
 
 #[test]
 fn an_image_with_a_corrupted_blob_never_runs_and_the_error_names_the_digest() -> Result<()> {
-    case("corrupted-blob", &CASES, |lab| {
+    case("corrupted-blob", CASES, |lab| {
         let registry = Registry::start(lab)?;
         let mut spec = ServerSpec::new(Artifacts::find()?, 1);
         spec.registry = Some(Registry::base());

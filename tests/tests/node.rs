@@ -42,7 +42,7 @@ fn only_container(observed: &Observed) -> Option<&ObservedContainer> {
 
 #[test]
 fn an_agent_killed_with_sigkill_comes_back_and_finds_its_container_running() -> Result<()> {
-    case("agent-killed", &CASES, |lab| {
+    case("agent-killed", CASES, |lab| {
         let mut story = Story::begin(lab, &with_shell(lab)?)?;
         story.push(&example("hello", "v1"))?;
         story.roll_all("hello:1")?;
@@ -84,7 +84,7 @@ fn operators_look_inside(lab: &Lab, story: &Story<'_>) -> Result<()> {
 
 #[test]
 fn an_agent_killed_in_the_middle_of_a_roll_leaves_exactly_the_new_set() -> Result<()> {
-    case("agent-killed-rolling", &CASES, |lab| {
+    case("agent-killed-rolling", CASES, |lab| {
         let mut story = Story::begin(lab, &with_shell(lab)?)?;
         story.push(&example("hello", "v1"))?;
         story.push(&example("hello", "v2"))?;
@@ -121,7 +121,7 @@ fn an_agent_killed_in_the_middle_of_a_roll_leaves_exactly_the_new_set() -> Resul
 
 #[test]
 fn no_line_of_a_full_rate_log_is_lost_and_the_exit_code_is_right_without_an_agent() -> Result<()> {
-    case("agent-away", &CASES, |lab| {
+    case("agent-away", CASES, |lab| {
         let spec = with_shell(lab)?;
         let mut story = Story::begin(lab, &spec)?;
         story.push(&mortal_hello(lab.dir(), &spec.artifacts)?)?;
@@ -172,7 +172,7 @@ fn no_line_of_a_full_rate_log_is_lost_and_the_exit_code_is_right_without_an_agen
 
 #[test]
 fn a_set_in_pivot_mode_takes_the_machine_and_its_agent_still_reports() -> Result<()> {
-    case("pivot", &CASES, |lab| {
+    case("pivot", CASES, |lab| {
         let artifacts = Artifacts::find()?;
         make_pivot_base(&workspace_root().join("target/examples/pivot"))?;
         let mut story = Story::begin(lab, &ServerSpec::new(artifacts, 1))?;
@@ -196,7 +196,7 @@ fn a_set_in_pivot_mode_takes_the_machine_and_its_agent_still_reports() -> Result
 
 #[test]
 fn a_kernel_and_an_initramfs_run_an_imageset_without_any_server() -> Result<()> {
-    case("standalone", &CASES, |lab| {
+    case("standalone", CASES, |lab| {
         let artifacts = Artifacts::find()?;
         let _registry = Registry::start(lab)?;
         push(lab, &artifacts, &example("hello", "v1"))?;
@@ -224,7 +224,7 @@ fn a_kernel_and_an_initramfs_run_an_imageset_without_any_server() -> Result<()> 
 
 #[test]
 fn images_that_come_as_file_systems_are_mounted_in_layer0_and_roll() -> Result<()> {
-    case("mount", &CASES, |lab| {
+    case("mount", CASES, |lab| {
         let mut story = Story::begin(lab, &with_shell(lab)?)?;
         story.push_mounted(&example("hello", "v1"), "squashfs")?;
         story.push_mounted(&example("hello", "v2"), "erofs")?;

@@ -12,7 +12,7 @@ use tests::story::{ACT, Story};
 #[test]
 fn a_signed_set_runs_and_an_unsigned_one_is_refused_by_the_key_s_name_until_it_is_signed()
 -> Result<()> {
-    case("signed", &CASES, |lab| {
+    case("signed", CASES, |lab| {
         let built = Artifacts::find()?;
         let prefix = lab.dir().join("site").display().to_string();
         let keygen = layercake(lab, &built.bin, &["imageset", "keygen", &prefix, "--json"])?;

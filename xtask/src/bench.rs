@@ -13,6 +13,9 @@ mod push;
 mod registry;
 mod roll;
 
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
 use clap::Subcommand;
 
 use figures::Figure;
@@ -43,6 +46,14 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
         Bench::Roll(args) => roll::run(args),
         Bench::Push(args) => push::run(args),
         Bench::Registry(args) => registry::run(args),
+    }
+}
+
+/// The `layercake` that was named, or else one that is built as it is shipped.
+fn layercake(named: Option<&Path>) -> anyhow::Result<PathBuf> {
+    match named {
+        Some(file) => file.canonicalize().with_context(|| file.display().to_string()),
+        None => crate::builds::server(true),
     }
 }
 

@@ -72,7 +72,7 @@ struct Node {
 pub(crate) fn run(args: &Args) -> Result<()> {
     wait::handle_signals()?;
     if !namespace::in_user_namespace() {
-        prerequisites::ensure(&prerequisites::DEMO)?;
+        prerequisites::ensure(prerequisites::DEMO)?;
         // Before minutes of building, not after.
         namespace::check_root()?;
         lab::check_network()?;

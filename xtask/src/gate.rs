@@ -83,11 +83,11 @@ pub(crate) fn run(args: &Args, root: &Path) -> anyhow::Result<()> {
     let parts = if args.parts.is_empty() { Part::ALL.to_vec() } else { args.parts.clone() };
     let filter = args.filter.as_deref();
     if parts.iter().any(|part| matches!(part, Part::Unit | Part::Oracle)) {
-        prerequisites::ensure(&prerequisites::UNIT)?;
+        prerequisites::ensure(prerequisites::UNIT)?;
     }
     if parts.contains(&Part::Qemu) {
-        prerequisites::ensure(&prerequisites::CASES)?;
-        prerequisites::ensure(&prerequisites::EFI_CASES)?;
+        prerequisites::ensure(prerequisites::CASES)?;
+        prerequisites::ensure(prerequisites::EFI_CASES)?;
     }
     let mut results: Vec<(Part, Duration, anyhow::Result<()>)> = Vec::new();
     for part in parts {

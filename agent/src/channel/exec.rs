@@ -330,7 +330,7 @@ impl Drop for Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::containers::{Place, Spec};
+    use crate::containers::{Keeping, NodeFacts, Place, Spec};
 
     fn running() -> Running {
         let place = Place {
@@ -342,8 +342,8 @@ mod tests {
             log_dir: "/log".into(),
             restarts: 0,
             version: None,
-            keeping: crate::containers::Keeping { memory: "/keep".into(), disk: None },
-            facts: crate::containers::NodeFacts::default(),
+            keeping: Keeping { memory: "/kept".into(), disk: None },
+            facts: NodeFacts::default(),
         };
         let container = serde_json::json!({"name": "web", "image": "web", "command": ["httpd"],
             "env": {"A": "1"}, "user": "www", "workdir": "/srv"});

@@ -10,7 +10,7 @@ use protocol::imageset::Profile;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::{FAILED, InitError, exec, limits, privileges, seccomp, step, users};
+use super::{FAILED, InitError, exec, privileges, seccomp, step, users};
 use crate::container_exec::ExecRequest;
 use crate::sys::process::{close_on_exec_from, exit_now};
 
@@ -44,7 +44,6 @@ fn become_command(
     let spec = &request.spec;
     rustix::process::setsid().map_err(step("setsid"))?;
     rustix::thread::set_name(c"lc-exec").map_err(step("set the process's name"))?;
-    limits::set(spec)?;
 
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, "/", flags, Mode::empty()).map_err(step("open its root"))?;
@@ -62,6 +61,7 @@ fn become_command(
     let program = exec::Program::new(spec, &user.home)?;
     let capabilities = privileges::of(spec)?;
     if spec.view.is_filtered() {
+        // While CAP_SYS_ADMIN is there, as for the container's own program.
         seccomp::apply(spec.profile, &capabilities)?;
     }
     privileges::take(spec, &capabilities, &user)?;

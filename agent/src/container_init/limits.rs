@@ -14,7 +14,7 @@ const OPEN_FILES: u64 = 1024;
 ///
 /// # Errors
 /// A limit that is asked for and cannot be set, by its name.
-pub(super) fn set(spec: &Spec) -> Result<(), InitError> {
+pub(crate) fn set(spec: &Spec) -> Result<(), InitError> {
     // Without CAP_SYS_RESOURCE neither can be raised, and what is inherited does as well.
     let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     let ulimits = &spec.view.ulimits;

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::{FAILED, InitError, step};
-use crate::sys::process::{OneThread, fork, pidfd_send_signal, reset_signals};
+use crate::sys::process::{OneThread, fork_alone, pidfd_send_signal, reset_signals};
 
 /// What a shell adds to the number of the signal that ended a program.
 const SIGNALLED: i32 = 128;
@@ -34,7 +34,7 @@ pub(super) fn split() -> Result<Option<Reaper>, InitError> {
     all.thread_block().map_err(step("block signals"))?;
     let signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC).map_err(step("signalfd"))?;
     let alone = OneThread::check().map_err(step::<std::io::Error>("fork"))?;
-    let Some(child) = fork(alone).map_err(step::<std::io::Error>("fork"))? else {
+    let Some(child) = fork_alone(alone).map_err(step::<std::io::Error>("fork"))? else {
         reset_signals();
         return Ok(None);
     };

@@ -326,14 +326,6 @@ impl Inner {
         }
     }
 
-    fn tell(&self, status: Status) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.status = status;
-        if let Some(listener) = &told.listener {
-            listener(&self.spec.id, &told.status);
-        }
-    }
-
     /// Kills everything in the container's control group, and its monitor, with which the kernel ends the container where
     /// there is no group. Returns when the monitor is gone: its lock says so.
     fn end_by_force(&self, why: ContainerError) -> Result<ExitRecord, ContainerError> {
@@ -353,6 +345,14 @@ impl Inner {
         }
         self.dead.store(true, Ordering::Relaxed);
         Ok(record_of_the_dead(&self.dir))
+    }
+
+    fn tell(&self, status: Status) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.status = status;
+        if let Some(listener) = &told.listener {
+            listener(&self.spec.id, &told.status);
+        }
     }
 
     fn monitor_error(&self, what: &'static str, source: io::Error) -> ContainerError {

@@ -124,7 +124,7 @@ impl<R: Read> ToTar<R> {
         self.input.read_exact(&mut header)?;
         let fields = Fields::parse(&header)?;
         let name_size = usize::try_from(fields.name_size).unwrap_or(usize::MAX);
-        if name_size < 2 || name_size > MAX_PATH_BYTES + 1 {
+        if !(2..=MAX_PATH_BYTES + 1).contains(&name_size) {
             return Err(malformed("a name is empty or longer than any path"));
         }
         let mut name = self.take(name_size, HEADER + name_size)?;
@@ -378,7 +378,8 @@ mod tests {
     }
 
     fn header(mode: u32, nlink: u32, size: u32, name: &str) -> Vec<u8> {
-        let numbers = [7, mode, 0, 0, nlink, 1, size, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+        let name_size = u32::try_from(name.len()).expect("a short name") + 1;
+        let numbers = [7, mode, 0, 0, nlink, 1, size, 0, 0, 0, 0, name_size, 0];
         let mut bytes = b"070701".to_vec();
         bytes.extend(numbers.iter().flat_map(|number| format!("{number:08X}").into_bytes()));
         bytes.extend(name.as_bytes());

@@ -244,7 +244,7 @@ impl OneThread {
 ///
 /// # Errors
 /// The kernel's error.
-pub fn fork(_alone: OneThread) -> io::Result<Option<Spawned>> {
+pub fn fork_alone(_alone: OneThread) -> io::Result<Option<Spawned>> {
     // SAFETY: there is one thread, so the child's memory is whole and no lock in it is held by somebody else.
     let pid = unsafe { libc::fork() };
     if pid < 0 {

@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Give the command a terminal: this one.
     #[arg(short, long)]
     tty: bool,
-    /// Run it as this user of the image, USER[:GROUP] by name or number; as the container's own when absent.
+    /// Run it as this user of the image, USER or USER:GROUP by name or number; as the container's own when absent.
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
     /// Set a variable of its environment, KEY=VALUE.

@@ -95,7 +95,7 @@ impl Row {
 pub(crate) fn run(args: &Args) -> Result<()> {
     wait::handle_signals()?;
     ensure!(nix::unistd::geteuid().is_root(), "this bench needs root: it mounts");
-    prerequisites::ensure(&prerequisites::BENCH_PULL)?;
+    prerequisites::ensure(prerequisites::BENCH_PULL)?;
     let known = fs::read_to_string("/proc/filesystems").context("/proc/filesystems")?;
     for form in FORMS {
         let there = known.split_whitespace().any(|word| word == form.file_system);

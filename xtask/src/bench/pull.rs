@@ -57,7 +57,7 @@ struct Measured {
 pub(crate) fn run(args: &Args) -> Result<()> {
     wait::handle_signals()?;
     ensure!(nix::unistd::geteuid().is_root(), "this bench needs root: its peers unpack as root");
-    prerequisites::ensure(&prerequisites::BENCH_PULL)?;
+    prerequisites::ensure(prerequisites::BENCH_PULL)?;
     let root = workspace_root();
     let agent = match &args.agent {
         Some(agent) => agent.canonicalize().with_context(|| agent.display().to_string())?,

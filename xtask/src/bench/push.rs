@@ -1,7 +1,7 @@
 //! `cargo xtask bench push`: an ImageSet from an OCI layout to an empty registry, by us and by `skopeo copy --all`. CPU
 //! seconds of the client are compared; the registry does not count.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use tests::artifacts::workspace_root;
@@ -11,7 +11,6 @@ use super::figures::{Figure, Way, figures_table, ways_table};
 use super::image::{Image, REGISTRY, Variant};
 use super::measure::Bench;
 use super::{peers, pull};
-use crate::builds;
 
 /// The bench's name in its figures.
 const NAME: &str = "push";
@@ -30,6 +29,9 @@ pub(crate) struct Args {
     /// Print the figures as JSON, one a line; the table goes to stderr
     #[arg(long)]
     json: bool,
+    /// Measure this `layercake` instead of building one
+    #[arg(long, value_name = "FILE")]
+    layercake: Option<PathBuf>,
 }
 
 /// Runs the bench.
@@ -39,11 +41,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     wait::handle_signals()?;
     ensure!(nix::unistd::geteuid().is_root(), "this bench needs root: it mounts a tmpfs");
-    prerequisites::ensure(&prerequisites::BENCH_PULL)?;
+    prerequisites::ensure(prerequisites::BENCH_PULL)?;
     let cache = workspace_root().join("target/bench");
     let image = Image::ensure(&cache)?;
     let bench = Bench::new(&cache)?;
-    let layercake = builds::server(true)?;
+    let layercake = super::layercake(args.layercake.as_deref())?;
     let layout = image.set_layout(&layercake)?;
     let place = cache.join("tmpfs");
     std::fs::create_dir_all(&place).with_context(|| place.display().to_string())?;

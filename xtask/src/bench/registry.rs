@@ -15,7 +15,6 @@ use super::figures::{Figure, Samples, figures_table};
 use super::image::{Image, REGISTRY, Variant};
 use super::measure::{Bench, of_daemon};
 use super::{load, peers};
-use crate::builds;
 
 /// The bench's name in its figures.
 const NAME: &str = "registry";
@@ -42,6 +41,9 @@ pub(crate) struct Args {
     /// Print the figures as JSON, one a line; the table goes to stderr
     #[arg(long)]
     json: bool,
+    /// Measure this `layercake` instead of building one
+    #[arg(long, value_name = "FILE")]
+    layercake: Option<PathBuf>,
 }
 
 /// Rates in MB/s, and what the servers worked for it in CPU seconds for each GB.
@@ -66,12 +68,12 @@ struct Site<'a> {
 pub(crate) fn run(args: &Args) -> Result<()> {
     wait::handle_signals()?;
     ensure!(nix::unistd::geteuid().is_root(), "this bench needs root: it mounts a tmpfs");
-    prerequisites::ensure(&prerequisites::BENCH_PULL)?;
+    prerequisites::ensure(prerequisites::BENCH_PULL)?;
     prerequisites::ensure(&[prerequisites::Need::Nginx])?;
     let cache = workspace_root().join("target/bench");
     let image = Image::ensure(&cache)?;
     let bench = Bench::new(&cache)?;
-    let layercake = builds::server(true)?;
+    let layercake = super::layercake(args.layercake.as_deref())?;
     let place = cache.join("tmpfs");
     fs::create_dir_all(&place).with_context(|| place.display().to_string())?;
     let blobs = image.digests(Variant::Six).into_iter().zip(image.blobs(Variant::Six)).collect();

@@ -91,7 +91,7 @@ struct Measured {
 pub(crate) fn run(args: &Args) -> Result<()> {
     wait::handle_signals()?;
     ensure!(nix::unistd::geteuid().is_root(), "this bench needs root: it runs containers");
-    prerequisites::ensure(&prerequisites::BENCH_ROLL)?;
+    prerequisites::ensure(prerequisites::BENCH_ROLL)?;
     let root = workspace_root();
     let agent = match &args.agent {
         Some(agent) => agent.canonicalize().with_context(|| agent.display().to_string())?,

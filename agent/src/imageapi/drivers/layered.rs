@@ -40,7 +40,7 @@ fn limit(size: i64) -> Result<u64, ApiError> {
     let memory = || {
         let info = rustix::system::sysinfo();
         let unit = u64::from(info.mem_unit).max(1);
-        u64::try_from(info.totalram).unwrap_or(u64::MAX).saturating_mul(unit)
+        info.totalram.saturating_mul(unit)
     };
     match u64::try_from(size) {
         Err(_) => Err(ApiError::invalid(format!("a size of {size} bytes"))),

@@ -61,3 +61,76 @@ fn of_this_machine(index: &Index) -> Result<Descriptor, String> {
     let entry = index.manifests.iter().find(fits);
     entry.cloned().ok_or_else(|| format!("it has no linux/{} manifest", architecture()))
 }
+
+#[cfg(test)]
+mod tests {
+    use protocol::oci::{MEDIA_CONFIG, MEDIA_LAYER_GZIP};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Documents(BTreeMap<Digest, Vec<u8>>);
+
+    impl Documents {
+        /// Keeps a document and describes it.
+        fn add(&mut self, media_type: &str, document: &Value) -> Value {
+            let bytes = document.to_string().into_bytes();
+            let digest = Digest::of(&bytes);
+            let size = bytes.len();
+            self.0.insert(digest, bytes);
+            json!({"mediaType": media_type, "digest": digest.to_string(), "size": size})
+        }
+
+        fn image(&mut self, architecture: &str) -> Value {
+            let diff_id = Digest::of(architecture.as_bytes()).to_string();
+            let config = json!({"architecture": architecture, "os": "linux",
+                "config": {"Cmd": ["sh"]}, "rootfs": {"type": "layers", "diff_ids": [diff_id]}});
+            let config = self.add(MEDIA_CONFIG, &config);
+            let layer = Digest::of(b"layer").to_string();
+            let layer = json!({"mediaType": MEDIA_LAYER_GZIP, "digest": layer, "size": 7});
+            let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+            let mut entry = self.add(MEDIA_MANIFEST, &manifest);
+            entry["platform"] = json!({"os": "linux", "architecture": architecture});
+            entry
+        }
+
+        fn plan(&self, descriptor: &Value) -> Result<Plan, String> {
+            let digest = descriptor["digest"].as_str().expect("digest").parse().expect("digest");
+            plan(&digest, &mut |digest, _, _| Ok(self.0.get(digest).cloned().unwrap_or_default()))
+                .map_err(|error| crate::agent::chain(&error))
+        }
+    }
+
+    #[test]
+    fn a_manifest_and_an_index_stand_for_the_image_of_this_machine() {
+        let mut documents = Documents::default();
+        let (ours, other) = (documents.image(architecture()), documents.image("pdp11"));
+        let index = json!({"schemaVersion": 2, "manifests": [other, ours]});
+        let index = documents.add("index", &index);
+        for descriptor in [&ours, &index] {
+            let plan = documents.plan(descriptor).expect("plan");
+            assert_eq!((plan.images.len(), plan.layers.len()), (1, 1));
+            assert!(plan.closure.contains(&Digest::of(b"layer")));
+        }
+        let error = documents.plan(&other).expect_err("another machine's");
+        assert!(error.contains("linux/pdp11"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_image_of_this_machine_is_refused() {
+        let mut documents = Documents::default();
+        let other = documents.image("pdp11");
+        let index = json!({"schemaVersion": 2, "manifests": [other]});
+        let set = json!({"schemaVersion": 2, "artifactType": ARTIFACT_IMAGESET, "manifests": []});
+        for (document, expected) in [
+            (index, "it has no linux/"),
+            (set, "it is an ImageSet: name one image"),
+            (json!({"schemaVersion": 1}), "image manifest"),
+        ] {
+            let descriptor = documents.add("x", &document);
+            let error = documents.plan(&descriptor).expect_err(expected);
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}
