@@ -206,9 +206,14 @@ impl Puller {
             Some(digest) => digest,
             None => {
                 let tag = reference.manifest_key();
-                let (digest, bytes) = pull.retried(|| Ok(registry.resolve(&tag)?))?;
-                self.store.put_blob(&bytes)?;
-                digest
+                match self.known_under(&registry, &tag) {
+                    Some(digest) => digest,
+                    None => {
+                        let (digest, bytes) = pull.retried(|| Ok(registry.resolve(&tag)?))?;
+                        self.store.put_blob(&bytes)?;
+                        digest
+                    }
+                }
             }
         };
         let mut pin = self.store.pin([digest]);
@@ -230,6 +235,15 @@ impl Puller {
                 fetched => return self.pulled(plan, fetched?).ok_or(PullError::Cancelled),
             }
         }
+    }
+
+    /// What a tag points to now, where that is in the store already. An empty store is not worth the question.
+    fn known_under(&self, registry: &Registry, tag: &str) -> Option<Digest> {
+        if self.store.is_empty() {
+            return None;
+        }
+        let digest = registry.digest_of(tag)?;
+        self.store.blob(&digest).ok().flatten().map(|_| digest)
     }
 
     /// A set that lies in the store completely, without any network. `None` if a part is missing or damaged, or if no

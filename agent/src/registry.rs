@@ -181,6 +181,16 @@ impl Registry {
         Ok((Digest::of(&bytes), bytes))
     }
 
+    /// The digest that the registry itself says a tag points to, by one HEAD request. None where it does not say, or where
+    /// mirrors are to be asked first.
+    #[must_use]
+    pub fn digest_of(&self, tag: &str) -> Option<Digest> {
+        if self.has_mirrors() {
+            return None;
+        }
+        self.origin.digest_of(tag).ok().flatten()
+    }
+
     /// The same, asked of the registry itself: a mirror may have an older answer.
     ///
     /// # Errors

@@ -214,6 +214,12 @@ impl Store {
         Ok(Claim::Mine(Staged { store: self.clone(), digest: *digest, dir, target }))
     }
 
+    /// Whether there is no document in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        fs::read_dir(&self.inner.blobs).map_or(true, |mut entries| entries.next().is_none())
+    }
+
     /// A small blob, if it is there and still has its digest. A damaged one is removed.
     ///
     /// # Errors

@@ -305,12 +305,29 @@ impl Transport {
     /// # Errors
     /// If no answer came.
     pub fn get(&self, url: &str, headers: &[(&str, &str)]) -> Result<Response, TransportError> {
-        self.check_scheme("GET", url)?;
-        let mut request = self.agent.get(url);
+        self.ask("GET", url, headers)
+    }
+
+    /// As [`Transport::get`], without the body: a HEAD request.
+    ///
+    /// # Errors
+    /// If no answer came.
+    pub fn head(&self, url: &str, headers: &[(&str, &str)]) -> Result<Response, TransportError> {
+        self.ask("HEAD", url, headers)
+    }
+
+    fn ask(
+        &self,
+        method: &'static str,
+        url: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Response, TransportError> {
+        self.check_scheme(method, url)?;
+        let mut request = if method == "HEAD" { self.agent.head(url) } else { self.agent.get(url) };
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        answer("GET", url, request.call())
+        answer(method, url, request.call())
     }
 
     /// Sends a form (`application/x-www-form-urlencoded`, encoded already) and returns the answer, whatever its status.

@@ -6,6 +6,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use protocol::ids::Digest;
+
 /// How one answer goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -95,6 +97,13 @@ impl Fake {
         mirror
     }
 
+    /// Answers on another path as on this one.
+    pub(crate) fn alias(&self, path: &str, other: &str) {
+        let mut answers = self.shared.answers.lock().expect("lock");
+        let answer = answers.get(path).expect("path").clone();
+        answers.insert(other.to_owned(), answer);
+    }
+
     /// `HOST:PORT`.
     pub(crate) fn host(&self) -> String {
         self.address.to_string()
@@ -130,6 +139,7 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+    let head = line.starts_with("HEAD ");
     let mut headers = BTreeMap::new();
     loop {
         line.clear();
@@ -140,8 +150,9 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     let length = headers.get("content-length").and_then(|length| length.parse().ok());
     std::io::copy(&mut reader.by_ref().take(length.unwrap_or(0)), &mut std::io::sink())?;
     let range = headers.get("range").cloned();
-    shared.requests.lock().expect("lock").push((path.clone(), range.clone()));
-    let (answer, fault) = {
+    let asked = if head { format!("HEAD {path}") } else { path.clone() };
+    shared.requests.lock().expect("lock").push((asked, range.clone()));
+    let (mut answer, fault) = {
         let mut answers = shared.answers.lock().expect("lock");
         match answers.get_mut(path.split('?').next().unwrap_or_default()) {
             Some(answer) => {
@@ -151,6 +162,11 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             None => (Answer { status: 404, ..Answer::ok(b"no such path".to_vec()) }, None),
         }
     };
+    if head {
+        let digest = Digest::of(&answer.body).to_string();
+        answer.headers.push(("Docker-Content-Digest".to_owned(), digest));
+        answer.body.clear();
+    }
     respond(stream, answer, fault, range, headers.get("authorization"))
 }
 

@@ -236,6 +236,22 @@ fn a_set_of_every_compression_is_pulled_and_re_opened_without_network() {
 }
 
 #[test]
+fn a_tag_whose_set_is_there_costs_one_head_request() {
+    let bench = Bench::new();
+    let layer = gzip(&Tar::default().file("a", b"a").end());
+    let by_digest = bench.publish(&[("one", vec![layer])]);
+    let digest = by_digest.digest.expect("digest");
+    let (from, to) = (format!("/v2/{}/manifests/{digest}", by_digest.repository), "tag");
+    let by_tag = Reference { digest: None, tag: Some(to.to_owned()), ..by_digest };
+    bench.fake.alias(&from, &format!("/v2/{}/manifests/{to}", by_tag.repository));
+    bench.pull(&by_tag).expect("first");
+    let before = bench.fake.requests("").len();
+    assert_eq!(bench.pull(&by_tag).expect("again").bytes, 0);
+    let asked = bench.fake.requests("").split_off(before);
+    assert!(matches!(&asked[..], [(path, None)] if path.starts_with("HEAD /v2/")), "{asked:?}");
+}
+
+#[test]
 fn a_roll_fetches_only_what_is_new_and_collecting_removes_the_old() {
     let bench = Bench::new();
     let (base, old, new) =

@@ -61,10 +61,15 @@ impl Place {
 
     /// What lies under a tag or digest now, unchecked.
     pub(super) fn manifest(&self, key: &str) -> Result<Vec<u8>, RegistryError> {
-        let accept =
-            [MEDIA_INDEX, MEDIA_MANIFEST, MEDIA_DOCKER_LIST, MEDIA_DOCKER_MANIFEST].join(", ");
-        let response = self.get(&self.manifest_url(key), &[("accept", &accept)])?.expect(&[200])?;
-        Ok(response.into_bytes(MAX_MANIFEST_BYTES as u64)?)
+        let response = self.get(&self.manifest_url(key), &[("accept", &accept())])?;
+        Ok(response.expect(&[200])?.into_bytes(MAX_MANIFEST_BYTES as u64)?)
+    }
+
+    /// The digest that the registry says lies under a tag now (OCI distribution spec 1.1, "Checking if content exists").
+    pub(super) fn digest_of(&self, tag: &str) -> Result<Option<Digest>, RegistryError> {
+        let response = self.request(true, &self.manifest_url(tag), &[("accept", &accept())])?;
+        let response = response.expect(&[200])?;
+        Ok(response.header("docker-content-digest").and_then(|digest| digest.parse().ok()))
     }
 
     /// A small blob, checked against its digest.
@@ -104,8 +109,18 @@ impl Place {
 
     /// GET, with what was taken last, and once more with what is asked for.
     fn get(&self, url: &str, headers: &[(&str, &str)]) -> Result<Response, RegistryError> {
+        self.request(false, url, headers)
+    }
+
+    /// GET, or HEAD where only the `head` is wanted, with what the registry asks for to let us in.
+    fn request(
+        &self,
+        head: bool,
+        url: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Response, RegistryError> {
         let shown = self.lock().clone();
-        let response = self.send(url, headers, shown.as_ref())?;
+        let response = self.send(head, url, headers, shown.as_ref())?;
         if response.status() != 401 {
             return Ok(response);
         }
@@ -116,7 +131,7 @@ impl Place {
             Challenge::Token(server) => self.token(&server, &failed)?,
         };
         *self.lock() = Some(value.clone());
-        let response = self.send(url, headers, Some(&value))?;
+        let response = self.send(head, url, headers, Some(&value))?;
         match (response.status(), &self.credentials) {
             (401 | 403, Some(_)) => {
                 let reason = format!("it does not take the credentials for {}", self.host);
@@ -170,7 +185,9 @@ impl Place {
                     Credentials::Identity(refresh) => {
                         self.transport.post_form(&server.realm, &server.form(refresh.reveal()))?
                     }
-                    known => self.send(&server.url(), &[], known.authorization().as_ref())?,
+                    known => {
+                        self.send(false, &server.url(), &[], known.authorization().as_ref())?
+                    }
                 };
                 let status = response.status();
                 if matches!(status, 400 | 401 | 403) {
@@ -196,19 +213,27 @@ impl Place {
 
     fn send(
         &self,
+        head: bool,
         url: &str,
         headers: &[(&str, &str)],
         authorization: Option<&Secret>,
     ) -> Result<Response, TransportError> {
-        let Some(value) = authorization else { return self.transport.get(url, headers) };
-        let mut headers = headers.to_vec();
-        headers.push(("authorization", value.reveal()));
-        self.transport.get(url, &headers)
+        let shown = authorization.map(|value| ("authorization", value.reveal()));
+        let headers: Vec<_> = headers.iter().copied().chain(shown).collect();
+        match head {
+            true => self.transport.head(url, &headers),
+            false => self.transport.get(url, &headers),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Secret>> {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The manifests that are understood.
+fn accept() -> String {
+    [MEDIA_INDEX, MEDIA_MANIFEST, MEDIA_DOCKER_LIST, MEDIA_DOCKER_MANIFEST].join(", ")
 }
 
 /// First byte and whole size of `bytes FIRST-LAST/SIZE` (RFC 9110, 14.4).
