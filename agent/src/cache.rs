@@ -8,7 +8,7 @@
 //! ```
 //! Nothing on the disk is trusted, and nothing there is worth a pull: what is damaged is removed and fetched anew, and
 //! whatever goes wrong with the disk is said ([`Cache::status`]) and costs only what would have been saved. Writing is on
-//! a thread of its own ([`writer`]); a pull waits for it two seconds at most.
+//! a thread of its own (`writer`); a pull waits for it two seconds at most.
 
 mod disk;
 pub mod superblock;

@@ -1,6 +1,8 @@
 //! The whole agent at native speed: the real program as `agent --standalone` on this machine, against a registry and boot
 //! server in this process. Needs root and busybox-static.
 
+#[path = "standalone/files.rs"]
+mod files;
 #[path = "standalone/mount.rs"]
 mod mount;
 #[path = "standalone/rolls.rs"]

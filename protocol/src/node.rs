@@ -76,7 +76,8 @@ pub struct Desired {
     /// the node's own request is answered with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub registries: Vec<RegistryEntry>,
-    /// Changes whenever `registries` may have; the long poll says which one it has (`registries=`). None without any.
+    /// Changes whenever `registries` or `files` may have, also when the version does not; the long poll says which one it
+    /// has (`registries=`). None without any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registries_tag: Option<String>,
     /// Channels that the server wants opened now. They do not change the version: nothing of them lasts.
@@ -86,7 +87,8 @@ pub struct Desired {
     /// free again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub busy: Option<String>,
-    /// Files and secrets that containers of this node name by `from`.
+    /// Files and secrets that containers of this node name by `from`: only the node's own request is answered with them.
+    /// A container has them as they were when it was made ready to start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<GivenFile>,
 }

@@ -13,6 +13,7 @@ use protocol::registries::RegistrySource;
 use serde::Deserialize;
 
 use self::values::{BaseUrl, Subnet};
+use crate::files::{self, FileSource, Files};
 use crate::registries::Known;
 use crate::registry::TokenHash;
 use crate::sources::SetName;
@@ -65,6 +66,9 @@ pub struct Config {
     /// `[[registries]]`: credentials, certificates and mirrors of other registries, for this server and its nodes.
     #[serde(default)]
     pub registries: Vec<RegistrySource>,
+    /// `[[files]]`: files and secrets that containers of nodes ask for by name.
+    #[serde(default)]
+    pub files: Vec<FileSource>,
     /// `[[node]]`: the nodes that have names, addresses or ImageSets before they were ever seen.
     #[serde(default, rename = "node")]
     pub nodes: Vec<NodeSection>,
@@ -283,6 +287,7 @@ impl Config {
             self.dhcp_problems(dhcp, &mut problems);
         }
         self.registry.problems(&mut problems);
+        problems.extend(files::problems(&self.files).into_iter().map(Problem::of_file));
         self.node_problems(&mut problems);
         problems
     }
@@ -361,6 +366,11 @@ impl Config {
 }
 
 impl Problem {
+    fn of_file(wrong: files::Wrong) -> Self {
+        let files::Wrong { nth, key, text } = wrong;
+        Self { section: "files", nth, key, text }
+    }
+
     fn locate(&self, text: &str, path: &Path) -> String {
         let line = place::line_of(text, self.section, self.nth, self.key)
             .map_or(String::new(), |line| format!(", line {line}"));
@@ -393,6 +403,13 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
             *file = dir.join(&*file).to_string_lossy().into_owned();
         }
     }
+    for path in config.files.iter_mut().filter_map(|file| file.path.as_mut()) {
+        *path = dir.join(&*path);
+    }
+    Files::load(&config.files).map_err(|wrong| {
+        let located = |wrong| Problem::of_file(wrong).locate(&text, path);
+        ConfigError::Invalid { problems: wrong.into_iter().map(located).collect() }
+    })?;
     let named = |problem| format!("{}, section [[registries]]: {problem}", path.display());
     Known::load(&config.registries).map_err(|problems| {
         let problems = problems.into_iter().map(named).collect();
@@ -562,6 +579,33 @@ imagesets = ["hello:1"]
             "l.toml, line 11, key registry.gc_grace_s: an external registry has its own; this is \
              for the embedded one, without url",
         );
+    }
+
+    #[test]
+    fn what_is_wrong_with_files_is_named_with_line_and_key() {
+        let more = |rest: &str| format!("[[files]]\nname = \"key\"\n{rest}\n[[node]]");
+        check(
+            "[[node]]",
+            &more("content = \"x\"\nnodes = [\"N 1\"]"),
+            "l.toml, line 12, key files.nodes: `N 1` is not a node id",
+        );
+        check(
+            "[[node]]",
+            &more("content = 4242"),
+            "l.toml, line 11, key files.content: a secret must be a text in quotes",
+        );
+        check(
+            "[[node]]",
+            &more("path = \"k\"\n[[files]]\nname = \"key\"\ncontent = \"x\""),
+            "l.toml, line 13, key files.name: file `key` is there twice for the same node",
+        );
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("l.toml");
+        std::fs::write(&path, GOOD.replacen("[[node]]", &more("path = \"none\""), 1))
+            .expect("write");
+        let error = load(&path).expect_err("no file").to_string();
+        let place = format!("{}, line 11, key files.path: ", path.display());
+        assert!(error.starts_with(&place) && error.contains("/none: No such file"), "{error}");
     }
 
     #[test]

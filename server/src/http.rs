@@ -31,6 +31,7 @@ pub use self::error::ApiError;
 pub(crate) use self::error::chain as error_chain;
 use crate::channels::Desk;
 use crate::channels::relay::Socket;
+use crate::files::Files;
 use crate::inventory::Inventory;
 use crate::registries::Known;
 use crate::sources::Sources;
@@ -47,6 +48,8 @@ pub struct App {
     pub sources: Sources,
     /// What nodes are told of registries.
     pub registries: Known,
+    /// The files that nodes are given.
+    pub files: Arc<Files>,
     /// Base URL of this server, as nodes reach it.
     pub url: String,
     /// More kernel arguments for every node.

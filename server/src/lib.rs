@@ -26,6 +26,7 @@ pub mod storage;
 
 pub mod channels;
 pub mod dhcp;
+pub mod files;
 pub mod http;
 pub mod registries;
 pub mod registry;

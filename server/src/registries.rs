@@ -57,11 +57,10 @@ impl Known {
         Ok(Self { table, for_nodes, tag })
     }
 
-    /// Whether a node that has the table of this tag is to be told of another one. A node that does not say which one it
-    /// has knows nothing of tables.
+    /// Changes with the table; none where nodes are told nothing.
     #[must_use]
-    pub fn is_news(&self, tag: Option<&str>) -> bool {
-        tag.is_some_and(|tag| tag != self.tag.as_deref().unwrap_or_default())
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
     }
 
     /// A node's document as the node gets it.
@@ -123,12 +122,10 @@ mod tests {
         let told = known.tell(plain.clone());
         let hosts: Vec<&str> = told.registries.iter().map(|it| it.host.as_str()).collect();
         assert_eq!(hosts, ["r:1"]);
-        let tag = told.registries_tag.as_deref();
-        assert!(known.is_news(Some("")) && known.is_news(Some("x")));
-        assert!(!known.is_news(tag) && !known.is_news(None));
+        assert!(told.registries_tag.is_some() && told.registries_tag.as_deref() == known.tag());
         let nothing = Known::default();
         assert_eq!(nothing.tell(plain.clone()), plain);
-        assert!(nothing.is_news(tag) && !nothing.is_news(Some("")));
+        assert_eq!(nothing.tag(), None);
         let (reference, options) = known.client(&"own:1/a".parse().expect("reference"));
         assert_eq!(reference.to_string(), "own:1/a");
         let credentials = options.credentials.expect("credentials");

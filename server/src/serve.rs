@@ -19,6 +19,7 @@ use crate::boot::{RenderError, render_chain};
 use crate::clock::now_ms;
 use crate::config::Config;
 use crate::dhcp::{self, DhcpConfig, DhcpError, DhcpSeen, Reservation};
+use crate::files::{Files, Wrong};
 use crate::http::{App, error_chain, listen};
 use crate::inventory::{Inventory, InventoryError};
 use crate::registries::Known;
@@ -99,6 +100,9 @@ pub enum ServeError {
     /// `[[registries]]` names a file that cannot be read now, or is wrong.
     #[error("{0}")]
     Registries(String),
+    /// `[[files]]` names a file that cannot be read now, or is wrong.
+    #[error("{0}")]
+    Files(String),
     /// The embedded registry cannot be opened.
     #[error("the embedded registry cannot be opened")]
     Registry(#[from] RegistryError),
@@ -153,6 +157,7 @@ pub struct Server {
     sources: Sources,
     store: Option<RegistryStore>,
     registries: Known,
+    files: Arc<Files>,
     /// Held while the server lives: a second one on the same data must not touch it.
     lock: File,
 }
@@ -177,6 +182,10 @@ impl Server {
         let inventory = Inventory::open(storage, &config.nodes, auto_register, now_ms()).await?;
         let registries = Known::load(&config.registries)
             .map_err(|problems| ServeError::Registries(problems.join("\n")))?;
+        let files = Files::load(&config.files).map(Arc::new).map_err(|wrong| {
+            let named = |Wrong { nth, key, text }| format!("[[files]] {}, {key}: {text}", nth + 1);
+            ServeError::Files(wrong.into_iter().map(named).collect::<Vec<_>>().join("\n"))
+        })?;
         let section = &config.registry;
         let (sources, store) = match &section.url {
             Some(url) => {
@@ -191,7 +200,18 @@ impl Server {
                 (Sources::Embedded { store: store.clone(), url, known }, Some(store))
             }
         };
-        Ok(Self { config, listener, dhcp, tftp, inventory, sources, store, registries, lock })
+        Ok(Self {
+            config,
+            listener,
+            dhcp,
+            tftp,
+            inventory,
+            sources,
+            store,
+            registries,
+            files,
+            lock,
+        })
     }
 
     /// Where HTTP listens: the port that the system chose, where the config says 0.
@@ -207,8 +227,18 @@ impl Server {
     /// # Errors
     /// If a port is taken or for root only, or a part of the server fails.
     pub async fn run(self, shutdown: watch::Receiver<bool>) -> Result<(), ServeError> {
-        let Self { config, listener, dhcp, tftp, inventory, sources, store, registries, lock } =
-            self;
+        let Self {
+            config,
+            listener,
+            dhcp,
+            tftp,
+            inventory,
+            sources,
+            store,
+            registries,
+            files,
+            lock,
+        } = self;
         // Our own switch under the caller's: it turns when the caller's does or when a part fails.
         let (stop, stopping) = watch::channel(false);
         let mut parts = JoinSet::new();
@@ -244,6 +274,7 @@ impl Server {
             inventory: Arc::clone(&inventory),
             sources,
             registries,
+            files: Arc::clone(&files),
             url: config.server.url.to_string(),
             cmdline: config.boot.cmdline.clone(),
             layer0_dir: config.server.layer0_dir.clone(),
@@ -252,6 +283,7 @@ impl Server {
             gc_grace: config.registry.gc_grace(),
             shutdown: stopping.clone(),
         };
+        tokio::spawn(files.watch(stopping.clone()));
         if let Some(store) = &store {
             let nodes = Arc::clone(&inventory);
             let (grace, pinned) = (app.gc_grace, move || nodes.pinned());

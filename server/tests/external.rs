@@ -1,8 +1,10 @@
 //! A server whose ImageSets lie in a registry of the site's own, with a CA certificate and a password, and what it tells its
-//! nodes of it. Needs docker-registry, openssl and htpasswd; loopback only.
+//! nodes of it and of the site's files. Needs docker-registry, openssl and htpasswd; loopback only.
 
 #[path = "harness/debian.rs"]
 mod debian;
+#[path = "external/files.rs"]
+mod files;
 
 use std::fs;
 use std::path::Path;

@@ -16,9 +16,9 @@ pub const ENV_EXAMPLES: &str = "LAYERCAKE_EXAMPLES";
 pub const STORAGE_DIR: &str = "target/storage";
 /// Where the EFI programs are.
 pub const EFI_DIR: &str = "target/efi";
-/// Their command line: it finds the lab's server.
+/// Their command line: it finds the lab's server, as its first node.
 pub const EFI_COMMAND_LINE: &str =
-    "console=ttyS0,115200n8 panic=10 layercake.server=http://10.9.0.1:8080";
+    "console=ttyS0,115200n8 panic=10 layercake.server=http://10.9.0.1:8080 layercake.node=n1";
 
 /// The built things.
 #[derive(Debug, Clone)]

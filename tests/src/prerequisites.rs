@@ -102,6 +102,12 @@ pub enum Need {
     Buildah,
     /// `nginx`, which serves files.
     Nginx,
+    /// `fsck.fat`.
+    Dosfstools,
+    /// `mcopy` and `mdir`.
+    Mtools,
+    /// `sfdisk`.
+    Fdisk,
     /// OVMF, UEFI firmware for QEMU.
     Ovmf,
     /// systemd's EFI stub.
@@ -144,6 +150,9 @@ pub const EFI_CASES: &[Need] =
 
 /// What the unit and integration tests of all crates need.
 pub const UNIT: &[Need] = &[
+    Need::Dosfstools,
+    Need::Mtools,
+    Need::Fdisk,
     Need::MkfsErofs,
     Need::Mksquashfs,
     Need::Qemu,
@@ -241,6 +250,9 @@ impl Need {
             Self::Uidmap => [Some("uidmap"), Some("shadow-utils"), Some("shadow")],
             Self::Buildah => [Some("buildah"); 3],
             Self::Nginx => [Some("nginx-light"), Some("nginx"), Some("nginx")],
+            Self::Dosfstools => [Some("dosfstools"); 3],
+            Self::Mtools => [Some("mtools"); 3],
+            Self::Fdisk => [Some("fdisk"), Some("util-linux"), Some("util-linux")],
             Self::Ovmf => [Some("ovmf"), None, None],
             Self::EfiStub => [Some("systemd-boot-efi"), None, None],
             Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
@@ -289,6 +301,9 @@ impl Need {
             Self::Uidmap => &["newuidmap", "newgidmap"],
             Self::Buildah => &["buildah"],
             Self::Nginx => &["nginx"],
+            Self::Dosfstools => &["fsck.fat"],
+            Self::Mtools => &["mcopy", "mdir"],
+            Self::Fdisk => &["sfdisk"],
             Self::SbSign => &["sbsign", "sbverify"],
         }
     }

@@ -1,7 +1,8 @@
 //! What happens inside a node: the agent dies and its containers do not, a set takes the whole machine, a node needs no
 //! server. The cases type at the rescue shell on the serial console.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -249,8 +250,12 @@ fn images_that_come_as_file_systems_are_mounted_in_layer0_and_roll() -> Result<(
         story.wait_running(1, "hello", "2")?;
         ensure!(story.hello(1)? == "2");
         ensure!(count(&mut story, &mounts("erofs"))? == 1, "v2 is not mounted as EROFS");
-        // The old set's go with it, loop device and all.
-        wait::until("the old file system to go", ACT, || {
+        // The old set is kept with its file system for an undo; it goes, loop device and all, when the node rolls on.
+        ensure!(count(&mut story, &mounts("squashfs"))? == 1, "v1 is not kept");
+        story.push_mounted(&third_hello(lab.dir())?, "erofs")?;
+        story.roll_all("hello:3")?;
+        story.wait_running(1, "hello", "3")?;
+        wait::until("the first file system to go", ACT, || {
             let left = count(&mut story, &mounts("squashfs"))?;
             let loops = count(&mut story, "ls -d /sys/block/loop*/loop")?;
             Ok((left == 0 && loops <= 1).then_some(()))
@@ -259,6 +264,20 @@ fn images_that_come_as_file_systems_are_mounted_in_layer0_and_roll() -> Result<(
         ensure!(count(&mut story, "ls /run/layercake/layers")? == 0, "v2 was unpacked");
         Ok(())
     })
+}
+
+/// A third version of the hello example, with the images of the second.
+fn third_hello(dir: &Path) -> Result<PathBuf> {
+    let second = example("hello", "v2");
+    let text = fs::read_to_string(&second)?;
+    let here = second.parent().context("a directory")?.to_string_lossy().into_owned();
+    let text = text
+        .replace("version = \"2\"", "version = \"3\"")
+        .replace("binary:../", &format!("binary:{here}/../"))
+        .replace("dir:rootfs", &format!("dir:{here}/rootfs"));
+    let file = dir.join("third.toml");
+    fs::write(&file, text)?;
+    Ok(file)
 }
 
 fn push(lab: &Lab, artifacts: &Artifacts, imageset: &Path) -> Result<()> {

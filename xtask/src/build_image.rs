@@ -42,7 +42,7 @@ pub(crate) struct Args {
     /// Run only ImageSets signed by this public key, PEM (repeatable, any of them is enough); see `layercake imageset keygen`
     #[arg(long, value_name = "FILE")]
     pub(crate) imageset_key: Vec<PathBuf>,
-    /// Give nodes this registry table, TOML with [[registries]] as in layercake.toml: mirrors, CA certificates, credentials.
+    /// Give nodes this registry table, TOML with `[[registries]]` as in layercake.toml: mirrors, CA certificates, credentials.
     /// Whoever can fetch the image can read it: credentials should only be able to pull
     #[arg(long, value_name = "FILE")]
     pub(crate) registries: Option<PathBuf>,

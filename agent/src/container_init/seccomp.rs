@@ -3,7 +3,7 @@
 //! The list is that of container engines: what programs use, without what manages the machine, loads code into the kernel,
 //! or has no business in a container (bpf, keyctl, io_uring, userfaultfd, perf, kexec, the mount interface). A capability that
 //! the container has brings the calls that mean nothing without it. `clone3` fails with ENOSYS, so that libraries fall back to
-//! `clone`, whose flags a filter can see. The lists are pure; only [`apply`] acts.
+//! `clone`, whose flags a filter can see. The lists are pure; only `apply` acts.
 
 use std::collections::{BTreeMap, HashSet};
 

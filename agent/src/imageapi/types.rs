@@ -2,7 +2,7 @@
 //!
 //! Field names are those of Kraken's ImageAPI 0.2.0 (`max_comands` is its spelling); `oci`, `uri`, `partition` and `size` are
 //! ours. Scalars that are zero are left out, arrays that are absent are `null`, fields stand in alphabetical order. What a
-//! request may say of them is checked in [`super::schema`].
+//! request may say of them is checked in `schema`.
 
 use std::fmt;
 

@@ -82,7 +82,7 @@ impl PulledFile {
 }
 
 impl Content {
-    /// What the first [`HEAD_BYTES`] of a file say, compression taken away.
+    /// What the first `HEAD_BYTES` of a file say, compression taken away.
     #[must_use]
     pub fn of(head: &[u8]) -> Option<Self> {
         let at = |start: usize, magic: &[u8]| head.get(start..start + magic.len()) == Some(magic);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use protocol::channel::{ChannelId, ChannelRequest, ChannelToken, ChannelWish};
 use protocol::ids::Digest;
-use protocol::node::{Desired, DesiredSet, Observed};
+use protocol::node::{Desired, DesiredSet, FileContent, GivenFile, Observed};
 use protocol::oci::mount::{MountEntry, MountForm};
 use protocol::oci::{
     ANNOTATION_IMAGE_NAME, ARTIFACT_IMAGESET, Descriptor, Index, MEDIA_CONFIG,
@@ -42,7 +42,7 @@ struct State {
     fetched: Vec<String>,
     /// Offered with every desired document, for as long as they stand here.
     channels: Vec<ChannelRequest>,
-    /// Whether one of them was never offered.
+    /// Whether one of them, or what was given by [`Site::give`], was never offered.
     fresh: bool,
     /// Who waits for the node's end of a channel.
     waiting: BTreeMap<ChannelId, mpsc::Sender<NodeEnd>>,
@@ -254,6 +254,20 @@ impl Site {
         self.shared.changed.notify_all();
     }
 
+    /// Gives the node these files under another tag, in a document of the same version.
+    pub(crate) fn give(&self, tag: &str, files: &[(&str, &str)]) {
+        let mut state = self.shared.lock();
+        let desired = state.desired.as_mut().expect("a document");
+        let file = |(name, text): &(&str, &str)| GivenFile {
+            name: name.parse().expect("name"),
+            content: FileContent(text.as_bytes().to_vec()),
+        };
+        desired.files = files.iter().map(file).collect();
+        desired.registries_tag = Some(tag.to_owned());
+        state.fresh = true;
+        self.shared.changed.notify_all();
+    }
+
     /// Asks for a channel to the container `web`; the node's ends of it come out of the receiver, however many there are.
     pub(crate) fn channel(&self, wish: ChannelWish) -> mpsc::Receiver<NodeEnd> {
         let (sender, ends) = mpsc::channel();
@@ -377,9 +391,9 @@ fn desired(shared: &Shared, query: &str) -> Option<Arc<Vec<u8>>> {
         state.desired.as_ref().map(|desired| desired.version) <= after && !state.fresh
     };
     let (mut state, _) = shared.changed.wait_timeout_while(state, HOLD, old).expect("lock");
-    state.fresh = false;
+    let fresh = std::mem::take(&mut state.fresh);
     let mut desired = state.desired.clone()?;
     desired.channels.clone_from(&state.channels);
-    (Some(desired.version) > after || !desired.channels.is_empty())
+    (Some(desired.version) > after || fresh || !desired.channels.is_empty())
         .then(|| Arc::new(serde_json::to_vec(&desired).expect("json")))
 }

@@ -5,9 +5,13 @@
 pub(super) fn at(text: &str, offset: usize) -> String {
     let mut section = "";
     let mut start = 0;
+    let mut open = None;
     for (index, line) in text.split_inclusive('\n').enumerate() {
         let end = start + line.len();
-        let header = header(line);
+        let quoted = open.is_some();
+        open = still_open(line, open);
+        let header = header(line).filter(|_| !quoted);
+        let key = |line| key(line).filter(|_| !quoted);
         section = header.unwrap_or(section);
         if offset < end || end == text.len() {
             let line_number = index + 1;
@@ -29,8 +33,12 @@ pub(super) fn at(text: &str, offset: usize) -> String {
 pub(super) fn line_of(text: &str, section: &str, nth: usize, wanted: &str) -> Option<usize> {
     let mut seen = 0;
     let mut inside = None;
+    let mut open = None;
     for (index, line) in text.lines().enumerate() {
+        let quoted = open.is_some();
+        open = still_open(line, open);
         match header(line) {
+            _ if quoted => {}
             Some(name) => {
                 if inside.is_some() {
                     return inside;
@@ -47,6 +55,26 @@ pub(super) fn line_of(text: &str, section: &str, nth: usize, wanted: &str) -> Op
         }
     }
     inside
+}
+
+/// The quotes of the multi-line string that a line leaves open, after those that it began in.
+fn still_open(line: &str, open: Option<&'static str>) -> Option<&'static str> {
+    if open.is_none() && line.trim_start().starts_with('#') {
+        return None;
+    }
+    let (mut open, mut rest) = (open, line);
+    loop {
+        let found = match open {
+            Some(quotes) => rest.find(quotes).map(|at| (at, None)),
+            None => {
+                let kinds = ["\"\"\"", "'''"].into_iter();
+                kinds.filter_map(|it| Some((rest.find(it)?, Some(it)))).min_by_key(|it| it.0)
+            }
+        };
+        let Some((at, next)) = found else { return open };
+        open = next;
+        rest = rest.get(at + 3..).unwrap_or_default();
+    }
 }
 
 fn header(line: &str) -> Option<&str> {
@@ -80,6 +108,16 @@ mod tests {
         }
         assert_eq!(at("", 0), "");
         assert_eq!(at(TEXT, usize::MAX), ", line 9, section [b]");
+    }
+
+    #[test]
+    fn lines_of_a_text_over_several_lines_are_neither_headers_nor_keys() {
+        let text = "[[f]]\nc = \"\"\"\n[[f]]\nn = 1\n\"\"\"\n[[f]]\nd = '''x'''\nn = 2\n";
+        assert_eq!(line_of(text, "f", 0, "n"), Some(1));
+        assert_eq!(line_of(text, "f", 1, "n"), Some(8));
+        let place = |needle| at(text, text.find(needle).expect(needle));
+        assert_eq!(place("n = 1"), ", line 4, section [f]");
+        assert_eq!(place("n = 2"), ", line 8, key f.n");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
+use super::sendfile::Conn;
 use super::{ApiError, App, Body, Shared, node_id};
 use crate::channels::relay::{self, Socket, websocket_config};
 use crate::channels::{DeskError, Place, Random, ResolveError, resolve};
@@ -162,8 +163,8 @@ fn handshake(
 /// The connection itself, once the answer is out.
 async fn upgraded(upgrade: OnUpgrade, patient: bool) -> Result<Socket, String> {
     let upgraded: Upgraded = upgrade.await.map_err(|error| super::error_chain(&error))?;
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| "no TCP connection")?;
-    let stream = parts.io.into_inner();
+    let parts = upgraded.downcast::<TokioIo<Conn>>().map_err(|_| "no TCP connection")?;
+    let stream = parts.io.into_inner().into_stream();
     tune(&stream, patient).map_err(|error| error.to_string())?;
     let (read, config) = (parts.read_buf.to_vec(), websocket_config());
     Ok(Socket::from_partially_read(stream, read, Role::Server, Some(config)).await)

@@ -26,7 +26,7 @@ pub(super) struct Poll {
     after: Option<u64>,
     #[serde(default)]
     wait: u64,
-    /// Tag of the registry table that the node has; absent from agents that know of none.
+    /// Tag of the registry table and the files that the node has; absent from agents that know of none.
     #[serde(default)]
     registries: Option<String>,
 }
@@ -53,17 +53,19 @@ pub(super) async fn desired(
     // Subscribed before it is read, so that no change falls between the two.
     let mut news = app.inventory.subscribe(&id, now_ms())?;
     let mut channels = app.channels.poll(&id);
+    let mut files = app.files.subscribe();
     let mut shutdown = app.shutdown.clone();
     loop {
         let mut desired = app.inventory.desired(&id)?;
         desired.channels = channels.requests(std::time::Instant::now());
         let is_new = is_news(&desired, poll.after) || !desired.channels.is_empty();
-        if is_new || app.registries.is_news(poll.registries.as_deref()) {
-            return Ok(Json(app.registries.tell(desired)).into_response());
+        if is_new || app.files.is_news(&app.registries, &id, poll.registries.as_deref()) {
+            return Ok(Json(app.files.tell(&app.registries, desired)).into_response());
         }
         tokio::select! {
             changed = news.changed() => if changed.is_err() { break },
             () = channels.news() => {}
+            () = files.next() => {}
             () = tokio::time::sleep_until(deadline) => break,
             _ = shutdown.wait_for(|stop| *stop) => break,
         }

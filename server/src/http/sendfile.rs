@@ -87,6 +87,11 @@ impl Conn {
         Self { stream, outlet }
     }
 
+    /// The connection itself, for another protocol; nothing of a file may be left to send.
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     /// Sends up to so many bytes of the file whose turn it is.
     fn poll_send(&self, context: &mut Context<'_>, most: usize) -> Poll<io::Result<usize>> {
         loop {

@@ -2,6 +2,7 @@
 //! takes pushes beside Debian's docker-registry; everything lies on tmpfs. What fsync(2) costs is a push to a disk beside
 //! the same push to tmpfs.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -103,7 +104,7 @@ impl Site<'_> {
         let paths: Vec<String> =
             self.blobs.iter().map(|(hex, _)| format!("/v2/bench/blobs/sha256:{hex}")).collect();
         let time = Duration::from_secs(args.seconds);
-        let workers = children(nginx.pid())?;
+        let workers = descendants(nginx.pid())?;
         let mut figures = Vec::new();
         for (streams, goal) in STREAMS {
             let mut sides = [Side::default(), Side::default()];
@@ -204,9 +205,13 @@ impl Site<'_> {
             log.display()
         );
         fs::write(&config, text).with_context(|| config.display().to_string())?;
-        let program = prerequisites::find_program("nginx").context("nginx is missing")?;
-        let args = ["-c".into(), config.into_os_string()];
-        self.answers(Process::start(&self.bench.namespace, &program, args, &log)?, NGINX)
+        let nginx = prerequisites::find_program("nginx").context("nginx is missing")?;
+        let unshare = prerequisites::find_program("unshare").context("unshare is missing")?;
+        // Its workers outlive a master that is killed: in a process namespace of its own they end with it.
+        let own = ["--pid", "--fork", "--kill-child"].map(OsString::from);
+        let words = [nginx.into_os_string(), "-c".into(), config.into_os_string()];
+        let args = own.into_iter().chain(words);
+        self.answers(Process::start(&self.bench.namespace, &unshare, args, &log)?, NGINX)
     }
 
     fn answers(&self, mut process: Process, address: &str) -> Result<Process> {
@@ -224,9 +229,15 @@ fn cpu(pids: &[u32]) -> Result<f64> {
     pids.iter().map(|pid| Ok(of_daemon(*pid)?.cpu_s)).sum()
 }
 
-/// The processes that a process has started.
-fn children(pid: u32) -> Result<Vec<u32>> {
+/// The processes that a process has started, and those that they have.
+fn descendants(pid: u32) -> Result<Vec<u32>> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let text = fs::read_to_string(&path).with_context(|| path)?;
-    text.split_whitespace().map(|child| Ok(child.parse()?)).collect()
+    let mut found = Vec::new();
+    for child in text.split_whitespace() {
+        let child = child.parse()?;
+        found.push(child);
+        found.extend(descendants(child)?);
+    }
+    Ok(found)
 }

@@ -29,7 +29,7 @@ pub(in crate::cli) struct Args {
 pub(super) struct MountArgs {
     /// Publish every image as this read-only file system too, which nodes mount instead of unpacking layers: squashfs
     /// (zstd: the fewest bytes), erofs (lz4hc: reads faster) or erofs-plain. May be given several times; goes before
-    /// what the description says (`mount = "squashfs"` or a list, in an [[image]]). `none` makes none. Needs mksquashfs
+    /// what the description says (`mount = "squashfs"` or a list, in an `[[image]]`). `none` makes none. Needs mksquashfs
     /// (package squashfs-tools) or mkfs.erofs (erofs-utils).
     #[arg(long, value_name = "FORM")]
     mount: Vec<String>,

@@ -159,14 +159,20 @@ impl Runtime {
         Ok(said.lines().next().unwrap_or(self.name).replace(" version", ""))
     }
 
-    /// Starts a container of the bundle, which is removed again; the time until the runtime says that its program runs.
+    /// Starts a container of the bundle, with what it notes of it below `state`; it is removed again. The time until the runtime says that its program runs.
     ///
     /// # Errors
     /// When it does not start.
-    pub(super) fn start(self, lab: &Lab, bundle: &Path, number: usize) -> Result<Duration> {
+    pub(super) fn start(
+        self,
+        lab: &Lab,
+        state: &Path,
+        bundle: &Path,
+        number: usize,
+    ) -> Result<Duration> {
         let id = format!("lcbench{}-{number}", std::process::id());
         let bundle = bundle.to_str().context("a path that is not UTF-8")?;
-        let (run, root) = (["run", "--detach", "--bundle", bundle, &id], lab.dir().join(self.name));
+        let (run, root) = (["run", "--detach", "--bundle", bundle, &id], state.join(self.name));
         let root = root.to_str().context("a path that is not UTF-8")?;
         let program =
             find_program(self.name).with_context(|| format!("{} is missing", self.name))?;
