@@ -196,6 +196,7 @@ fn a_node_mounts_nfs_a_partition_of_a_disk_image_on_it_and_a_disk_of_an_iscsi_ta
 
         nfs_and_a_partition(&mut api)?;
         iscsi(&mut api)?;
+        rbd(&api)?;
         let left = api.shell("grep -c imageapi /proc/mounts; ls /sys/block")?;
         ensure!(left.lines().any(|line| line.trim() == "0"), "{left}");
         ensure!(!left.contains("sda"), "{left}");
@@ -288,5 +289,21 @@ fn iscsi(api: &mut Api<'_>) -> Result<()> {
         let message = refused["message"].as_str().unwrap_or_default();
         ensure!(refused["code"] == 500 && message.contains(expected), "{refused}");
     }
+    Ok(())
+}
+
+/// The kernel's client is asked, and where there is no Ceph cluster its error comes back, with nothing secret in it.
+fn rbd(api: &Api<'_>) -> Result<()> {
+    let secret = "QVFCbm90YXNlY3JldGF0YWxsYnV0bG9uZw==";
+    let image = json!({"kind": "rbd", "rbd": {"monitors": [ADDRESS.to_string()], "pool": "cakes", "image": "layer",
+        "options": {"name": "admin", "secret": secret, "mount_timeout": 3}}});
+    let refused = api.ask("POST", "/attach", &image)?;
+    let message = refused["message"].as_str().unwrap_or_default();
+    let named = message.contains("rbd cakes/layer") && message.contains(&ADDRESS.to_string());
+    ensure!(refused["code"] == 500 && named, "{refused}");
+    ensure!(!message.contains("this kernel has no rbd"), "{refused}");
+    ensure!(!refused.to_string().contains(secret), "{refused}");
+    let there = api.ask("GET", "/attach?kind=rbd", &Value::Null)?;
+    ensure!(there == json!([]), "{there}");
     Ok(())
 }
