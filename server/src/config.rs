@@ -587,7 +587,7 @@ imagesets = ["hello:1"]
         check(
             "[[node]]",
             &more("content = \"x\"\nnodes = [\"N 1\"]"),
-            "l.toml, line 12, key files.nodes: `N 1` is not a node id",
+            "l.toml, line 12, key files.nodes: `N 1` is not a valid node id: expected 1 to 63 of a-z, 0-9, `.` and `-`, beginning and ending with a letter or digit",
         );
         check(
             "[[node]]",
