@@ -10,6 +10,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `archive` | the tar stream: headers, PAX records, long names, each bounded |
+//! | `sparse` | the maps of sparse files, pure |
 //! | `cpio` | a cpio archive as a tar stream, pure |
 //! | `pax` | PAX records and numbers, pure |
 //! | `name` | paths and whiteout names, pure |
@@ -19,6 +20,7 @@ mod archive;
 pub mod cpio;
 mod name;
 mod pax;
+mod sparse;
 mod tree;
 
 #[cfg(test)]
@@ -213,7 +215,7 @@ fn apply_entry<R: BufRead>(
         Kind::Fifo => tree.fifo(&path, entry),
         Kind::File => {
             let file = tree.create_file(&path, entry)?;
-            summary.bytes += archive.copy_data(&file, &entry.path)?;
+            summary.bytes += archive.copy_data(&file, entry)?;
             tree.finish_file(&file, &path, entry)
         }
         Kind::HardLink => {

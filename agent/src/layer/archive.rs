@@ -8,7 +8,8 @@ use std::os::fd::AsFd;
 
 use tar::{EntryType, Header};
 
-use super::pax::{self, Records, Time};
+use super::pax::{self, Records, Sparse, Time};
+use super::sparse::{self, Map};
 use super::{LayerError, MAX_EXTENSION_BYTES, text};
 
 /// Size of a tar block, in bytes.
@@ -35,8 +36,10 @@ pub(super) struct Entry {
     pub(super) path: Vec<u8>,
     /// Target of a symlink or hard link, else empty.
     pub(super) link: Vec<u8>,
-    /// Bytes of content; 0 unless a file.
+    /// Bytes of content, holes included; 0 unless a file.
     pub(super) size: u64,
+    /// Where the pieces of the content belong, if not all of it is in the archive.
+    pub(super) sparse: Option<Map>,
     /// Permission bits with setuid, setgid and sticky.
     pub(super) mode: u32,
     pub(super) uid: u32,
@@ -97,15 +100,32 @@ impl<R: BufRead> Archive<R> {
         }
     }
 
-    /// Writes the current entry's content to a file and returns its length. The bytes go from the stream's own buffer
-    /// to the kernel.
-    pub(super) fn copy_data(&mut self, file: impl AsFd, path: &[u8]) -> Result<u64, LayerError> {
-        let length = self.content;
-        while self.content > 0 {
-            let left = usize::try_from(self.content).unwrap_or(usize::MAX);
+    /// Writes the current entry's content to a file and returns its length, holes included. The bytes go from the stream's
+    /// own buffer to the kernel.
+    pub(super) fn copy_data(&mut self, file: impl AsFd, entry: &Entry) -> Result<u64, LayerError> {
+        let Some(map) = &entry.sparse else {
+            self.copy(&file, &entry.path, self.content)?;
+            return Ok(entry.size);
+        };
+        let failed = |action| {
+            let path = text(&entry.path);
+            move |errno: rustix::io::Errno| LayerError::Io { action, path, source: errno.into() }
+        };
+        for (offset, length) in &map.pieces {
+            rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(*offset))
+                .map_err(failed("seek in"))?;
+            self.copy(&file, &entry.path, *length)?;
+        }
+        rustix::fs::ftruncate(&file, map.real).map_err(failed("set the size of"))?;
+        Ok(map.real)
+    }
+
+    fn copy(&mut self, file: impl AsFd, path: &[u8], length: u64) -> Result<(), LayerError> {
+        let mut left = length.min(self.content);
+        while left > 0 {
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX);
             let available = self.fill("inside a file's content")?;
-            let wanted = left.min(available.len());
-            let chunk = available.get(..wanted).unwrap_or_default();
+            let chunk = available.get(..wanted.min(available.len())).unwrap_or_default();
             let written = rustix::io::retry_on_intr(|| rustix::io::write(&file, chunk));
             let written = written.map_err(|errno| LayerError::Io {
                 action: "write",
@@ -114,8 +134,9 @@ impl<R: BufRead> Archive<R> {
             })?;
             self.consume(written);
             self.content -= written as u64;
+            left -= written as u64;
         }
-        Ok(length)
+        Ok(())
     }
 
     fn fill(&mut self, place: &'static str) -> Result<&[u8], LayerError> {
@@ -298,6 +319,9 @@ impl<R: BufRead> Archive<R> {
         let link = pax.link.or(pending.long_link);
         let link = link.or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
         let kind = kind(header.entry_type(), &path).map_err(failed)?;
+        if pax.sparse.is_some() && kind != Kind::File {
+            return Err(failed("an entry that is no file is sparse"));
+        }
         if kind != Kind::File && size != 0 {
             return Err(failed("an entry that is no file has a size"));
         }
@@ -311,19 +335,90 @@ impl<R: BufRead> Archive<R> {
             .mtime
             .or_else(|| pax::number(&old.mtime).map(|seconds| Time { seconds, nanoseconds: 0 }));
         let mode = field(&old.mode).ok_or(failed("the mode is no number"))? & 0o7777;
+        let (uid, gid) = (id(pax.uid, &old.uid)?, id(pax.gid, &old.gid)?);
+        let mut sparse = match header.entry_type() {
+            EntryType::GNUSparse if pax.sparse.is_some() => {
+                return Err(failed("it is sparse in two ways"));
+            }
+            EntryType::GNUSparse => Some(self.old_map(header, offset)?),
+            _ => None,
+        };
         self.content = size;
         self.padding = padding(size);
+        if let Some(told) = pax.sparse {
+            sparse = Some(self.pax_map(told, offset)?);
+        }
+        if let Some(map) = &sparse {
+            map.check(self.content).map_err(failed)?;
+        }
+        let size = sparse.as_ref().map_or(size, |map| map.real);
         Ok(Entry {
             kind,
             path,
             link: link.unwrap_or_default(),
             size,
+            sparse,
             mode: u32::try_from(mode).unwrap_or(0),
-            uid: id(pax.uid, &old.uid)?,
-            gid: id(pax.gid, &old.gid)?,
+            uid,
+            gid,
             mtime: mtime.ok_or(failed("the time is no number"))?,
             xattrs: pax.xattrs,
         })
+    }
+}
+
+impl<R: BufRead> Archive<R> {
+    /// The map of GNU's old form: four pieces in the header, more in blocks behind it.
+    fn old_map(&mut self, header: &Header, offset: u64) -> Result<Map, LayerError> {
+        let failed = |reason| LayerError::Header { offset, reason };
+        let bytes = header.as_bytes();
+        let real = bytes.get(483..495).and_then(pax::number).and_then(|it| u64::try_from(it).ok());
+        let real = real.ok_or(failed("the size of a sparse file is no number"))?;
+        let mut map = Map { pieces: Vec::new(), real };
+        map.add_old(bytes.get(386..482).unwrap_or_default()).map_err(failed)?;
+        let mut more = bytes.get(482) == Some(&1);
+        while more {
+            let truncated = LayerError::Truncated { place: "inside the map of a sparse file" };
+            let block = self.read_block(false)?.ok_or(truncated)?;
+            let before = map.pieces.len();
+            map.add_old(block.get(..504).unwrap_or_default()).map_err(failed)?;
+            more = block.get(504) == Some(&1);
+            if more && map.pieces.len() == before {
+                return Err(failed("the map of a sparse file goes on without end"));
+            }
+        }
+        Ok(map)
+    }
+
+    /// The map that a PAX header tells, or that stands in front of the content.
+    fn pax_map(&mut self, told: Sparse, offset: u64) -> Result<Map, LayerError> {
+        let failed = |reason| LayerError::Extension { offset, reason };
+        let real = told.real.ok_or(failed("the size of a sparse file is missing"))?;
+        let mut map = Map { pieces: Vec::new(), real };
+        let numbers = match (told.version, told.map) {
+            ((0, 0 | 1), Some(text)) => sparse::commas(&text).map_err(failed)?,
+            ((1, 0), None) => self.map_in_front(offset)?,
+            _ => return Err(failed("a sparse file is of an unknown version")),
+        };
+        map.add_list(&numbers).map_err(failed)?;
+        Ok(map)
+    }
+
+    /// Reads a map of version 1.0, block by block, off the content.
+    fn map_in_front(&mut self, offset: u64) -> Result<Vec<u64>, LayerError> {
+        let failed = |reason| LayerError::Extension { offset, reason };
+        let mut text = Vec::new();
+        loop {
+            if self.content < BLOCK || text.len() >= sparse::MAX_MAP_BYTES {
+                return Err(failed("the map of a sparse file has no end"));
+            }
+            let truncated = LayerError::Truncated { place: "inside the map of a sparse file" };
+            text.extend_from_slice(&self.read_block(false)?.ok_or(truncated)?);
+            self.content -= BLOCK;
+            if let Some(numbers) = sparse::lines(&text).map_err(failed)? {
+                return Ok(numbers);
+            }
+        }
     }
 }
 
@@ -344,13 +439,12 @@ fn kind(entry_type: EntryType, path: &[u8]) -> Result<Kind, &'static str> {
     Ok(match entry_type {
         // Before ustar, a slash at the end was all that told a directory.
         EntryType::Regular | EntryType::Continuous if path.ends_with(b"/") => Kind::Directory,
-        EntryType::Regular | EntryType::Continuous => Kind::File,
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
         EntryType::Directory => Kind::Directory,
         EntryType::Symlink => Kind::Symlink,
         EntryType::Link => Kind::HardLink,
         EntryType::Fifo => Kind::Fifo,
         EntryType::Char | EntryType::Block => Kind::Device,
-        EntryType::GNUSparse => return Err("sparse files are not supported"),
         _ => return Err("the type of entry is unknown"),
     })
 }

@@ -171,15 +171,31 @@ fn sizes_that_lie_are_refused() {
 }
 
 #[test]
-fn sparse_files_are_refused() {
-    let mut sparse = header(b'S', b"hole", b"", 0o644, 0);
-    if let Some(gnu) = sparse.as_gnu_mut() {
-        gnu.set_real_size(1 << 40);
-    }
-    sparse.set_cksum();
-    refused(Tar::default().header(&sparse), "sparse");
-    let pax = Tar::default().pax(&[("GNU.sparse.realsize", b"1099511627776")]);
-    refused(pax.file("hole", b""), "sparse");
+fn a_sparse_file_counts_with_its_holes_and_a_map_that_lies_is_refused() {
+    let old = |real: u64, pieces: &[u8]| {
+        let mut sparse = header(b'S', b"hole", b"", 0o644, 0);
+        if let Some(gnu) = sparse.as_gnu_mut() {
+            gnu.set_real_size(real);
+        }
+        sparse.as_mut_bytes()[386..386 + pieces.len()].copy_from_slice(pieces);
+        sparse.set_cksum();
+        Tar::default().header(&sparse)
+    };
+    refused(old(1 << 50, b""), "bytes of file contents");
+    refused(old(10, b"00000000000\x0000000000005\0"), "not what the archive holds");
+    refused(old(10, b"xxxxxxxxxxx\x0000000000005\0"), "is no number");
+    let pax = |records: &[(&str, &[u8])]| Tar::default().pax(records).file("hole", b"");
+    let version: [(&str, &[u8]); 2] = [("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0")];
+    let size: (&str, &[u8]) = ("GNU.sparse.realsize", b"1099511627776000");
+    refused(pax(&[size, ("GNU.sparse.map", b"")]), "bytes of file contents");
+    refused(pax(&[("GNU.sparse.map", b"0,5")]), "is missing");
+    refused(pax(&[size, version[0], version[1]]), "has no end");
+    refused(pax(&[size, version[0]]), "has no end");
+    refused(pax(&[size, ("GNU.sparse.major", b"2")]), "unknown version");
+    refused(pax(&[size, ("GNU.sparse.offset", b"0")]), "version 0.0");
+    refused(pax(&[size, ("GNU.sparse.map", b"0,5,3,5")]), "overlap");
+    let link = Tar::default().pax(&[size, ("GNU.sparse.map", b"")]);
+    refused(link.raw(b'5', b"d", b"", 0o755, b""), "no file is sparse");
 }
 
 #[test]

@@ -230,3 +230,31 @@ fn missing_parents_are_made_and_foreign_attributes_counted() {
     assert_eq!(fs::metadata(root.path().join("a/b")).expect("made").mode() & 0o777, 0o755);
     assert_eq!((summary.devices_skipped, summary.xattrs_skipped), (2, 1));
 }
+
+#[test]
+fn sparse_files_come_out_with_their_holes_from_every_form_of_gnu_tar() {
+    use std::os::unix::fs::FileExt;
+    let source = tempfile::tempdir().expect("temporary directory");
+    let file = fs::File::create(source.path().join("sparse")).expect("create");
+    file.set_len(8 << 20).expect("length");
+    // More pieces than a header has room for.
+    for piece in 0..30_u64 {
+        file.write_all_at(&[7; 4096], piece * (256 << 10)).expect("write");
+    }
+    for form in
+        [&["--format=gnu"][..], &["--format=posix"], &["--format=posix", "--sparse-version=0.1"]]
+    {
+        let mut tar = Command::new("tar");
+        tar.args(["--sparse", "-c", "-C"]).arg(source.path()).args(form).arg("sparse");
+        let output = tar.output().expect("tar");
+        assert!(output.status.success() && output.stdout.len() < 1 << 20, "{form:?}");
+        let (root, summary) = applied(&output.stdout);
+        let made = root.path().join("sparse");
+        assert!(
+            fs::read(&made).expect("read") == fs::read(source.path().join("sparse")).expect("read")
+        );
+        assert_eq!(summary.bytes, 8 << 20);
+        assert!(fs::metadata(&made).expect("metadata").blocks() * 512 < 2 << 20, "{form:?}: holes");
+        assert_eq!(fs::read_dir(root.path()).expect("list").count(), 1, "under its own name");
+    }
+}

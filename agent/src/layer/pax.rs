@@ -20,6 +20,21 @@ pub(super) struct Records {
     pub(super) mtime: Option<Time>,
     /// Extended attributes, name and value, in order.
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What it says of a sparse file.
+    pub(super) sparse: Option<Sparse>,
+}
+
+/// The records `GNU.sparse.…`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Sparse {
+    /// Major and minor number of the form.
+    pub(super) version: (u64, u64),
+    /// The file's own path; the entry's is made up.
+    name: Option<Vec<u8>>,
+    /// Bytes of the file, holes included.
+    pub(super) real: Option<u64>,
+    /// The map, in version 0.1.
+    pub(super) map: Option<Vec<u8>>,
 }
 
 /// A numeric field of a header: octal digits, or GNU's base-256 when the first bit is set. Empty means 0, as in Go.
@@ -46,7 +61,7 @@ pub(super) fn number(field: &[u8]) -> Option<i64> {
 }
 
 /// A decimal number without sign.
-fn decimal(value: &[u8]) -> Option<u64> {
+pub(super) fn decimal(value: &[u8]) -> Option<u64> {
     let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
     digits.then(|| std::str::from_utf8(value).ok()?.parse().ok()).flatten()
 }
@@ -122,12 +137,33 @@ pub(super) fn records(data: &[u8]) -> Result<Records, &'static str> {
             b"uid" => found.uid = Some(whole()?),
             b"gid" => found.gid = Some(whole()?),
             b"mtime" => found.mtime = Some(time(value).ok_or("a PAX time is malformed")?),
-            _ if key.starts_with(b"GNU.sparse.") => return Err("sparse files are not supported"),
-            // atime, ctime, uname, gname, comment, hdrcharset, vendors' own: nothing a layer's content depends on.
-            _ => {}
+            _ => match key.strip_prefix(b"GNU.sparse.") {
+                Some(name) => sparse(found.sparse.get_or_insert_default(), name, value)?,
+                // atime, ctime, uname, gname, comment, hdrcharset, vendors' own: nothing a layer's content depends on.
+                None => {}
+            },
         }
     }
+    if let Some(name) = found.sparse.as_mut().and_then(|sparse| sparse.name.take()) {
+        found.path = Some(name);
+    }
     Ok(found)
+}
+
+/// Takes a record of a sparse file.
+fn sparse(told: &mut Sparse, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
+    let whole = || decimal(value).ok_or("a PAX number is malformed");
+    match name {
+        b"major" => told.version.0 = whole()?,
+        b"minor" => told.version.1 = whole()?,
+        b"name" if !value.is_empty() => told.name = Some(value.to_vec()),
+        b"realsize" | b"size" => told.real = Some(whole()?),
+        b"map" => told.map = Some(value.to_vec()),
+        // How many pieces there are: the map says so itself.
+        b"numblocks" => {}
+        _ => return Err("a record of a sparse file is unknown, or of version 0.0"),
+    }
+    Ok(())
 }
 
 /// Checks a global PAX header: only what changes no entry is accepted, since readers disagree about the rest.
