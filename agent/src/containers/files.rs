@@ -53,7 +53,7 @@ pub enum TemplateError {
     Open,
     /// Not a key.
     #[error(
-        "`{0}` is not known: node.name, node.address, node.addresses, node.mac, set.name, set.version and container.name are"
+        "`{0}` is not known: node.name, node.address, node.addresses, node.mac, set.name, set.version, container.name and value.NAME are"
     )]
     Unknown(String),
     /// A key that has no value on this node.
@@ -109,7 +109,13 @@ fn value(key: &str, facts: &NodeFacts, subject: Subject<'_>) -> Result<String, T
         "set.name" => Some(subject.set.to_string()),
         "set.version" => subject.version.map(ToString::to_string),
         "container.name" => Some(subject.container.to_string()),
-        other => return Err(TemplateError::Unknown(other.to_owned())),
+        other => {
+            // A short text that the server gives to some nodes and not to others, or differently: what a group has in common.
+            let name = other.strip_prefix("value.").and_then(|name| name.parse::<Name>().ok());
+            let name = name.ok_or_else(|| TemplateError::Unknown(other.to_owned()))?;
+            let given = facts.files.get(&name).and_then(|file| std::str::from_utf8(&file.0).ok());
+            given.map(|text| text.trim_end_matches('\n').to_owned())
+        }
     };
     found.ok_or_else(|| TemplateError::Missing(key.to_owned()))
 }
@@ -184,7 +190,9 @@ mod tests {
             name: "n7".to_owned(),
             addresses: vec!["10.9.0.7".parse().expect("ip"), "fd00::7".parse().expect("ip")],
             mac: Some(Mac([2, 0, 0, 0, 0, 7])),
-            files: [("key".parse().expect("name"), FileContent(b"s3cret".to_vec()))].into(),
+            files: [("key", "s3cret"), ("rack", "r12\n")]
+                .map(|(name, text)| (name.parse().expect("name"), FileContent(text.into())))
+                .into(),
         }
     }
 
@@ -204,6 +212,9 @@ mod tests {
         let table = [
             ("a", Ok("a")),
             ("{{node.name}}:{{ node.address }}", Ok("n7:10.9.0.7")),
+            ("{{ value.rack }}", Ok("r12")),
+            ("{{ value.row }}", Err("`value.row` has no value on this node")),
+            ("{{ value.R W }}", Err("is not known")),
             ("{{ node.addresses }} {{ node.mac }}", Ok("10.9.0.7 fd00::7 02:00:00:00:00:07")),
             ("{{ set.name }}-{{ set.version }}-{{ container.name }} } {", Ok("site-3-web } {")),
             ("{{ node.nmae }}", Err("`node.nmae` is not known")),
