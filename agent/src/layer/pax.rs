@@ -137,11 +137,12 @@ pub(super) fn records(data: &[u8]) -> Result<Records, &'static str> {
             b"uid" => found.uid = Some(whole()?),
             b"gid" => found.gid = Some(whole()?),
             b"mtime" => found.mtime = Some(time(value).ok_or("a PAX time is malformed")?),
-            _ => match key.strip_prefix(b"GNU.sparse.") {
-                Some(name) => sparse(found.sparse.get_or_insert_default(), name, value)?,
-                // atime, ctime, uname, gname, comment, hdrcharset, vendors' own: nothing a layer's content depends on.
-                None => {}
-            },
+            // Others (atime, ctime, uname, gname, comment, hdrcharset, vendors' own): nothing a layer's content depends on.
+            _ => {
+                if let Some(name) = key.strip_prefix(b"GNU.sparse.") {
+                    sparse(found.sparse.get_or_insert_default(), name, value)?;
+                }
+            }
         }
     }
     if let Some(name) = found.sparse.as_mut().and_then(|sparse| sparse.name.take()) {

@@ -39,7 +39,7 @@ impl Map {
 
     /// Adds the pieces of a list of numbers: offset, length, offset, length.
     pub(super) fn add_list(&mut self, numbers: &[u64]) -> Result<(), &'static str> {
-        if numbers.len() % 2 != 0 {
+        if !numbers.len().is_multiple_of(2) {
             return Err("the map of a sparse file has an offset without a length");
         }
         numbers.chunks_exact(2).try_for_each(|pair| match pair {
