@@ -202,20 +202,7 @@ impl Puller {
         let registry = self.registries.open(reference)?.with_cache(self.cache.clone());
         let failed = AtomicBool::new(false);
         let pull = Pull { puller: self, registry: &registry, progress, cancel, failed };
-        let digest = match reference.digest {
-            Some(digest) => digest,
-            None => {
-                let tag = reference.manifest_key();
-                match self.known_under(&registry, &tag) {
-                    Some(digest) => digest,
-                    None => {
-                        let (digest, bytes) = pull.retried(|| Ok(registry.resolve(&tag)?))?;
-                        self.store.put_blob(&bytes)?;
-                        digest
-                    }
-                }
-            }
-        };
+        let digest = pull.target(reference)?;
         let mut pin = self.store.pin([digest]);
         pull.verify(reference, &digest)?;
         let mut preferred = self.forms.clone();
@@ -235,15 +222,6 @@ impl Puller {
                 fetched => return self.pulled(plan, fetched?).ok_or(PullError::Cancelled),
             }
         }
-    }
-
-    /// What a tag points to now, where that is in the store already. An empty store is not worth the question.
-    fn known_under(&self, registry: &Registry, tag: &str) -> Option<Digest> {
-        if self.store.is_empty() {
-            return None;
-        }
-        let digest = registry.digest_of(tag)?;
-        self.store.blob(&digest).ok().flatten().map(|_| digest)
     }
 
     /// A set that lies in the store completely, without any network. `None` if a part is missing or damaged, or if no
@@ -309,6 +287,30 @@ impl Puller {
 }
 
 impl Pull<'_> {
+    /// The digest of what a reference stands for now; where a tag had to be looked up, its document is in the store.
+    fn target(&self, reference: &Reference) -> Result<Digest, PullError> {
+        if let Some(digest) = reference.digest {
+            return Ok(digest);
+        }
+        let tag = reference.manifest_key();
+        if let Some(digest) = self.known_under(&tag) {
+            return Ok(digest);
+        }
+        let (digest, bytes) = self.retried(|| Ok(self.registry.resolve(&tag)?))?;
+        self.puller.store.put_blob(&bytes)?;
+        Ok(digest)
+    }
+
+    /// What a tag points to now, where that is in the store already. An empty store is not worth the question.
+    fn known_under(&self, tag: &str) -> Option<Digest> {
+        let store = &self.puller.store;
+        if store.is_empty() {
+            return None;
+        }
+        let digest = self.registry.digest_of(tag)?;
+        store.blob(&digest).ok().flatten().map(|_| digest)
+    }
+
     fn stopped(&self) -> bool {
         self.cancel.load(Ordering::Relaxed) || self.failed.load(Ordering::Relaxed)
     }

@@ -115,15 +115,7 @@ impl Puller {
         let registry = self.registries.open(reference)?.with_cache(self.cache.clone());
         let failed = AtomicBool::new(false);
         let pull = Pull { puller: self, registry: &registry, progress, cancel, failed };
-        let digest = match reference.digest {
-            Some(digest) => digest,
-            None => {
-                let tag = reference.manifest_key();
-                let (digest, bytes) = pull.retried(|| Ok(registry.resolve(&tag)?))?;
-                self.store.put_blob(&bytes)?;
-                digest
-            }
-        };
+        let digest = pull.target(reference)?;
         let mut pin = self.store.pin([digest]);
         pull.verify(reference, &digest)?;
         let plan = plan(&digest, &mut |digest, size, kind| {
