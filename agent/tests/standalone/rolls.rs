@@ -188,17 +188,33 @@ fn a_busy_node_is_rolled_when_it_is_free_or_when_it_is_forced() {
 
 #[test]
 fn a_handover_runs_both_until_the_new_one_is_healthy() {
+    both_run_until_the_new_one_is_healthy(&json!({"strategy": "handover",
+        "sockets": [{"name": "http", "listen": "tcp://127.0.0.1:8081"}]}));
+}
+
+#[test]
+fn an_overlap_runs_both_in_networks_of_their_own_until_the_new_one_is_healthy() {
+    both_run_until_the_new_one_is_healthy(
+        &json!({"strategy": "overlap", "namespaces": {"net": "none"}}),
+    );
+}
+
+/// A roll of a container that is described with this as well.
+fn both_run_until_the_new_one_is_healthy(how: &Value) {
     let mut bench = Bench::new();
     // Healthy as soon as there is a file: then it listens at a port of its own.
     let containers = |port: u16| {
         let script = format!(
             "trap 'kill $!; exit 0' TERM; while ! test -e /ready; do sleep 0.05; done; httpd -f -p 127.0.0.1:{port} & wait"
         );
-        json!([{"name": "web", "image": "web", "strategy": "handover",
-            "sockets": [{"name": "http", "listen": "tcp://127.0.0.1:8081"}],
+        let mut web = json!({"name": "web", "image": "web",
             "health": {"tcp": format!("127.0.0.1:{port}"), "start_period_ms": 60000,
                 "interval_ms": 20, "timeout_ms": 5000, "retries": 1},
-            "command": ["/bin/sh", "-c", script]}])
+            "command": ["/bin/sh", "-c", script]});
+        for (key, value) in how.as_object().expect("object") {
+            web[key] = value.clone();
+        }
+        json!([web])
     };
     let [one, two] = [("1", 8091), ("2", 8092)]
         .map(|(version, port)| publish(&bench, version, &containers(port), WATCH_S));
