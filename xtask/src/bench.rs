@@ -7,6 +7,7 @@ mod load;
 mod measure;
 mod mount;
 mod next;
+mod options;
 mod peers;
 mod pull;
 mod push;

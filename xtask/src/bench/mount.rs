@@ -7,7 +7,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use tests::artifacts::workspace_root;
@@ -16,8 +16,9 @@ use tests::{prerequisites, wait};
 use super::figures::{Figure, Samples, Way, figures_table, table};
 use super::image::{Image, REGISTRY, Variant};
 use super::measure::{Bench, Usage};
+use super::options::Options;
 use super::peers::{self, Job, Peer};
-use crate::{agent_build, builds};
+use crate::builds;
 
 /// The bench's name in its figures.
 const NAME: &str = "mount";
@@ -35,15 +36,8 @@ pub(crate) struct Args {
     /// How often each is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
-    /// Print the figures as JSON, one a line; the table goes to stderr
-    #[arg(long)]
-    json: bool,
-    /// Measure ourselves only
-    #[arg(long)]
-    without_peers: bool,
-    /// Measure this agent instead of building one
-    #[arg(long, value_name = "FILE")]
-    agent: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
 }
 
 /// Everything that an image can say of a tree, as one digest: types, modes, owners, times, attributes, hard links, contents.
@@ -102,13 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ensure!(there, "this kernel cannot mount {0}: modprobe {0}", form.file_system);
     }
     let root = workspace_root();
-    let agent = match &args.agent {
-        Some(agent) => agent.canonicalize().with_context(|| agent.display().to_string())?,
-        None => {
-            eprintln!("building the agent as it is shipped");
-            agent_build::build(&root)?
-        }
-    };
+    let agent = args.options.agent(&root)?;
     let cache = root.join("target/bench");
     let image = Image::ensure(&cache)?;
     let bench = Bench::new(&cache)?;
@@ -129,7 +117,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         forms_table(&rows, podman.as_ref()),
         figures_table(&figures)
     );
-    if args.json {
+    if args.options.json {
         eprint!("{text}");
         figures.iter().for_each(|figure| println!("{}", figure.json()));
     } else {
@@ -192,7 +180,7 @@ fn compare(job: &Job<'_>) -> Result<()> {
 fn measure(args: &Args, job: &Job<'_>) -> Result<(Vec<Row>, Option<Way>)> {
     let mut rows: Vec<Row> = FORMS.iter().map(|form| Row::new(form.name)).collect();
     let mut unpacked = Row::new("layers, unpacked");
-    let mut podman = match args.without_peers {
+    let mut podman = match args.options.without_peers {
         true => None,
         false => Some(Way { name: Peer::Podman.versions(job.bench)?, ..Way::default() }),
     };

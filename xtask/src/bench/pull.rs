@@ -1,7 +1,7 @@
 //! `cargo xtask bench pull`: from a registry on loopback to unpacked layers on tmpfs. CPU seconds are compared (client
 //! and its daemon; the registry does not count), wall time and memory stand beside them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use tests::artifacts::workspace_root;
@@ -11,8 +11,9 @@ use super::figures::{Figure, Samples, Way, figures_table, ways_table};
 use super::image::{Image, Variant};
 use super::measure::{Bench, Usage};
 use super::next::{self, Next};
+use super::options::Options;
 use super::peers::{self, Job, Peer};
-use crate::{agent_build, builds};
+use crate::builds;
 
 /// The bench's name in its figures.
 const NAME: &str = "pull";
@@ -30,15 +31,8 @@ pub(crate) struct Args {
     /// How often each is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
-    /// Print the figures as JSON, one a line; the table goes to stderr
-    #[arg(long)]
-    json: bool,
-    /// Measure ourselves only
-    #[arg(long)]
-    without_peers: bool,
-    /// Measure this agent instead of building one
-    #[arg(long, value_name = "FILE")]
-    agent: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
 }
 
 /// What was measured: each way with the image in six layers, ours with one layer, and the parts by themselves.
@@ -59,13 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "this bench needs root: its peers unpack as root");
     prerequisites::ensure(prerequisites::BENCH_PULL)?;
     let root = workspace_root();
-    let agent = match &args.agent {
-        Some(agent) => agent.canonicalize().with_context(|| agent.display().to_string())?,
-        None => {
-            eprintln!("building the agent as it is shipped");
-            agent_build::build(&root)?
-        }
-    };
+    let agent = args.options.agent(&root)?;
     let cache = root.join("target/bench");
     let image = Image::ensure(&cache)?;
     let bench = Bench::new(&cache)?;
@@ -80,13 +68,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         measure(args, &Job { bench: &bench, image: &image, agent: &agent, place: &place })?;
     let figures = figures(&measured);
     let text = report(&image, &agent, &mut measured, &figures)?;
-    super::print(&text, &figures, args.json);
+    super::print(&text, &figures, args.options.json);
     Ok(())
 }
 
 fn measure(args: &Args, job: &Job<'_>) -> Result<Measured> {
     let mut measured = Measured::default();
-    for peer in Peer::ALL.into_iter().filter(|peer| *peer == Peer::Agent || !args.without_peers) {
+    for peer in
+        Peer::ALL.into_iter().filter(|peer| *peer == Peer::Agent || !args.options.without_peers)
+    {
         let name = peer.versions(job.bench)?;
         measured.ways.push((peer, Way { name, ..Way::default() }));
     }

@@ -14,6 +14,7 @@ use tests::lab::Lab;
 use tests::{prerequisites, wait};
 
 use super::figures::{Figure, Samples, figures_table};
+use super::options::Options;
 use crate::{agent_build, builds};
 use client::{Client, Seen};
 use ours::{Ours, Set};
@@ -50,15 +51,8 @@ pub(crate) struct Args {
     /// How often each is measured
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
-    /// Print the figures as JSON, one a line; the table goes to stderr
-    #[arg(long)]
-    json: bool,
-    /// Measure ourselves only
-    #[arg(long)]
-    without_peers: bool,
-    /// Measure this agent instead of building one
-    #[arg(long, value_name = "FILE")]
-    agent: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
     /// Start containers by this program instead of building it (example `start` of package agent)
     #[arg(long, value_name = "FILE")]
     starter: Option<PathBuf>,
@@ -93,13 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "this bench needs root: it runs containers");
     prerequisites::ensure(prerequisites::BENCH_ROLL)?;
     let root = workspace_root();
-    let agent = match &args.agent {
-        Some(agent) => agent.canonicalize().with_context(|| agent.display().to_string())?,
-        None => {
-            eprintln!("building the agent as it is shipped");
-            agent_build::build(&root)?
-        }
-    };
+    let agent = args.options.agent(&root)?;
     let bin = match &args.server {
         Some(server) => server.canonicalize().with_context(|| server.display().to_string())?,
         None => builds::server(false)?,
@@ -120,7 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     starts(args, &lab, &agent, &starter, &mut measured)?;
     let figures = figures(&measured);
     let text = report(&agent, &measured, &figures)?;
-    if args.json {
+    if args.options.json {
         eprint!("{text}");
         for figure in &figures {
             println!("{}", figure.json());
@@ -151,7 +139,7 @@ fn rolls(
     for set in [REPLACED, HANDED] {
         ours.introduce(set, &artifacts.hello())?;
     }
-    let mut podman = match args.without_peers {
+    let mut podman = match args.options.without_peers {
         true => None,
         false => Some(Podman::start(lab, REPLACED.name)?),
     };
@@ -249,7 +237,7 @@ fn starts(
     let bundle = lab.dir().join("bundle");
     std::fs::create_dir_all(&bundle).context("the bundle")?;
     let rootfs = peers::make_bundle(lab, &bundle)?;
-    let runtimes: &[Runtime] = if args.without_peers { &[] } else { &RUNTIMES };
+    let runtimes: &[Runtime] = if args.options.without_peers { &[] } else { &RUNTIMES };
     for runtime in runtimes {
         measured.runtimes.push((runtime.version(lab)?, Samples::default()));
     }
