@@ -30,7 +30,7 @@ pub(crate) fn starter(root: &Path) -> anyhow::Result<PathBuf> {
 
 fn build_one(root: &Path, kind: &str, name: &str) -> anyhow::Result<PathBuf> {
     let mut command = static_build("agent");
-    command.current_dir(root).args(["--quiet", kind, name]);
+    command.current_dir(root).args([kind, name]);
     command.arg("--message-format=json-render-diagnostics");
     command.stdin(Stdio::null()).stderr(Stdio::inherit());
     let output = command.output().context("cannot start cargo")?;
