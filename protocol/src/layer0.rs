@@ -1,10 +1,13 @@
 //! `manifest.json` of a built Layer0: what the files are and what they were made of; and what is said of a Layer0 by its digest,
 //! which is that of its manifest: where its files lie on a boot server, and the command line that a kexec into it gets.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::boot_args::MAX_COMMAND_LINE;
 use crate::ids::Digest;
+use crate::signature::PublicKey;
 
 /// The kernel's file.
 pub const KERNEL: &str = "vmlinuz";
@@ -27,6 +30,17 @@ pub const MAX_ARTIFACT_BYTES: u64 = 1 << 30;
 #[must_use]
 pub fn path(digest: &Digest, file: &str) -> String {
     format!("/boot/layer0/{}/{file}", digest.hex())
+}
+
+/// The first of these keys that made this signature ([`SIGNATURE`]) over the bytes of a manifest.
+#[must_use]
+pub fn signer<'k>(
+    manifest: &[u8],
+    signature: &[u8],
+    keys: &'k [PublicKey],
+) -> Option<&'k PublicKey> {
+    let der = STANDARD.decode(signature.trim_ascii()).ok()?;
+    keys.iter().find(|key| key.verifies(manifest, &der))
 }
 
 /// The command line for a kexec into the Layer0 with this digest: the present one, which says how this node reaches its network,

@@ -116,13 +116,15 @@ pub(super) struct Machine {
     wanted: Option<DesiredLayer0>,
     state: State,
     failures: u32,
+    /// What PID 1 was asked for; the document may have changed since.
+    asked: Option<DesiredLayer0>,
     /// Counts the stagings, so that the outcome of one that was given up is known as such.
     staging: u64,
 }
 
 impl Machine {
     pub(super) fn new(running: Running, tried: Option<Tried>) -> Self {
-        Self { running, tried, wanted: None, state: State::Idle, failures: 0, staging: 0 }
+        Self { running, tried, wanted: None, state: State::Idle, failures: 0, asked: None, staging: 0 }
     }
 
     /// The document wants this.
@@ -130,11 +132,11 @@ impl Machine {
         if self.wanted == wanted {
             return Vec::new();
         }
+        self.wanted = wanted;
         if matches!(self.state, State::Going(_)) {
-            // PID 1 has been asked: what comes next finds the document as it is then.
+            // PID 1 has been asked; only if it refuses does anything come next here.
             return Vec::new();
         }
-        self.wanted = wanted;
         let mut actions = match std::mem::replace(&mut self.state, State::Idle) {
             State::Asking(Way::Kexec) | State::Busy { way: Way::Kexec, .. } => vec![Action::Drop],
             _ => Vec::new(),
@@ -276,6 +278,7 @@ impl Machine {
         if tried.is_some() {
             self.tried.clone_from(&tried);
         }
+        self.asked.clone_from(&self.wanted);
         self.state = State::Going(way.clone());
         vec![Action::Go(way, tried)]
     }
@@ -283,6 +286,7 @@ impl Machine {
     fn refused(&mut self, why: String) -> Vec<Action> {
         let auto = self.wanted.as_ref().is_some_and(|wanted| wanted.how == Layer0How::Auto);
         match std::mem::replace(&mut self.state, State::Idle) {
+            State::Going(_) if self.wanted != self.asked => self.begin(),
             State::Going(Way::Kexec) if auto => self.go(Way::Reboot(Some(why))),
             State::Going(_) => {
                 self.state = State::Failed(why);
