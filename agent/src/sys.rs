@@ -3,6 +3,7 @@
 pub mod allocator;
 pub mod crash;
 pub mod disks;
+pub mod kexec;
 pub mod loop_device;
 pub mod packet;
 pub mod process;
