@@ -4,6 +4,7 @@
 //! same bytes.
 
 pub mod forms;
+pub mod hardware;
 mod output;
 
 use std::collections::BTreeSet;
@@ -22,6 +23,7 @@ use crate::elf::{self, ElfError};
 use crate::kernel::kconfig::{self, Symbol};
 use crate::kernel::{self, Kernel, KernelError, Source};
 use crate::modules::files::{self, FilesError};
+use crate::modules::firmware::FirmwareError;
 use crate::modules::wanted::{Lists, WantedError};
 use crate::modules::{ModulesError, Selection, index};
 use crate::overlay::{self, OverlayError};
@@ -63,6 +65,8 @@ pub struct Config {
     pub kernel: Source,
     /// The modules that are wanted.
     pub lists: Lists,
+    /// What chooses among the drivers, and firmware.
+    pub hardware: hardware::Hardware,
     /// The kernel symbols that are relied on.
     pub required: Vec<Symbol>,
     /// Files of CA certificates.
@@ -153,6 +157,26 @@ pub enum BuildError {
     /// The list of modules is wrong.
     #[error(transparent)]
     Wanted(#[from] WantedError),
+    /// Machines that the image is for would lose what they cannot do without.
+    #[error("kernel {release} is not for these nodes: {losses}")]
+    Losses {
+        /// The kernel.
+        release: String,
+        /// Every loss, with its node.
+        losses: String,
+    },
+    /// A firmware package could not be had.
+    #[error("cannot have the firmware package {name} (most are in Debian's non-free-firmware)")]
+    FirmwarePackage {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        source: kernel::apt::AptError,
+    },
+    /// Firmware could not be read.
+    #[error(transparent)]
+    Firmware(#[from] FirmwareError),
     /// Modules could not be chosen.
     #[error(transparent)]
     Modules(#[from] ModulesError),
@@ -187,8 +211,8 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     let agent = read_agent(&config.agent)?;
     let agent_digest = Digest::of(&agent);
     let kernel = kernel::get(&config.kernel, &config.cache, notice)?;
-    check_config(&kernel, &config.required, notice)?;
-    let selection = kernel.catalogue.select(&config.lists.list(&kernel.flavour)?)?;
+    let lacks = check_config(&kernel, &config.required, notice)?;
+    let selection = hardware::choose(&kernel, config, notice)?;
     if !selection.absent.is_empty() {
         notice(&format!("this kernel has no {}: left out", selection.absent.join(", ")));
     }
@@ -205,10 +229,13 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
         agent: config.agent_version.clone(),
         agent_digest,
         modules: selection.modules.keys().cloned().collect(),
+        lacks,
+        firmware: Vec::new(),
         artifacts: Vec::new(),
     };
     let parts = Parts { agent, selection: &selection, modules, builtin, about: &manifest };
     let mut tree = assemble(parts)?;
+    manifest.firmware = hardware::add_firmware(&mut tree, &kernel, &selection, config, notice)?;
     for path in &config.ca {
         overlay::add_ca(&mut tree, path)?;
     }
@@ -316,18 +343,22 @@ fn read_agent(path: &Path) -> Result<Vec<u8>, BuildError> {
     if linkage.x86_64 { Ok(agent) } else { Err(wrong(None)) }
 }
 
+/// Refuses a kernel without what Layer0 needs; gives what it lacks of the rest.
 fn check_config(
     kernel: &Kernel,
     required: &[Symbol],
     notice: Notice<'_>,
-) -> Result<(), BuildError> {
+) -> Result<Vec<String>, BuildError> {
     let Some(config) = &kernel.config else {
         notice("the kernel's configuration is not known (--config FILE): not checked");
-        return Ok(());
+        return Ok(Vec::new());
     };
     let problems = kconfig::check(config, required);
     if problems.is_empty() {
-        return Ok(());
+        let lacks = kconfig::lacks(config, required);
+        let lacks: Vec<_> = lacks.iter().map(ToString::to_string).collect();
+        lacks.iter().for_each(|lack| notice(&format!("kernel {}: {lack}", kernel.release)));
+        return Ok(lacks);
     }
     let problems = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     Err(BuildError::Kconfig { release: kernel.release.clone(), problems })

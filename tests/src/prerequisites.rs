@@ -114,6 +114,8 @@ pub enum Need {
     EfiStub,
     /// `sbsign` and `sbverify`.
     SbSign,
+    /// `rpmbuild`, `rpm2cpio` and `rpm`.
+    Rpm,
 }
 
 /// What the demo needs.
@@ -174,6 +176,7 @@ pub const UNIT: &[Need] = &[
     Need::OpenSsl,
     Need::MkfsExt4,
     Need::Cpio,
+    Need::Rpm,
     Need::Tgt,
 ];
 
@@ -256,6 +259,7 @@ impl Need {
             Self::Ovmf => [Some("ovmf"), None, None],
             Self::EfiStub => [Some("systemd-boot-efi"), None, None],
             Self::SbSign => [Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")],
+            Self::Rpm => [Some("rpm"), Some("rpm-build"), Some("rpm-tools")],
         };
         match manager {
             Manager::Apt => apt,
@@ -305,6 +309,7 @@ impl Need {
             Self::Mtools => &["mcopy", "mdir"],
             Self::Fdisk => &["sfdisk"],
             Self::SbSign => &["sbsign", "sbverify"],
+            Self::Rpm => &["rpmbuild", "rpm2cpio", "rpm"],
         }
     }
 

@@ -15,6 +15,8 @@ use initramfs::modules::wanted;
 
 use crate::{agent_build, kernel};
 
+mod hardware;
+
 /// Builds Layer0: vmlinuz, initramfs.img, manifest.json, and the forms that are asked for.
 #[derive(Debug, Clone, Default, ClapArgs)]
 pub(crate) struct Args {
@@ -33,6 +35,8 @@ pub(crate) struct Args {
     /// Its configuration, to be checked for what Layer0 relies on
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) hardware: hardware::HardwareArgs,
     /// Use this agent, a static binary, instead of building it
     #[arg(long, value_name = "FILE")]
     pub(crate) agent: Option<PathBuf>,
@@ -157,15 +161,14 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
             let (image, modules, config) = (image.clone(), modules.clone(), args.config.clone());
             Source::Files { image, modules, config }
         }
-        _ if matches!(args.flavour, Flavour::Virt | Flavour::Hw) => {
+        _ if matches!(args.flavour, Flavour::Virt | Flavour::Hw) && !args.hardware.has_kernel() => {
             let flavour = flavour_name(args.flavour).to_owned();
             let built = kernel::built(&flavour, &[], args.update)?;
             Source::Built { flavour, dir: built.dir }
         }
         _ => {
-            let flavour = flavour_name(args.flavour).to_owned();
-            let packages = lists.packages(&flavour);
-            Source::Package { flavour, packages, update: args.update }
+            let flavour = flavour_name(args.flavour);
+            args.hardware.source(flavour, lists.packages(flavour), args.update)
         }
     };
     let config = Config {
@@ -174,6 +177,7 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel,
         lists,
+        hardware: args.hardware.read(args.update)?,
         required,
         ca: args.ca.clone(),
         imageset_keys: args.imageset_key.clone(),
@@ -261,6 +265,7 @@ fn table(report: &Report, out: &Path) -> String {
     for (name, size, note) in rows.into_iter().chain(efi) {
         text.push_str(&format!("{name:<14} {size:>11}  {note}\n"));
     }
+    text.push_str(&hardware::table(manifest));
     let state = if report.unchanged { "unchanged" } else { "written" };
     let took = report.took.as_secs_f64();
     text.push_str(&format!("{} {state} in {took:.2} s\n", out.display()));
