@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use protocol::ids::Digest;
-use protocol::layer0::Manifest;
+use protocol::layer0::{self, Manifest};
 
 use crate::Notice;
 use crate::archive::{self, ArchiveError, Compression};
@@ -185,7 +185,7 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     let _lock = kernel::lock(&config.cache)
         .map_err(|source| BuildError::Io { path: config.cache.clone(), source })?;
     let agent = read_agent(&config.agent)?;
-    let agent_digest = Digest::of(&agent);
+    let (agent_digest, agent_alone) = (Digest::of(&agent), agent.clone());
     let kernel = kernel::get(&config.kernel, &config.cache, notice)?;
     check_config(&kernel, &config.required, notice)?;
     let selection = kernel.catalogue.select(&config.lists.list(&kernel.flavour)?)?;
@@ -227,6 +227,8 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     let initramfs = output::compress(plain, config.compression, &config.cache, notice)?;
     let (kernel_size, initramfs_size) = (size(&kernel.image), size(&initramfs));
     let mut files = vec![(output::KERNEL, kernel.image.clone()), (output::INITRAMFS, initramfs)];
+    // For nodes that take a new agent without the rest.
+    files.push((layer0::AGENT, agent_alone));
     if config.forms.contains(&Form::Uki) {
         let initramfs = &files[1].1;
         files.push((output::EFI, forms::efi(&kernel, initramfs, &config.version, &config.efi)?));

@@ -32,6 +32,12 @@ pub fn path(digest: &Digest, file: &str) -> String {
     format!("/boot/layer0/{}/{file}", digest.hex())
 }
 
+/// What a [`SIGNATURE`] file holds for this signature in DER.
+#[must_use]
+pub fn signature_text(der: &[u8]) -> String {
+    STANDARD.encode(der) + "\n"
+}
+
 /// The first of these keys that made this signature ([`SIGNATURE`]) over the bytes of a manifest.
 #[must_use]
 pub fn signer<'k>(
