@@ -330,4 +330,4 @@ fn stamp(path: &Path) -> Option<Stamp> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
