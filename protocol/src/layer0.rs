@@ -83,6 +83,34 @@ pub struct Artifact {
     pub size: u64,
 }
 
+/// Something the operator gave to a build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// The option of `cargo xtask build-image` that it was given by, without the dashes: `overlay`.
+    pub option: String,
+    /// sha256 of what it put into the image.
+    pub digest: Digest,
+}
+
+/// What a Layer0 was built from besides agent and kernel, as far as the files alone do not tell: `cargo xtask verify-image` builds the
+/// same again. No path is in it, so the same inputs give the same manifest wherever they lie.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Inputs {
+    /// Forms that were asked for, by their words: `uki`, `iso`.
+    pub forms: Vec<String>,
+    /// Kernel command line of the forms that carry one.
+    pub command_line: String,
+    /// How the initramfs is compressed: `zstd:19`.
+    pub compression: String,
+    /// Lists of modules that were added.
+    pub with: Vec<String>,
+    /// Time of last change of everything in it, in seconds since 1970.
+    pub mtime: u32,
+    /// What the operator gave, in the order in which it was added.
+    pub files: Vec<Input>,
+}
+
 /// `manifest.json`. The same inputs give the same bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -103,8 +131,12 @@ pub struct Manifest {
     pub agent_digest: Digest,
     /// Modules in the initramfs, by the kernel's name, sorted.
     pub modules: Vec<String>,
-    /// The files.
+    /// The files: `vmlinuz`, `initramfs.img` and `layercake-agent`, and of the forms that were asked for `layer0.efi` (UKI), `layer0-kernel.efi` (the
+    /// initramfs inside the kernel), `layer0.iso` and `layer0-usb.img`. The bundle holds the manifest and is not in it.
     pub artifacts: Vec<Artifact>,
+    /// What else it was built from; absent in manifests of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<Inputs>,
 }
 
 /// What an update reads of a manifest; the rest may be of another version.
