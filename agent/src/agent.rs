@@ -126,9 +126,9 @@ struct Agent {
     standalone: bool,
     status: String,
     usage: Usages,
-    vital: Vital,
     /// Absent outside of Layer0.
     layer0: Option<layer0::act::Layer0>,
+    vital: Vital,
 }
 
 impl Agent {

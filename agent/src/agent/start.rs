@@ -170,6 +170,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         servers: args.servers.clone(),
         policy: policy.clone(),
         agents: dirs.agents(),
+        turn: Mutex::default(),
     };
     let layer0 = (!options.standalone)
         .then(|| Layer0::new(running(args, &identity), notes.tried_agent.clone(), stager));
