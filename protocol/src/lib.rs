@@ -13,6 +13,7 @@
 //! | [`signature`] | signatures in cosign's key layout: build, read and verify |
 //! | [`node`] | the desired and the observed document of a node |
 //! | [`api`] | request, reply and error bodies of `/v1` |
+//! | [`why`] | why a node is not what is wanted of it |
 //! | [`channel`] | logs and commands through the server: requests, frames, flow control |
 //! | [`layer0`] | `manifest.json` of a built Layer0 |
 
@@ -29,6 +30,7 @@ pub mod signature;
 pub mod api;
 pub mod channel;
 pub mod node;
+pub mod why;
 
 pub mod layer0;
 

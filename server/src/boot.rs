@@ -29,6 +29,8 @@ pub struct Script<'a> {
     pub url: &'a str,
     /// More kernel arguments, `console=ttyS0,115200n8`.
     pub extra: &'a str,
+    /// Names of the archives beside the initramfs, in their order ([`crate::overlays`]).
+    pub overlays: &'a [&'a str],
 }
 
 impl Script<'_> {
@@ -50,11 +52,13 @@ impl Script<'_> {
     /// # Errors
     /// If the template does not fit its values, which a test rules out.
     pub fn render(&self) -> Result<String, RenderError> {
+        let overlays: Vec<String> = self.overlays.iter().map(|name| (*name).to_owned()).collect();
         let values = context! {
             node => self.node.as_str(),
             mac => self.mac.to_string(),
             url => self.url,
             cmdline => self.command_line(),
+            overlays,
         };
         render("boot.ipxe", SCRIPT, values)
     }
@@ -92,6 +96,7 @@ mod tests {
             mac: Mac([0x52, 0x54, 0, 0, 0, 1]),
             url: "http://10.9.0.1:8080",
             extra: "console=ttyS0,115200n8",
+            overlays: &[],
         };
         let expected = "\
 #!ipxe
@@ -106,6 +111,19 @@ sleep 5
 reboot
 ";
         assert_eq!(script.render().expect("render"), expected);
+
+        let names = ["site.cpio.zst", "n1.cpio"];
+        let text = Script { overlays: &names, ..script }.render().expect("render");
+        let initrds = " initrd=initramfs.img initrd=site.cpio.zst initrd=n1.cpio layercake.server=";
+        assert!(text.contains(initrds), "{text}");
+        // In the order in which the kernel is to unpack them.
+        let base = "http://10.9.0.1:8080/boot";
+        let fetched = format!(
+            "initrd --name initramfs.img {base}/initramfs.img?mac=52:54:00:00:00:01 || goto failed\n\
+             initrd --name site.cpio.zst {base}/overlays/site.cpio.zst || goto failed\n\
+             initrd --name n1.cpio {base}/overlays/n1.cpio || goto failed\nboot || goto failed\n"
+        );
+        assert!(text.contains(&fetched), "{text}");
     }
 
     #[test]
@@ -127,7 +145,7 @@ goto again
     fn the_agent_reads_back_what_the_script_says() {
         let node = "n1".parse().expect("id");
         let mac = Mac([2, 0, 0, 0, 0, 9]);
-        let script = Script { node: &node, mac, url: "http://s:1", extra: " " };
+        let script = Script { node: &node, mac, url: "http://s:1", extra: " ", overlays: &[] };
         let args = BootArgs::parse(&script.command_line());
         assert_eq!((args.node, args.bootif), (Some(node.clone()), Some(mac)));
         assert_eq!((args.servers, args.problems), (vec!["http://s:1".to_owned()], vec![]));

@@ -13,6 +13,7 @@ mod output;
 mod registry;
 mod roll;
 mod serve;
+mod why;
 
 use std::process::ExitCode;
 
@@ -48,6 +49,8 @@ enum Command {
     /// Look at nodes, and switch them off or on again.
     #[command(subcommand)]
     Node(node::Command),
+    /// Say why a node is not what is wanted of it, what happens next, and what can be done.
+    Why(why::Args),
     /// Build, push, pull, inspect, compare, copy, sign and verify ImageSets.
     #[command(subcommand)]
     Imageset(imageset::Command),
@@ -75,6 +78,7 @@ impl Cli {
         let done = match self.command {
             Command::Serve(args) => serve::run(&args, output),
             Command::Node(command) => node::run(command, &client(), output),
+            Command::Why(args) => why::run(&args, &client(), output),
             Command::Imageset(command) => imageset::run(&command, &self.server, output),
             Command::Roll(command) => roll::run(command, &client(), output),
             Command::Logs(args) => logs::run(&args, &client(), &self.server, output),
@@ -106,6 +110,7 @@ mod tests {
             "layercake node list --json",
             "layercake --server http://h:1 node show n1",
             "layercake node power n1 reboot",
+            "layercake why n1 --json",
             "layercake imageset build i.toml --out dir",
             "layercake imageset push i.toml --to http://r:5000/a",
             "layercake imageset push i.toml --to r:5000 --ca ca.pem --authfile auth.json",
@@ -149,6 +154,7 @@ mod tests {
             "layercake serve --init a --config b",
             "layercake node power n1 explode",
             "layercake node show N_1",
+            "layercake why",
             "layercake roll start n1",
             "layercake roll start n1 --imageset hello:1 --no-wait --timeout 3",
             "layercake roll undo hello",

@@ -33,6 +33,7 @@ use crate::channels::Desk;
 use crate::channels::relay::Socket;
 use crate::files::Files;
 use crate::inventory::Inventory;
+use crate::overlays::Overlays;
 use crate::registries::Known;
 use crate::sources::Sources;
 
@@ -56,6 +57,8 @@ pub struct App {
     pub cmdline: String,
     /// Where `vmlinuz` and `initramfs.img` are.
     pub layer0_dir: PathBuf,
+    /// The archives that nodes get beside the initramfs.
+    pub overlays: Overlays,
     /// Where `ipxe.efi` is, for UEFI HTTP Boot: the TFTP server's directory.
     pub loader_dir: Option<PathBuf>,
     /// Where the ends of channels meet.
@@ -83,6 +86,7 @@ pub fn router(app: Arc<App>, registry: Router) -> Router {
         .route("/v1/version", get(version))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{id}", get(nodes::show))
+        .route("/v1/nodes/{id}/why", get(nodes::why))
         .route("/v1/nodes/{id}/desired", get(nodes::desired))
         .route("/v1/nodes/{id}/observed", put(nodes::observed))
         .route("/v1/nodes/{id}/power", post(nodes::power))
@@ -101,6 +105,7 @@ pub fn router(app: Arc<App>, registry: Router) -> Router {
         .route("/boot/ipxe", get(boot::ipxe))
         .route("/boot/vmlinuz", get(boot::vmlinuz))
         .route("/boot/initramfs.img", get(boot::initramfs))
+        .route("/boot/overlays/{name}", get(boot::overlay))
         .route("/boot/ipxe.efi", get(boot::loader));
     api.merge(boot)
         .with_state(app)
