@@ -13,6 +13,7 @@
 mod adopt;
 mod backoff;
 mod busy;
+mod console;
 mod event;
 mod faults;
 mod given;
@@ -20,6 +21,7 @@ mod notes;
 mod pulls;
 mod readiness;
 mod report;
+mod screen;
 mod server_link;
 mod set;
 mod start;
@@ -35,6 +37,7 @@ use std::time::{Duration, Instant};
 use protocol::ids::{Name, NodeId};
 use protocol::node::{Desired, DesiredSet, Phase, PhaseMark, PowerAction};
 
+use self::console::Console;
 use self::event::Event;
 use self::notes::{Notes, NotesFile};
 use self::pulls::Pulls;
@@ -120,6 +123,9 @@ struct Agent {
     power_done: bool,
     standalone: bool,
     status: String,
+    screen: Console,
+    /// The boot servers, as the screen has them.
+    servers: String,
     usage: Usages,
 }
 
@@ -157,7 +163,9 @@ impl Agent {
         let pulling = (self.pulls.any() || writing).then_some(PROGRESS_PACE);
         let keeps = self.sets.values().any(|slot| slot.machine.keeps());
         let looking = keeps.then_some((self.looked + PRESSURE_PACE).saturating_sub(now));
-        deadline.map(|at| at.saturating_sub(now)).into_iter().chain(pulling).chain(looking).min()
+        let drawing = self.screen.deadline();
+        let due = deadline.into_iter().chain(drawing).map(|at| at.saturating_sub(now));
+        due.chain(pulling).chain(looking).min()
     }
 
     fn take(&mut self, event: Event) {
@@ -375,6 +383,14 @@ impl Agent {
             crate::logging::status(&status);
             self.status = status;
         }
+        let lines = screen::lines(&screen::View {
+            facts: &self.facts,
+            server: (&self.servers, self.server_waiting.as_deref()),
+            sets: &sets,
+            waiting: waiting.as_deref(),
+            event: &crate::logging::last_event(),
+        });
+        self.screen.show(lines, uptime());
         if let Some(mut observed) = self.facts.observed(&self.notes, sets, waiting) {
             observed.cache = self.pulls.puller().cache().status();
             let machines = self.sets.iter().map(|(name, slot)| (name, &slot.machine));

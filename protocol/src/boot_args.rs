@@ -39,6 +39,16 @@ pub enum LogLevel {
     Debug,
 }
 
+/// What the console shows (`layercake.console=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConsoleMode {
+    /// One calm screen: who the node is, what it runs, what it waits for. The default.
+    #[default]
+    Status,
+    /// The log, line by line.
+    Log,
+}
+
 /// Which disk keeps blobs across reboots (`layercake.cache=`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum CacheDisk {
@@ -114,6 +124,8 @@ pub struct BootArgs {
     pub rescue: Rescue,
     /// `layercake.log=`.
     pub log: LogLevel,
+    /// `layercake.console=`.
+    pub console: ConsoleMode,
     /// `layercake.cache=`.
     pub cache: CacheDisk,
     /// `BOOTIF=`: the interface that the firmware booted from.
@@ -154,6 +166,7 @@ impl BootArgs {
             "layercake.imageset" => self.imageset = Some(value.parse().map_err(to_text)?),
             "layercake.rescue" => self.rescue = parse_rescue(value)?,
             "layercake.log" => self.log = parse_log(value)?,
+            "layercake.console" => self.console = parse_console(value)?,
             "layercake.cache" => self.cache = parse_cache(value)?,
             "BOOTIF" => self.bootif = Some(value.parse().map_err(to_text)?),
             "ip" => self.ip = parse_ip(value)?,
@@ -206,6 +219,14 @@ fn parse_log(value: &str) -> Result<LogLevel, String> {
         "info" => Ok(LogLevel::Info),
         "debug" => Ok(LogLevel::Debug),
         _ => Err("expected error, warn, info or debug".to_owned()),
+    }
+}
+
+fn parse_console(value: &str) -> Result<ConsoleMode, String> {
+    match value {
+        "status" => Ok(ConsoleMode::Status),
+        "log" => Ok(ConsoleMode::Log),
+        _ => Err("expected status or log".to_owned()),
     }
 }
 
@@ -319,6 +340,9 @@ impl fmt::Display for BootArgs {
             LogLevel::Info => {}
             LogLevel::Debug => words.push("layercake.log=debug".to_owned()),
         }
+        if self.console == ConsoleMode::Log {
+            words.push("layercake.console=log".to_owned());
+        }
         match &self.cache {
             CacheDisk::Standard => {}
             CacheDisk::Off => words.push("layercake.cache=none".to_owned()),
@@ -362,7 +386,7 @@ mod tests {
         let IpConfig::Static(ip) = args.ip else { panic!("{:?}", args.ip) };
         assert_eq!((ip.prefix_len, ip.dns.len()), (24, 1));
         round_trip("ip=:::::eth1:dhcp");
-        round_trip("layercake.rescue=always layercake.log=debug ip=off");
+        round_trip("layercake.rescue=always layercake.log=debug layercake.console=log ip=off");
         assert_eq!(round_trip("layercake.cache=none").cache.label(), None);
         assert_eq!(round_trip("layercake.cache=blobs").cache.label(), Some("blobs"));
         assert_eq!(round_trip("").cache.label(), Some("LAYERCAKE"));
@@ -382,6 +406,7 @@ mod tests {
     fn a_bad_value_says_what_was_expected() {
         for (text, expected) in [
             ("ip=10.0.0.5::::n", "netmask"),
+            ("layercake.console=loud", "status or log"),
             ("ip=10.0.0.5:::255.0.255.0", "contiguous"),
             ("layercake.server=10.9.0.1", "http://"),
             ("layercake.imageset=x", "repository"),

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::{fs, io};
 
 use nix::sys::signal::{SigSet, Signal};
-use protocol::boot_args::BootArgs;
+use protocol::boot_args::{BootArgs, ConsoleMode};
 use protocol::ids::{Name, NodeId, Version};
 use protocol::node::{Desired, DesiredSet, PowerAction};
 use protocol::reference::Reference;
 use protocol::signature::Policy;
 
+use super::console::Console;
 use super::event::Event;
 use super::notes::NotesFile;
 use super::pulls::Pulls;
@@ -180,6 +181,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         imageset: args.imageset.clone(),
         transport: transport.clone(),
     };
+    let status = !options.standalone && args.console == ConsoleMode::Status;
+    let screen = Console::open(&around.dirs, status);
     let mut agent = Agent {
         facts: Facts { node: node_id(args), identity, links: Vec::new() },
         notes,
@@ -196,6 +199,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         power_done: false,
         standalone: options.standalone,
         status: String::new(),
+        screen,
+        servers: args.servers.join(", "),
         usage: Usages::default(),
     };
     agent.remember_files(None);
