@@ -5,6 +5,7 @@
 //! | [`image`] | the whole build, from a [`image::Config`] to `vmlinuz`, `initramfs.img` and `manifest.json` |
 //! | [`tree`] | the file tree that goes into the archive. Pure |
 //! | [`registries`] | the registry table, from TOML to what the agent reads |
+//! | [`site`] | the site's archive beside the image: keys, configuration, a rescue shell, ssh |
 //! | [`overlay`] | what the operator adds: directories and CA certificates, read from disk |
 //! | [`archive`] | the tree as newc cpio, compressed, and read back. Pure |
 //! | [`elf`] | a small bounded ELF reader: how the agent is linked, what a module says of itself. Pure |
@@ -26,6 +27,7 @@ pub mod modules;
 pub mod overlay;
 pub mod pe;
 pub mod registries;
+pub mod site;
 pub mod tree;
 pub mod uki;
 

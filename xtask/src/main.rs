@@ -10,6 +10,7 @@ mod children;
 mod demo;
 mod gate;
 mod kernel;
+mod overlay;
 mod push;
 mod tidy;
 
@@ -30,6 +31,8 @@ enum Cli {
     BuildImage(build_image::Args),
     /// Build a kernel of our own from the distribution's source and the fragments in kernel-config
     Kernel(kernel::Args),
+    /// Make the site's archive beside the image: keys, certificates, configuration, a rescue shell, ssh
+    Overlay(overlay::Args),
     /// Boot machines in a private lab, run an ImageSet on them and roll it
     Demo(demo::Args),
     /// Measure us beside the peers, and judge the goals
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse() {
         Cli::BuildImage(args) => build_image::run(&args),
         Cli::Kernel(args) => kernel::run(&args),
+        Cli::Overlay(args) => overlay::run(&args),
         Cli::Demo(args) => demo::run(&args),
         Cli::Bench(bench) => bench::run(&bench),
         Cli::Push(args) => push::run(&args),
