@@ -1,6 +1,7 @@
 //! How the agent comes up: options and kernel command line, store, network, what an earlier agent left, then the loop.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::{fs, io};
 
@@ -27,7 +28,7 @@ use crate::health::{Sign, Watcher};
 use crate::imageapi::service::ImageApi;
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
-use crate::paths::RunDirs;
+use crate::paths::{RunDirs, SSH, SSH_ALWAYS};
 use crate::pull::Puller;
 use crate::pull::signed::load_policy;
 use crate::registry::table::Registries;
@@ -142,6 +143,13 @@ fn bring_up_machine(
     // Without drivers there is still a console, and somebody who reads it: go on.
     if let Err(error) = modules::start(|_| ()) {
         log::error!("{}", chain(&error));
+    }
+    if Path::new(SSH_ALWAYS).exists() {
+        thread("ssh", || match Command::new(SSH).stdin(Stdio::null()).status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => log::error!("{SSH}: {status}"),
+            Err(error) => log::error!("{SSH}: {error}"),
+        });
     }
     Ok(())
 }

@@ -63,7 +63,7 @@ pub fn add_shell(tree: &mut Tree, files: &Files) -> Result<(), RescueError> {
 /// # Errors
 /// The packages lack a program or a library of it.
 pub fn add_ssh(tree: &mut Tree, files: &Files, when: Ssh) -> Result<(), RescueError> {
-    let mut needed = Vec::new();
+    let (mut needed, mut loaders) = (Vec::new(), Vec::new());
     for (program, place) in [
         ("dropbear", "usr/sbin/dropbear"),
         ("dropbearkey", "usr/bin/dropbearkey"),
@@ -75,6 +75,7 @@ pub fn add_ssh(tree: &mut Tree, files: &Files, when: Ssh) -> Result<(), RescueEr
             let name = loader.rsplit('/').next().unwrap_or_default();
             let place = loader.trim_start_matches('/');
             tree.file(place, 0o755, find(files, name)?.to_vec())?;
+            loaders.push(name.to_owned());
         }
         tree.file(place, 0o755, bytes.to_vec())?;
         needed.extend(linkage.needed);
@@ -83,7 +84,8 @@ pub fn add_ssh(tree: &mut Tree, files: &Files, when: Ssh) -> Result<(), RescueEr
     while let Some(name) = needed.get(at).filter(|_| at < MAX_NEEDED).cloned() {
         at += 1;
         let place = format!("{LIBRARIES}/{name}");
-        if tree.get(&place).is_some() {
+        // A library may ask for the loader, which is there already.
+        if tree.get(&place).is_some() || loaders.contains(&name) {
             continue;
         }
         let bytes = find(files, &name)?;

@@ -116,7 +116,7 @@ fn ssh_brings_every_library_that_it_asks_for_or_is_refused() {
         files.add(name, program(Some(LOADER), &["libz.so.1"]));
     }
     files.add("ld-linux-x86-64.so.2", program(None, &[]));
-    files.add("libz.so.1", program(None, &["libc.so.6"]));
+    files.add("libz.so.1", program(None, &["libc.so.6", "ld-linux-x86-64.so.2"]));
     assert_eq!(rescue::missing(&files), ["libc.so.6"]);
     let error = rescue::add_ssh(&mut Tree::new(), &files, Ssh::Rescue).unwrap_err();
     assert_eq!(error.to_string(), "none of the packages has libc.so.6");
@@ -128,6 +128,7 @@ fn ssh_brings_every_library_that_it_asks_for_or_is_refused() {
     {
         assert!(tree.get(path).is_some(), "{path}");
     }
+    assert!(tree.get("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2").is_none());
     assert_eq!(tree.get("root/.ssh").unwrap().mode, 0o700);
     assert!(tree.get("etc/layercake/ssh.always").is_some());
 }
