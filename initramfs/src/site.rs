@@ -15,7 +15,8 @@ use protocol::ids::Digest;
 use serde::Serialize;
 
 use crate::Notice;
-use crate::archive::{self, ArchiveError, Compression};
+use crate::archive::{self, ArchiveError};
+use crate::compress::Compression;
 use crate::overlay::{self, OverlayError};
 use crate::registries::{self, RegistriesError};
 use crate::tree::{Kind, Tree, TreeError};
@@ -166,8 +167,8 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, SiteError> {
     let plain = archive::write(&tree, config.mtime)?;
     let plain_size = size(&plain);
     let is_plain = config.out.extension().is_some_and(|extension| extension == "cpio");
-    let how = if is_plain { Compression::None } else { Compression::Zstd };
-    let bytes = archive::compress(plain, how)?;
+    let how = if is_plain { Compression::None } else { Compression::default() };
+    let bytes = how.compress(plain).map_err(ArchiveError::Write)?;
     let secret = is_secret(&tree);
     replace(&config.out, &bytes, if secret { 0o600 } else { 0o644 })?;
     let files = tree.iter().filter(|(_, node)| node.kind != Kind::Directory);

@@ -2,7 +2,8 @@
 
 use minijinja::{Environment, UndefinedBehavior, context};
 use protocol::boot_args::BootArgs;
-use protocol::ids::{Mac, NodeId};
+use protocol::ids::{Digest, Mac, NodeId};
+use protocol::layer0::{self, INITRAMFS, KERNEL};
 
 /// The script that `boot.ipxe` is over TFTP: it only chains to the real one over HTTP.
 const CHAIN: &str = include_str!("../templates/chain.ipxe");
@@ -27,6 +28,8 @@ pub struct Script<'a> {
     pub mac: Mac,
     /// Base URL of this server as the node reaches it, without a slash at its end.
     pub url: &'a str,
+    /// The Layer0 that it boots; none where `server.layer0_dir` has no manifest: then the node cannot say which one it runs.
+    pub layer0: Option<Digest>,
     /// More kernel arguments, `console=ttyS0,115200n8`.
     pub extra: &'a str,
     /// Names of the archives beside the initramfs, in their order ([`crate::overlays`]).
@@ -41,6 +44,7 @@ impl Script<'_> {
             servers: vec![self.url.to_owned()],
             node: Some(self.node.clone()),
             bootif: Some(self.mac),
+            layer0: self.layer0,
             ..BootArgs::default()
         };
         let extra = self.extra.trim();
@@ -53,9 +57,15 @@ impl Script<'_> {
     /// If the template does not fit its values, which a test rules out.
     pub fn render(&self) -> Result<String, RenderError> {
         let overlays: Vec<String> = self.overlays.iter().map(|name| (*name).to_owned()).collect();
+        let file = |name: &str| match &self.layer0 {
+            Some(digest) => layer0::path(digest, name),
+            None => format!("/boot/{name}"),
+        };
         let values = context! {
             node => self.node.as_str(),
             mac => self.mac.to_string(),
+            kernel => file(KERNEL),
+            initramfs => file(INITRAMFS),
             url => self.url,
             cmdline => self.command_line(),
             overlays,
@@ -95,6 +105,7 @@ mod tests {
             node: &node,
             mac: Mac([0x52, 0x54, 0, 0, 0, 1]),
             url: "http://10.9.0.1:8080",
+            layer0: None,
             extra: "console=ttyS0,115200n8",
             overlays: &[],
         };
@@ -113,7 +124,7 @@ reboot
         assert_eq!(script.render().expect("render"), expected);
 
         let names = ["site.cpio.zst", "n1.cpio"];
-        let text = Script { overlays: &names, ..script }.render().expect("render");
+        let text = Script { overlays: &names, ..script.clone() }.render().expect("render");
         let initrds = " initrd=initramfs.img initrd=site.cpio.zst initrd=n1.cpio layercake.server=";
         assert!(text.contains(initrds), "{text}");
         // In the order in which the kernel is to unpack them.
@@ -124,6 +135,15 @@ reboot
              initrd --name n1.cpio {base}/overlays/n1.cpio || goto failed\nboot || goto failed\n"
         );
         assert!(text.contains(&fetched), "{text}");
+        // With a digest, files and command line name the same Layer0.
+        let digest = Digest::of(b"b");
+        let script = Script { layer0: Some(digest), ..script };
+        let base = format!("/boot/layer0/{}/", digest.hex());
+        let expected = expected
+            .replace("8080/boot/vmlinuz", &format!("8080{base}vmlinuz"))
+            .replace("8080/boot/initramfs.img", &format!("8080{base}initramfs.img"))
+            .replace(" BOOTIF", &format!(" layercake.layer0={digest} BOOTIF"));
+        assert_eq!(script.render().expect("render"), expected);
     }
 
     #[test]
@@ -145,7 +165,14 @@ goto again
     fn the_agent_reads_back_what_the_script_says() {
         let node = "n1".parse().expect("id");
         let mac = Mac([2, 0, 0, 0, 0, 9]);
-        let script = Script { node: &node, mac, url: "http://s:1", extra: " ", overlays: &[] };
+        let script = Script {
+            node: &node,
+            mac,
+            url: "http://s:1",
+            layer0: None,
+            extra: " ",
+            overlays: &[],
+        };
         let args = BootArgs::parse(&script.command_line());
         assert_eq!((args.node, args.bootif), (Some(node.clone()), Some(mac)));
         assert_eq!((args.servers, args.problems), (vec!["http://s:1".to_owned()], vec![]));

@@ -14,6 +14,8 @@ use protocol::signature::Policy;
 
 use super::console::Console;
 use super::event::Event;
+use super::layer0::act::{Layer0, running};
+use super::layer0::stage::Stager;
 use super::notes::NotesFile;
 use super::pulls::Pulls;
 use super::readiness::{Board, Word};
@@ -172,6 +174,14 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     if let Policy::Unusable(reason) = &policy {
         log::error!("no ImageSet can be verified, so none will run: {reason}");
     }
+    let stager = Stager {
+        transport: transport.clone(),
+        servers: args.servers.clone(),
+        policy: policy.clone(),
+        agents: dirs.agents(),
+    };
+    let layer0 = (!options.standalone)
+        .then(|| Layer0::new(running(args, &identity), notes.tried_agent.clone(), stager));
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
     let cache = cache(options, args, &dirs);
     let puller = Puller::new(store, registries).with_policy(policy).with_cache(cache);
@@ -210,6 +220,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         screen,
         servers: args.servers.join(", "),
         usage: Usages::default(),
+        layer0,
     };
     agent.remember_files(None);
     if args.servers.is_empty() && args.imageset.is_none() {
