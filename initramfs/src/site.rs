@@ -2,7 +2,6 @@
 //! the initramfs, so that the image stays the same for everybody. [`assemble`] is pure; [`build`] reads and writes around it.
 //! The same inputs give the same bytes.
 
-mod deb;
 pub mod packages;
 pub mod rescue;
 

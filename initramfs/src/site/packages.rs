@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use protocol::ids::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::deb::{self, Body};
 use super::{Config, rescue};
 use crate::Notice;
 use crate::kernel::apt::{Apt, AptError, Package};
-use crate::kernel::deb::DebError;
+use crate::kernel::deb::{self, Body, DebError};
 use crate::kernel::lock;
 
 /// Form of what the cache holds. Another form is another directory.
