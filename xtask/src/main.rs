@@ -11,6 +11,7 @@ mod crates;
 mod demo;
 mod gate;
 mod kernel;
+mod overlay;
 mod push;
 mod tidy;
 mod verify_image;
@@ -34,6 +35,8 @@ enum Cli {
     VerifyImage(verify_image::Args),
     /// Build a kernel of our own from the distribution's source and the fragments in kernel-config
     Kernel(kernel::Args),
+    /// Make the site's archive beside the image: keys, certificates, configuration, a rescue shell, ssh
+    Overlay(overlay::Args),
     /// Boot machines in a private lab, run an ImageSet on them and roll it
     Demo(demo::Args),
     /// Measure us beside the peers, and judge the goals
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Cli::BuildImage(args) => build_image::run(&args),
         Cli::VerifyImage(args) => verify_image::run(&args),
         Cli::Kernel(args) => kernel::run(&args),
+        Cli::Overlay(args) => overlay::run(&args),
         Cli::Demo(args) => demo::run(&args),
         Cli::Bench(bench) => bench::run(&bench),
         Cli::Push(args) => push::run(&args),
