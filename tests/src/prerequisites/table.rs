@@ -116,6 +116,8 @@ pub enum Need {
     Isolinux,
     /// `xorriso`, which writes CDs.
     Xorriso,
+    /// `rpmbuild`, `rpm2cpio` and `rpm`.
+    Rpm,
 }
 
 /// A package manager.
@@ -202,6 +204,7 @@ impl Need {
             Self::SyslinuxFiles => ([Some("syslinux-common"), None, None], file("syslinux's boot code (gptmbr.bin)", &["/usr/lib/syslinux/mbr"], "gptmbr.bin")),
             Self::Isolinux => ([Some("isolinux"), None, None], file("the boot loader of CDs (isolinux.bin)", &["/usr/lib/ISOLINUX"], "isolinux.bin")),
             Self::Xorriso => ([Some("xorriso"), Some("xorriso"), Some("libisoburn")], programs(&["xorriso"])),
+            Self::Rpm => ([Some("rpm"), Some("rpm-build"), Some("rpm-tools")], programs(&["rpmbuild", "rpm2cpio", "rpm"])),
         }
     }
 
