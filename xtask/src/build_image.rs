@@ -191,6 +191,7 @@ pub(crate) fn config(args: &Args, notice: &dyn Fn(&str)) -> anyhow::Result<Confi
         mtime: source_date_epoch()?,
         forms,
         options: form_options(args),
+        maker: maker(),
         crates: if bill { crates::of_the_agent(&root)? } else { Vec::new() },
         packed: target_dir(&root).join("layer0-cache"),
         cache: target_dir(&root).join("layer0-cache"),
@@ -244,6 +245,12 @@ fn form_options(args: &Args) -> FormOptions {
         stub: args.stub.clone(),
         signer: signer.map(|(key, certificate)| Signer { key, certificate }),
     }
+}
+
+/// This program, told by its size and the time it was built.
+fn maker() -> String {
+    let built = env::current_exe().and_then(fs::metadata);
+    built.map_or_else(|_| String::new(), |it| format!("{} {:?}", it.len(), it.modified().ok()))
 }
 
 /// The repository this program was built from.

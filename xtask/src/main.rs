@@ -27,7 +27,6 @@ const INTERRUPTED: u8 = 130;
 /// Builds, shows and checks Layercake.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
-#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 enum Cli {
     /// Build Layer0: vmlinuz, initramfs.img, manifest.json, and other forms
     BuildImage(build_image::Args),
