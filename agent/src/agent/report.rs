@@ -73,6 +73,7 @@ impl Facts {
             timeline: notes.timeline.clone(),
             waiting,
             cache: None,
+            layer0: None,
             imagesets,
         })
     }
