@@ -251,8 +251,8 @@ impl Agent {
         let channels = Channels::new(plan.transport.clone(), node.clone(), dirs, layer0);
         let link = ServerLink { servers: plan.servers, node, transport: plan.transport };
         let (poller, events) = (link.clone(), self.around.events.clone());
-        let outbox = self.outbox.clone();
-        start::thread("desired", move || poller.poll_desired(&events, &channels));
+        let (outbox, reports) = (self.outbox.clone(), self.outbox.clone());
+        start::thread("desired", move || poller.poll_desired(&events, &channels, &reports));
         start::thread("observed", move || link.write_observed(&outbox));
     }
 

@@ -29,8 +29,8 @@ const OF_MKINITRAMFS: f64 = 0.3;
 /// Most that agent and PID 1 hold, KiB.
 const AGENT_KIB: f64 = 16.0 * 1024.0;
 const INIT_KIB: f64 = 512.0;
-/// Seconds between two heartbeats of the agent, and switches that are allowed beyond them.
-const HEARTBEAT_S: u64 = 10;
+/// Seconds between two heartbeats of the agent, which are its long polls, and switches that are allowed beyond them.
+const HEARTBEAT_S: u64 = 30;
 const MORE_SWITCHES: u64 = 2;
 
 /// Every figure with its goal.
@@ -191,7 +191,7 @@ mod tests_of_figures {
             idle_figures(&idle, &mut figures);
             figures.iter().map(|it| it.met).collect::<Vec<_>>()
         };
-        assert_eq!(judge(9_000, 8), [true, true, true].map(Some));
-        assert_eq!(judge(17_000, 9), [false, true, false].map(Some));
+        assert_eq!(judge(9_000, 4), [true, true, true].map(Some));
+        assert_eq!(judge(17_000, 5), [false, true, false].map(Some));
     }
 }
