@@ -13,6 +13,7 @@ use protocol::node::{Desired, Observed};
 use super::Sender;
 use super::backoff::{jitter, retry_ceiling};
 use super::event::Event;
+use super::vital::Vital;
 use crate::channel::Channels;
 use crate::transport::Transport;
 
@@ -47,11 +48,18 @@ impl ServerLink {
 
     /// Polls the desired document for ever and sends each new one, and each change between reachable and not. Whoever answers
     /// after a failure is told the last report again: it may have missed it.
-    pub(super) fn poll_desired(self, events: &Sender, channels: &Channels, outbox: &Outbox) {
+    pub(super) fn poll_desired(
+        self,
+        events: &Sender,
+        channels: &Channels,
+        outbox: &Outbox,
+        vital: &Vital,
+    ) {
         let mut known: Option<(u64, Option<String>)> = None;
         let mut failures: u32 = 0;
         let mut reachable = false;
         loop {
+            vital.vouch();
             let wait = if failures == 0 { LONG_POLL_S } else { 0 };
             let tail = tail(known.as_ref(), wait);
             let timeout = REQUEST_TIMEOUT + Duration::from_secs(wait);
@@ -79,6 +87,7 @@ impl ServerLink {
                 Err(error) => {
                     failures = failures.saturating_add(1);
                     reachable = false;
+                    vital.vouch();
                     events.send(Event::ServerUnreachable(format!(
                         "boot server: {}",
                         super::chain(&error)
@@ -104,6 +113,7 @@ impl ServerLink {
                     failures = failures.saturating_add(1);
                     log::debug!("report not delivered: {}", super::chain(&error));
                     outbox.put_back();
+                    vital.vouch();
                     thread::sleep(retry_ceiling(failures).mul_f64(jitter().max(0.1)));
                 }
             }
