@@ -234,6 +234,10 @@ impl Agent {
                     self.network_waiting = Some(why);
                 }
             }
+            NetworkEvent::LinkWaits { link, mac, why } => {
+                self.facts.link_waits(&link, mac, why);
+                self.tell_facts();
+            }
             NetworkEvent::Lost { link, .. } => {
                 log::warn!("{link}: address lost");
                 self.facts.lost(&link);

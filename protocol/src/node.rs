@@ -375,6 +375,9 @@ pub struct ObservedLink {
     pub mac: Mac,
     /// Its IP addresses.
     pub addresses: Vec<IpAddr>,
+    /// What it waits for (`no carrier`), if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
 }
 
 /// The disk that a node keeps blobs on across reboots.

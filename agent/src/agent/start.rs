@@ -136,6 +136,7 @@ fn bring_up_machine(
         etc: Path::new("/etc").to_path_buf(),
         set_hostname: true,
         node: args.node.clone().or_else(|| options.node.clone()),
+        wishes: options.config.network(),
     };
     let sink = events.clone();
     network::start(args, settings, move |event| sink.send(Event::Network(event)))
