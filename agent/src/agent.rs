@@ -180,7 +180,7 @@ impl Agent {
         let keeps = self.sets.values().any(|slot| slot.machine.keeps());
         let looking = keeps.then_some((self.looked + PRESSURE_PACE).saturating_sub(now));
         // Nobody else gives signs of life until there are reports.
-        let alone = (!self.reports).then_some(server_link::HEARTBEAT);
+        let alone = (!self.reports).then_some(vital::PACE);
         let due = deadline.into_iter().chain(self.screen.deadline());
         let due = due.map(|at| at.saturating_sub(now));
         due.chain(pulling).chain(looking).chain(alone).min()
@@ -276,9 +276,12 @@ impl Agent {
         let channels = Channels::new(plan.transport.clone(), node.clone(), dirs, layer0);
         let link = ServerLink { servers: plan.servers, node, transport: plan.transport };
         let (poller, events) = (link.clone(), self.around.events.clone());
-        let (outbox, vital) = (self.outbox.clone(), self.vital.clone());
-        start::thread("desired", move || poller.poll_desired(&events, &channels));
-        start::thread("observed", move || link.write_observed(&outbox, &vital));
+        let (outbox, reports, vital) =
+            (self.outbox.clone(), self.outbox.clone(), self.vital.clone());
+        start::thread("desired", move || {
+            poller.poll_desired(&events, &channels, &reports, &vital);
+        });
+        start::thread("observed", move || link.write_observed(&outbox));
         self.reports = true;
     }
 
