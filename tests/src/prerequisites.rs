@@ -43,6 +43,10 @@ pub const STORAGE_CASES: &[Need] =
 pub const EFI_CASES: &[Need] =
     &[Need::Qemu, Need::Ip, Need::UtilLinux, Need::Ovmf, Need::EfiStub, Need::SbSign];
 
+/// What building a kernel from source needs.
+pub const KERNEL: &[Need] =
+    &[Need::Make, Need::Gcc, Need::Flex, Need::Bison, Need::Bc, Need::Perl, Need::Xz, Need::LibElf];
+
 /// What the unit and integration tests of all crates need.
 pub const UNIT: &[Need] = &[
     Need::Dosfstools,

@@ -152,6 +152,7 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
     let lists = lists.with_context(|| format!("in {}", lists_path.display()))?;
     let required = kconfig::parse_required(&read(&required_path)?);
     let required = required.with_context(|| format!("in {}", required_path.display()))?;
+    let required = kconfig::of_flavour(required, flavour_name(args.flavour));
     let kernel = match (&args.kernel, &args.modules) {
         (Some(image), Some(modules)) => {
             let (image, modules, config) = (image.clone(), modules.clone(), args.config.clone());

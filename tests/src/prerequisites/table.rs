@@ -106,6 +106,22 @@ pub enum Need {
     EfiStub,
     /// `sbsign` and `sbverify`.
     SbSign,
+    /// `make`.
+    Make,
+    /// `gcc` and `ld`.
+    Gcc,
+    /// `flex`.
+    Flex,
+    /// `bison`.
+    Bison,
+    /// `bc`.
+    Bc,
+    /// `perl`.
+    Perl,
+    /// `xz`.
+    Xz,
+    /// The headers of libelf.
+    LibElf,
 }
 
 /// A package manager.
@@ -187,6 +203,14 @@ impl Need {
             Self::Ovmf => ([Some("ovmf"), None, None], file("UEFI firmware (OVMF_CODE_4M.fd)", &["/usr/share/OVMF"], "OVMF_CODE_4M.fd")),
             Self::EfiStub => ([Some("systemd-boot-efi"), None, None], file("systemd's EFI stub (linuxx64.efi.stub)", &["/usr/lib/systemd/boot/efi"], "linuxx64.efi.stub")),
             Self::SbSign => ([Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")], programs(&["sbsign", "sbverify"])),
+            Self::Make => (everywhere("make"), programs(&["make"])),
+            Self::Gcc => (everywhere("gcc"), programs(&["gcc", "ld"])),
+            Self::Flex => (everywhere("flex"), programs(&["flex"])),
+            Self::Bison => (everywhere("bison"), programs(&["bison"])),
+            Self::Bc => (everywhere("bc"), programs(&["bc"])),
+            Self::Perl => (everywhere("perl"), programs(&["perl"])),
+            Self::Xz => ([Some("xz-utils"), Some("xz"), Some("xz")], programs(&["xz"])),
+            Self::LibElf => ([Some("libelf-dev"), Some("elfutils-libelf-devel"), Some("libelf")], file("the headers of libelf (gelf.h)", &["/usr/include"], "gelf.h")),
         }
     }
 
