@@ -7,7 +7,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use crate::ids::{Mac, NodeId};
+use crate::ids::{Digest, Mac, NodeId};
 use crate::reference::Reference;
 
 /// Longest command line that is read, in bytes (x86 `COMMAND_LINE_SIZE`).
@@ -116,6 +116,10 @@ pub struct BootArgs {
     pub log: LogLevel,
     /// `layercake.cache=`.
     pub cache: CacheDisk,
+    /// `layercake.layer0=`: the digest of this Layer0's manifest, said by whoever started it.
+    pub layer0: Option<Digest>,
+    /// `layercake.kexec`: the kernel before this one started it.
+    pub kexec: bool,
     /// `BOOTIF=`: the interface that the firmware booted from.
     pub bootif: Option<Mac>,
     /// `ip=`.
@@ -155,6 +159,8 @@ impl BootArgs {
             "layercake.rescue" => self.rescue = parse_rescue(value)?,
             "layercake.log" => self.log = parse_log(value)?,
             "layercake.cache" => self.cache = parse_cache(value)?,
+            "layercake.layer0" => self.layer0 = Some(value.parse().map_err(to_text)?),
+            "layercake.kexec" => self.kexec = true,
             "BOOTIF" => self.bootif = Some(value.parse().map_err(to_text)?),
             "ip" => self.ip = parse_ip(value)?,
             _ if key.starts_with("layercake.") => return Err("unknown key, ignored".to_owned()),
@@ -323,6 +329,12 @@ impl fmt::Display for BootArgs {
             CacheDisk::Standard => {}
             CacheDisk::Off => words.push("layercake.cache=none".to_owned()),
             CacheDisk::Labelled(label) => words.push(format!("layercake.cache={label}")),
+        }
+        if let Some(digest) = &self.layer0 {
+            words.push(format!("layercake.layer0={digest}"));
+        }
+        if self.kexec {
+            words.push("layercake.kexec".to_owned());
         }
         if let Some(mac) = self.bootif {
             words.push(format!("BOOTIF=01-{}", mac.to_string().replace(':', "-")));

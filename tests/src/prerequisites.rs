@@ -67,12 +67,14 @@ pub const UNIT: &[Need] = &[
     Need::Curl,
     Need::Atftp,
     Need::TftpHpa,
+    Need::Time,
     Need::Kill,
     Need::Htpasswd,
     Need::Mmdebstrap,
     Need::OpenSsl,
     Need::MkfsExt4,
     Need::Cpio,
+    Need::Rpm,
     Need::Tgt,
 ];
 

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use tests::artifacts::{Artifacts, EFI_COMMAND_LINE, EFI_DIR, STORAGE_DIR, workspace_root};
+use tests::artifacts::{
+    Artifacts, EFI_COMMAND_LINE, EFI_DIR, FORMS_COMMAND_LINE, FORMS_DIR, STORAGE_DIR,
+    workspace_root,
+};
 use tests::qemu::ovmf;
 
 use crate::children::{self, STATIC_TARGET, run, static_build};
@@ -67,6 +70,17 @@ pub(crate) fn efi() -> Result<()> {
         run(&mut layer0)?;
     }
     Ok(())
+}
+
+/// Builds the forms of Layer0 that boot from disks and CDs.
+///
+/// # Errors
+/// What does not build.
+pub(crate) fn forms() -> Result<()> {
+    let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
+    layer0.args(["build-image", "--format", "iso,usb", "--cmdline", FORMS_COMMAND_LINE, "--out"]);
+    layer0.arg(workspace_root().join(FORMS_DIR)).stdout(std::io::stderr());
+    run(&mut layer0)
 }
 
 /// Builds Layer0 with the modules of network storage, for the cases that mount from NFS and iSCSI.

@@ -122,6 +122,8 @@ pub enum Need {
     Xz,
     /// The headers of libelf.
     LibElf,
+    /// `rpmbuild`, `rpm2cpio` and `rpm`.
+    Rpm,
 }
 
 /// A package manager.
@@ -211,6 +213,7 @@ impl Need {
             Self::Perl => (everywhere("perl"), programs(&["perl"])),
             Self::Xz => ([Some("xz-utils"), Some("xz"), Some("xz")], programs(&["xz"])),
             Self::LibElf => ([Some("libelf-dev"), Some("elfutils-libelf-devel"), Some("libelf")], file("the headers of libelf (gelf.h)", &["/usr/include"], "gelf.h")),
+            Self::Rpm => ([Some("rpm"), Some("rpm-build"), Some("rpm-tools")], programs(&["rpmbuild", "rpm2cpio", "rpm"])),
         }
     }
 
