@@ -195,7 +195,8 @@ impl Agent {
                 word: word.clone(),
                 at_ns,
             }),
-            Event::Terminate => {}
+            // What it says goes with the next report, which is written now.
+            Event::Hardware | Event::Terminate => {}
         }
     }
 
@@ -359,7 +360,12 @@ impl Agent {
     /// What the node waits for, the nearest cause first.
     fn waiting(&self) -> Option<String> {
         let sets = || self.sets.values().find_map(|slot| slot.machine.waiting());
-        self.network_waiting.clone().or_else(|| self.server_waiting.clone()).or_else(sets)
+        let network = self.network_waiting.clone();
+        let network = network.map(|why| match self.outbox.missing_firmware() {
+            Some(files) => format!("{why} (firmware is missing: {files})"),
+            None => why,
+        });
+        network.or_else(|| self.server_waiting.clone()).or_else(sets)
     }
 
     /// Tells the server and the console how things stand, where that has changed.

@@ -2,127 +2,56 @@
 //! over restarts and rolls, commands with and without a terminal, and what happens when somebody goes away.
 //! Needs root and busybox-static.
 
+#[path = "standalone/bench.rs"]
+mod bench;
 #[path = "channels/operator.rs"]
 mod operator;
 #[path = "standalone/site.rs"]
 mod site;
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
 
 use protocol::channel::frame::{Exit, Frame, WINDOW};
 use protocol::channel::{ChannelWish, ExecWish, TerminalSize};
-use protocol::node::{ContainerState, SetState};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use serde_json::{Value, json};
 
+use bench::{Bench, LONG, busybox, layer, wait_until};
 use operator::Operator;
-use site::{Published, Site};
+use site::Published;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_layercake-agent");
-/// Longer than anything here takes on a busy machine.
-const LONG: Duration = Duration::from_secs(60);
 /// Counts for as long as it runs.
 const COUNT: &str = "i=0; while :; do i=$((i+1)); echo \"$VERSION $i\"; usleep 20000; done";
 const SIZE: TerminalSize = TerminalSize { columns: 100, rows: 30 };
 
-/// A run directory on a tmpfs and a loopback network of this test's own, the agent, and a container `hello/web`.
-struct Bench {
-    dir: tempfile::TempDir,
-    site: Site,
-    agent: Option<Child>,
-}
-
 impl Bench {
-    fn new() -> Self {
-        Self::with(&json!({}))
+    /// With an agent that runs the container `hello/web`.
+    fn counting() -> Self {
+        Self::counting_with(&json!({}))
     }
 
     /// With more said of the container.
-    fn with(more: &Value) -> Self {
-        let own = nix::sched::CloneFlags::CLONE_NEWNS | nix::sched::CloneFlags::CLONE_NEWNET;
-        nix::sched::unshare(own).expect("unshare");
-        let up = Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).status();
-        assert!(up.expect("/bin/busybox: apt-get install busybox-static").success());
-        let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
-        rustix::mount::mount_change("/", private).expect("private");
-        let dir = tempfile::tempdir().expect("tempdir");
-        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), None)
-            .expect("tmpfs");
-        let mut bench = Self { dir, site: Site::start(), agent: None };
+    fn counting_with(more: &Value) -> Self {
+        let mut bench = Self::new();
         let first = bench.publish("1", more);
         bench.site.want(&[&first]);
-        bench.start();
+        bench.start_with_server();
         bench.runs(&first);
         bench
     }
 
     fn publish(&self, version: &str, more: &Value) -> Published {
-        let busybox = fs::read("/bin/busybox").expect("busybox");
-        let mut tar = tar::Builder::new(Vec::new());
-        let mut add = |path: &str, mode, content: &[u8]| {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(content.len() as u64);
-            header.set_mode(mode);
-            tar.append_data(&mut header, path, content).expect("tar");
-        };
-        for name in ["sh", "cat", "ls", "id", "sleep", "usleep", "stty", "tty", "yes", "grep"] {
-            add(&format!("bin/{name}"), 0o755, &busybox);
-        }
-        add("etc/passwd", 0o644, b"root:x:0:0::/root:/bin/sh\nwww:x:33:33::/srv:/bin/sh\n");
-        let layer = tar.into_inner().expect("tar");
+        let busybox = busybox();
+        let names = ["sh", "cat", "ls", "id", "sleep", "usleep", "stty", "tty", "yes", "grep"];
+        let paths: Vec<String> = names.iter().map(|name| format!("bin/{name}")).collect();
+        let users = b"root:x:0:0::/root:/bin/sh\nwww:x:33:33::/srv:/bin/sh\n".as_slice();
+        let programs = paths.iter().map(|path| (path.as_str(), busybox.as_slice()));
+        let layer = layer(&programs.chain([("etc/passwd", users)]).collect::<Vec<_>>());
         let mut containers = json!([{"name": "web", "image": "web", "command": ["/bin/sh", "-c", COUNT],
             "env": {"VERSION": version}, "workdir": "/srv", "stop_timeout_s": 1}]);
         for (key, value) in more.as_object().expect("an object") {
             containers[0][key] = value.clone();
         }
         self.site.publish(version, &[layer], &containers)
-    }
-
-    fn start(&mut self) {
-        let url = self.site.url();
-        let child = Command::new(PROGRAM)
-            .args(["agent", "--standalone", "--log", "warn", "--server", &url, "--node", "n1"])
-            .arg("--run-dir")
-            .arg(self.dir.path().join("run"))
-            .spawn();
-        self.agent = Some(child.expect("the agent"));
-    }
-
-    fn kill_agent(&mut self) {
-        if let Some(mut agent) = self.agent.take() {
-            agent.kill().expect("kill");
-            agent.wait().expect("reap");
-        }
-    }
-
-    #[track_caller]
-    fn runs(&self, published: &Published) {
-        self.site.wait("the set runs", |observed| {
-            observed.imagesets.iter().any(|set| {
-                set.digest == published.digest
-                    && set.state == SetState::Current
-                    && set.containers.iter().all(|it| it.state == ContainerState::Running)
-            })
-        });
-    }
-
-    fn instances(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.dir.path().join("run/containers"));
-        entries.map_or(Vec::new(), |entries| entries.flatten().map(|e| e.path()).collect())
-    }
-
-    /// SIGKILL to the first process of the only container: the only child of its monitor.
-    #[track_caller]
-    fn kill_container(&self) {
-        let lock = self.instances().first().expect("an instance").join("lock");
-        let monitor = fs::read_to_string(lock).expect("lock").trim().to_owned();
-        let children = fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children"));
-        let pid = children.expect("children").trim().parse().expect("one pid");
-        let pid = rustix::process::Pid::from_raw(pid).expect("pid");
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
     }
 
     /// Opens a channel and waits until it has begun.
@@ -159,34 +88,10 @@ impl Bench {
     }
 }
 
-/// Whatever a failed test left running is ended by the agent itself: nothing is desired any more.
-impl Drop for Bench {
-    fn drop(&mut self) {
-        self.kill_agent();
-        self.start();
-        self.site.want(&[]);
-        let until = Instant::now() + Duration::from_secs(20);
-        while !self.instances().is_empty() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        self.kill_agent();
-        let _ = rustix::mount::unmount(self.dir.path(), UnmountFlags::DETACH);
-    }
-}
-
 fn exec(script: &str, user: Option<&str>, terminal: Option<TerminalSize>) -> ChannelWish {
     let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
     let user = user.map(str::to_owned);
     ChannelWish::Exec(ExecWish { argv, env: vec!["EXTRA=yes".to_owned()], user, terminal })
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut good: impl FnMut() -> bool) {
-    let until = Instant::now() + LONG;
-    while !good() {
-        assert!(Instant::now() < until, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// The counts of a version, in the order in which they came.
@@ -198,7 +103,7 @@ fn counts(log: &str, version: &str) -> Vec<u64> {
 
 #[test]
 fn a_log_is_followed_through_a_restart_and_a_roll() {
-    let bench = Bench::new();
+    let bench = Bench::counting();
     let mut operator = bench.open(ChannelWish::Logs { follow: true, tail: None });
     operator.until("five lines", |output, _| counts(output, "1").len() >= 5);
     let (before, seen) = (bench.instances(), operator.output().len());
@@ -250,7 +155,7 @@ fn is_as_the_container(bench: &Bench) {
 
 #[test]
 fn a_command_joins_namespaces_beyond_the_usual() {
-    let bench = Bench::with(&json!({"namespaces": {"user": true, "time": true}}));
+    let bench = Bench::counting_with(&json!({"namespaces": {"user": true, "time": true}}));
     is_as_the_container(&bench);
     let same = |name: &str| {
         let id = |pid: &str| format!("ls -l /proc/{pid}/ns/{name} | grep -o '[a-z]*:\\[.*'");
@@ -272,7 +177,7 @@ fn a_command_joins_namespaces_beyond_the_usual() {
 
 #[test]
 fn a_command_is_in_the_container_and_has_no_more_than_it() {
-    let bench = Bench::new();
+    let bench = Bench::counting();
     let script = "echo $EXTRA $VERSION $container; pwd; id -u; echo to-errors >&2; exit 7";
     let (output, errors, exit) = bench.said(exec(script, None, None));
     assert_eq!(output, "yes 1 layercake\n/srv\n0\n");
@@ -298,7 +203,7 @@ fn a_command_is_in_the_container_and_has_no_more_than_it() {
 #[test]
 fn ten_megabytes_come_back_as_they_went() {
     const TOTAL: usize = 10 << 20;
-    let bench = Bench::new();
+    let bench = Bench::counting();
     let mut operator = bench.exec("exec cat");
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut noise = Vec::with_capacity(TOTAL);
@@ -316,7 +221,7 @@ fn ten_megabytes_come_back_as_they_went() {
 
 #[test]
 fn a_terminal_has_a_size_a_name_and_passes_ctrl_c() {
-    let bench = Bench::new();
+    let bench = Bench::counting();
     let script = "tty; trap 'stty size; exit 5' WINCH; stty size; while :; do sleep 1; done";
     let mut operator = bench.open(exec(script, None, Some(SIZE)));
     operator.until("its size", |output, _| output.contains("30 100\r\n"));
@@ -341,7 +246,7 @@ fn a_terminal_has_a_size_a_name_and_passes_ctrl_c() {
 
 #[test]
 fn a_reader_that_stops_costs_no_memory_and_its_command_ends_with_it() {
-    let bench = Bench::new();
+    let bench = Bench::counting();
     bench.said(exec("true", None, None));
     let before = bench.agent_memory_kb();
     let mut operator = bench.exec("echo $$; exec yes");
@@ -361,7 +266,7 @@ fn a_reader_that_stops_costs_no_memory_and_its_command_ends_with_it() {
 
 #[test]
 fn a_command_runs_once_and_ends_with_its_agent() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::counting();
     // The server goes on asking for it, as if it had not heard; so it does with every channel here.
     assert_eq!(bench.said(exec("echo ran >> /srv/ran", None, None)).2, Exit::Code(0));
     let mut operator = bench.exec("echo $$; exec sleep 1000");
@@ -370,7 +275,7 @@ fn a_command_runs_once_and_ends_with_its_agent() {
     assert!(bench.processes().contains(&pid));
     bench.kill_agent();
     assert!(operator.until_failure().contains("connection"), "the node's end closes");
-    bench.start();
+    bench.start_with_server();
     bench.site.wait("another agent", |observed| observed.agent_starts == 2);
     wait_until("the command's end", || !bench.processes().contains(&pid));
     assert_eq!(bench.said(exec("cat /srv/ran", None, None)).0, "ran\n");
@@ -378,7 +283,7 @@ fn a_command_runs_once_and_ends_with_its_agent() {
 
 #[test]
 fn what_cannot_be_is_said() {
-    let bench = Bench::new();
+    let bench = Bench::counting();
     let table = [
         (ChannelWish::NodeLog { follow: false, tail: None }, "--standalone"),
         (ChannelWish::Unknown, "does not know how to do that"),

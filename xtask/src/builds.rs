@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use tests::artifacts::{Artifacts, EFI_COMMAND_LINE, EFI_DIR, STORAGE_DIR, workspace_root};
+use tests::artifacts::{
+    Artifacts, EFI_COMMAND_LINE, EFI_DIR, FLOOR_DIR, STORAGE_DIR, workspace_root,
+};
 use tests::qemu::ovmf;
 
 use crate::children::{self, STATIC_TARGET, run, static_build};
@@ -77,6 +79,17 @@ pub(crate) fn storage() -> Result<()> {
     let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
     layer0.args(["build-image", "--with", "storage", "--out"]);
     layer0.arg(workspace_root().join(STORAGE_DIR)).stdout(std::io::stderr());
+    run(&mut layer0)
+}
+
+/// Builds Layer0 with the oldest kernel that is tested and all its drivers, for the cases about hardware.
+///
+/// # Errors
+/// What does not build.
+pub(crate) fn floor() -> Result<()> {
+    let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
+    layer0.args(["build-image", "--flavour", "generic", "--kernel-version", "6.1", "--out"]);
+    layer0.arg(workspace_root().join(FLOOR_DIR)).stdout(std::io::stderr());
     run(&mut layer0)
 }
 

@@ -144,6 +144,18 @@ fn a_machine_boots_registers_and_its_phases_are_stamped() {
     let node = lab.get(&format!("/v1/nodes/{NODE}")).json();
     assert_eq!(node["uuid"], "4c4c4544-0043-3010-8052-b4c04f564231");
     assert_eq!(node["observed"]["imagesets"][0]["state"], "current");
+
+    // Its hardware comes with one report, and is kept beside the next ones.
+    let hardware = format!("/v1/nodes/{NODE}/hardware");
+    assert_eq!(lab.get(&hardware).json(), Value::Null);
+    let mut full: Value = serde_json::from_str(&report).expect("golden");
+    full["hardware"] = json!({"kernel": "6.1", "memory": 7});
+    assert_eq!(lab.ask("PUT", &path, &[], &full.to_string()).status, 204);
+    assert_eq!(lab.ask("PUT", &path, &[], &report).status, 204);
+    let facts = lab.get(&hardware).json();
+    assert_eq!((&facts["node"], &facts["hardware"]["memory"]), (&json!(NODE), &json!(7)));
+    assert!(lab.get(&format!("/v1/nodes/{NODE}")).json()["observed"]["hardware"].is_null());
+    lab.get("/v1/nodes/n9/hardware").is_error(404, "node_not_found", "there is no node n9");
 }
 
 #[test]
