@@ -14,7 +14,8 @@ use protocol::facts::{
     missing_firmware,
 };
 
-use crate::{identity, modules};
+use crate::paths::RUN_DIR;
+use crate::{identity, memory, modules};
 
 /// How long no device event may have come before the hardware is looked at: drivers ask for firmware and start in this time.
 const QUIET: Duration = Duration::from_secs(2);
@@ -52,21 +53,27 @@ pub fn collect(sys: &Path) -> Hardware {
     let mut classes = BTreeMap::new();
     let nics = nics(sys, &mut classes);
     let disks = disks(sys, &mut classes);
-    let info = rustix::system::sysinfo();
     let loaded = fs::read_to_string("/proc/modules").unwrap_or_default();
     let loaded = loaded.lines().filter_map(|line| line.split_whitespace().next());
     let mut loaded: Vec<String> = loaded.take(MAX_FACTS).map(str::to_owned).collect();
     loaded.sort();
     Hardware {
         kernel: identity::release(),
-        memory: info.totalram.saturating_mul(u64::from(info.mem_unit)),
-        zram: number(&sys.join("block/zram0/disksize")),
+        memory: memory::total(),
+        store: store(),
+        zram: memory::zram(),
         devices: devices(sys, &classes, &loaded),
         nics,
         disks,
         modules: loaded,
         firmware_missing: firmware(),
     }
+}
+
+/// Size of the file system that the store is on.
+fn store() -> u64 {
+    let about = rustix::fs::statvfs(RUN_DIR);
+    about.map_or(0, |about| about.f_blocks.saturating_mul(about.f_frsize))
 }
 
 /// What hangs on a device, by its directory.

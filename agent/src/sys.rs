@@ -5,3 +5,4 @@ pub mod loop_device;
 pub mod packet;
 pub mod process;
 pub mod session;
+pub mod swap;

@@ -4,11 +4,15 @@
 //! that refuses to boot for a typing slip is worse than one that says so. Quoting follows the kernel
 //! (`Documentation/admin-guide/kernel-parameters.rst`): double quotes protect spaces.
 
+mod amount;
+
 use std::fmt;
 use std::net::Ipv4Addr;
 
 use crate::ids::{Mac, NodeId};
 use crate::reference::Reference;
+
+pub use amount::{Amount, InvalidAmount};
 
 /// Longest command line that is read, in bytes (x86 `COMMAND_LINE_SIZE`).
 pub const MAX_COMMAND_LINE: usize = 2048;
@@ -116,6 +120,10 @@ pub struct BootArgs {
     pub log: LogLevel,
     /// `layercake.cache=`.
     pub cache: CacheDisk,
+    /// `layercake.store=`: how much memory what is pulled and written may fill; 80 % where it is not said.
+    pub store: Option<Amount>,
+    /// `layercake.zram=`: swap that is compressed and lies in memory itself; none where it is not said.
+    pub zram: Option<Amount>,
     /// `BOOTIF=`: the interface that the firmware booted from.
     pub bootif: Option<Mac>,
     /// `ip=`.
@@ -154,6 +162,9 @@ impl BootArgs {
             "layercake.imageset" => self.imageset = Some(value.parse().map_err(to_text)?),
             "layercake.rescue" => self.rescue = parse_rescue(value)?,
             "layercake.log" => self.log = parse_log(value)?,
+            "layercake.store" => self.store = Some(value.parse().map_err(to_text)?),
+            "layercake.zram" if value == "off" => self.zram = None,
+            "layercake.zram" => self.zram = Some(value.parse().map_err(to_text)?),
             "layercake.cache" => self.cache = parse_cache(value)?,
             "BOOTIF" => self.bootif = Some(value.parse().map_err(to_text)?),
             "ip" => self.ip = parse_ip(value)?,
@@ -324,6 +335,8 @@ impl fmt::Display for BootArgs {
             CacheDisk::Off => words.push("layercake.cache=none".to_owned()),
             CacheDisk::Labelled(label) => words.push(format!("layercake.cache={label}")),
         }
+        words.extend(self.store.map(|amount| format!("layercake.store={amount}")));
+        words.extend(self.zram.map(|amount| format!("layercake.zram={amount}")));
         if let Some(mac) = self.bootif {
             words.push(format!("BOOTIF=01-{}", mac.to_string().replace(':', "-")));
         }

@@ -10,7 +10,7 @@ use tests::artifacts::{Artifacts, example};
 use tests::lab::{Lab, case};
 use tests::prerequisites::CASES;
 use tests::qemu::MachineSpec;
-use tests::server_peer::ServerSpec;
+use tests::server_peer::{CONSOLE, ServerSpec};
 use tests::story::{ACT, Story};
 use tests::wait;
 
@@ -75,7 +75,9 @@ fn driver<'a>(hardware: &'a Hardware, class: DeviceClass, name: &str) -> Option<
 #[test]
 fn the_oldest_kernel_runs_imagesets_and_takes_what_is_plugged_into_it() -> Result<()> {
     case("hardware", CASES, |lab| {
-        let mut story = Story::begin(lab, &ServerSpec::new(Artifacts::find()?.with_floor()?, 1))?;
+        let mut server = ServerSpec::new(Artifacts::find()?.with_floor()?, 1);
+        server.cmdline = format!("{CONSOLE} layercake.zram=25% layercake.store=200M");
+        let mut story = Story::begin(lab, &server)?;
         story.push(&example("hello", "v1"))?;
         story.push_mounted(&example("hello", "v2"), "erofs")?;
         story.roll_all("hello:1")?;
@@ -92,6 +94,9 @@ fn the_oldest_kernel_runs_imagesets_and_takes_what_is_plugged_into_it() -> Resul
         ensure!(driver(&before, DeviceClass::Nic, "virtio_net") == Some("virtio_net"));
         ensure!(driver(&before, DeviceClass::Disk, "virtio_blk") == Some("virtio_blk"));
         ensure!(!before.modules.iter().any(|name| name == "e1000e" || name == "nvme"));
+        let quarter = before.memory / 4;
+        ensure!(before.zram > quarter - quarter / 50 && before.zram <= quarter, "{before:#?}");
+        ensure!(before.store == 200 << 20, "{before:#?}");
         let missing = before.firmware_missing.iter().find(|it| it.file == MICROCODE);
         ensure!(missing.is_some_and(|it| it.asked_by.starts_with("e100 ")), "{before:#?}");
         let text = story.server.layercake(lab, &["node", "facts", "all"])?;

@@ -88,7 +88,8 @@ pub(crate) fn storage() -> Result<()> {
 /// What does not build.
 pub(crate) fn floor() -> Result<()> {
     let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
-    layer0.args(["build-image", "--flavour", "generic", "--kernel-version", "6.1", "--out"]);
+    layer0.args(["build-image", "--flavour", "generic", "--kernel-version", "6.1"]);
+    layer0.args(["--with", "zram", "--out"]);
     layer0.arg(workspace_root().join(FLOOR_DIR)).stdout(std::io::stderr());
     run(&mut layer0)
 }

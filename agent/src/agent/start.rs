@@ -32,7 +32,7 @@ use crate::pull::signed::load_policy;
 use crate::registry::table::Registries;
 use crate::store::Store;
 use crate::transport::Transport;
-use crate::{hardware, identity, logging, modules, network};
+use crate::{hardware, identity, logging, memory, modules, network};
 
 /// How the node will reach its server, once it has an address.
 #[derive(Debug)]
@@ -164,6 +164,11 @@ fn bring_up_machine(
     };
     if let Err(error) = modules::start(sink) {
         log::error!("{}", chain(&error));
+    }
+    let store = args.store.map(|amount| memory::limit_store(amount, &options.run_dir));
+    let zram = args.zram.map(memory::start_zram);
+    for problem in [store, zram].into_iter().flatten().filter_map(Result::err) {
+        log::error!("{problem}");
     }
     Ok(())
 }

@@ -33,12 +33,14 @@ fn text(facts: &[NodeFacts]) -> String {
     }
     let mut lines = Vec::new();
     for NodeFacts { node, hardware } in facts {
-        let zram = match hardware.zram {
+        let part = |size: u64, what: &str| match size {
             0 => String::new(),
-            size => format!(", {} of them for compressed swap", bytes(size)),
+            size => format!(", {what} {}", bytes(size)),
         };
         let memory = bytes(hardware.memory);
-        lines.push(format!("{node}  kernel {}, {memory} of memory{zram}", hardware.kernel));
+        let store = part(hardware.store, "the store at most");
+        let zram = part(hardware.zram, "compressed swap");
+        lines.push(format!("{node}  kernel {}, {memory} of memory{store}{zram}", hardware.kernel));
         lines.extend(of_node(hardware));
     }
     lines.join("\n") + "\n"
@@ -83,7 +85,7 @@ mod tests {
         let mut facts = protocol::facts::parse(golden).expect("golden");
         facts[0].hardware.devices[0].driver = None;
         let expected = "\
-n1  kernel 6.1.0-56-amd64, 477.00 MiB of memory, 256.00 MiB of them for compressed swap
+n1  kernel 6.1.0-56-amd64, 477.00 MiB of memory, the store at most 381.60 MiB, compressed swap 256.00 MiB
   NIC        eth1  52:54:00:00:01:01  e1000e  at 0000:01:00.0
   disk       nvme0n1  64.00 MiB  QEMU NVMe Ctrl
   no driver  NIC 8086:10d3 at 0000:01:00.0
