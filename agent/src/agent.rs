@@ -16,6 +16,7 @@ mod busy;
 mod event;
 mod faults;
 mod given;
+mod layer0;
 mod notes;
 mod pulls;
 mod readiness;
@@ -121,6 +122,8 @@ struct Agent {
     standalone: bool,
     status: String,
     usage: Usages,
+    /// Absent outside of Layer0.
+    layer0: Option<layer0::act::Layer0>,
 }
 
 impl Agent {
@@ -153,7 +156,9 @@ impl Agent {
     /// How long the loop may sleep; None: until the next event.
     fn patience(&self, writing: bool) -> Option<Duration> {
         let now = uptime();
-        let deadline = self.sets.values().filter_map(|slot| slot.machine.deadline()).min();
+        let layer0 = self.layer0.as_ref().and_then(|layer0| layer0.machine.deadline());
+        let sets = self.sets.values().filter_map(|slot| slot.machine.deadline());
+        let deadline = sets.chain(layer0).min();
         let pulling = (self.pulls.any() || writing).then_some(PROGRESS_PACE);
         let keeps = self.sets.values().any(|slot| slot.machine.keeps());
         let looking = keeps.then_some((self.looked + PRESSURE_PACE).saturating_sub(now));
@@ -178,6 +183,7 @@ impl Agent {
                 self.step(&name, SetEvent::Staged(result));
             }
             Event::Busy(name, why) => self.step(&name, SetEvent::Busy(why)),
+            Event::Layer0(event) => self.with_layer0(|it| it.handle(event, uptime())),
             Event::Progress(name, what) => self.step(&name, SetEvent::Progress(what)),
             Event::CutOver(name, result) => self.cut_over(&name, result),
             Event::Restarted { set, container, result } => {
@@ -272,7 +278,9 @@ impl Agent {
         }
         if busy_changed {
             self.tell_all(|| SetEvent::BusyChanged);
+            self.with_layer0(layer0::Machine::ask_again);
         }
+        self.with_layer0(|it| it.want(desired.layer0));
         if let Some(power) = desired.power
             && power.boot_id == self.notes.boot_id
             && !self.power_done
@@ -288,10 +296,8 @@ impl Agent {
             PowerAction::Reboot => Request::Reboot,
         };
         log::info!("{action:?} requested by the boot server");
-        let pivoted =
-            self.notes.commitments.values().any(|it| it.mode == protocol::imageset::Mode::Pivot);
         match &self.around.init {
-            Some(init) if !pivoted => {
+            Some(init) if !self.pivoted() => {
                 if let Err(error) = init.call(&request) {
                     log::error!("{action:?}: {}", chain(&error));
                     return false;
@@ -301,6 +307,11 @@ impl Agent {
             None => log::warn!("{action:?}: not this agent's machine to switch (--standalone)"),
         }
         true
+    }
+
+    /// Whether an image's init is PID 1.
+    fn pivoted(&self) -> bool {
+        self.notes.commitments.values().any(|it| it.mode == protocol::imageset::Mode::Pivot)
     }
 
     /// Makes sure that there is a slot for the set.
@@ -346,6 +357,7 @@ impl Agent {
             }
         }
         self.tell_all(|| SetEvent::Tick);
+        self.with_layer0(|it| it.tick(now));
     }
 
     fn mark(&mut self, phase: Phase) {
@@ -360,12 +372,14 @@ impl Agent {
     /// What the node waits for, the nearest cause first.
     fn waiting(&self) -> Option<String> {
         let sets = || self.sets.values().find_map(|slot| slot.machine.waiting());
+        let layer0 = || self.layer0.as_ref().and_then(|layer0| layer0.machine.waiting());
         let network = self.network_waiting.clone();
         let network = network.map(|why| match self.outbox.missing_firmware() {
             Some(files) => format!("{why} (firmware is missing: {files})"),
             None => why,
         });
-        network.or_else(|| self.server_waiting.clone()).or_else(sets)
+        let link = network.or_else(|| self.server_waiting.clone());
+        link.or_else(sets).or_else(layer0)
     }
 
     /// Tells the server and the console how things stand, where that has changed.
@@ -383,6 +397,7 @@ impl Agent {
         }
         if let Some(mut observed) = self.facts.observed(&self.notes, sets, waiting) {
             observed.cache = self.pulls.puller().cache().status();
+            observed.layer0 = self.layer0.as_ref().map(|layer0| layer0.machine.observed());
             let machines = self.sets.iter().map(|(name, slot)| (name, &slot.machine));
             if let Some(observed) = self.usage.complete(observed, machines) {
                 self.outbox.put(observed);

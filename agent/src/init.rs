@@ -254,6 +254,9 @@ impl PidOne {
             Err(error) => Err(error.to_string()),
             Ok(Request::PowerOff) => self.accept_end(&socket, End::PowerOff),
             Ok(Request::Reboot) => self.accept_end(&socket, End::Reboot),
+            Ok(Request::Kexec) => self.accept_end(&socket, End::Kexec),
+            Ok(Request::Steady) => Ok(()),
+            Ok(Request::ReplaceAgent { .. }) => Err("not in this version".to_owned()),
             Ok(Request::Pivot { root, argv, env }) => {
                 log::info!("pivot to {}, init {}", root.display(), argv.join(" "));
                 let reason = pivot::run(&root, &argv, &env, prepare_exec, after_failed_exec);
@@ -261,7 +264,9 @@ impl PidOne {
                 Err(reason)
             }
         };
-        if let Err(error) = control::answer(&socket, result) {
+        if let Err(error) =
+            control::answer(&socket, result.as_ref().map(|()| ()).map_err(String::as_str))
+        {
             log::warn!("answer to the agent: {error}");
         }
         self.control = Some(socket);

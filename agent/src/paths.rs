@@ -143,6 +143,12 @@ impl RunDirs {
         self.root.join("files")
     }
 
+    /// Agents that were fetched to be started in the place of the image's, by digest.
+    #[must_use]
+    pub fn agents(&self) -> PathBuf {
+        self.root.join("agents")
+    }
+
     /// The agent's own notes that survive its death: desired and observed state, counters.
     #[must_use]
     pub fn state(&self) -> PathBuf {

@@ -1,6 +1,7 @@
 //! The kernel's edges that need unsafe code; the only place that may have any. Each file says why it needs it.
 
 pub mod crash;
+pub mod kexec;
 pub mod loop_device;
 pub mod packet;
 pub mod process;

@@ -1,4 +1,4 @@
-//! A tree as a newc cpio archive, compressed, and an archive read back. Pure: bytes in, bytes out.
+//! A tree as a newc cpio archive, and an archive read back. Pure: bytes in, bytes out.
 //!
 //! The format is the kernel's "initramfs buffer format". Times, owners, order and inode numbers are fixed, so the same
 //! tree gives the same bytes.
@@ -8,30 +8,6 @@ use std::io::{self, Read, Write};
 use cpio::newc::{self, Builder, ModeFileType};
 
 use crate::tree::{Kind, Tree};
-
-/// Compression level of zstd. 19 is the last one whose window (8 MiB) every kernel takes without asking.
-const ZSTD_LEVEL: i32 = 19;
-
-/// How the archive is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Compression {
-    /// One zstd frame with a checksum.
-    #[default]
-    Zstd,
-    /// Not at all.
-    None,
-}
-
-impl Compression {
-    /// Names this way of compressing, and the level, where a file of its own is kept for it.
-    #[must_use]
-    pub fn tag(self) -> String {
-        match self {
-            Self::Zstd => format!("zstd{ZSTD_LEVEL}"),
-            Self::None => "none".to_owned(),
-        }
-    }
-}
 
 /// Why an archive could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -120,23 +96,34 @@ fn entry(
     writer.finish().map_err(ArchiveError::Write)
 }
 
-/// Compresses an archive. One thread and one frame: the same bytes each time.
-///
-/// # Errors
-/// The codec failed.
-pub fn compress(archive: Vec<u8>, how: Compression) -> Result<Vec<u8>, ArchiveError> {
-    match how {
-        Compression::None => Ok(archive),
-        Compression::Zstd => zstd_frame(&archive).map_err(ArchiveError::Write),
+/// Archives in a row, each where the kernel looks for it: at a multiple of 4 bytes.
+#[must_use]
+pub fn join(archives: Vec<Vec<u8>>) -> Vec<u8> {
+    let mut row = Vec::new();
+    for archive in archives {
+        if row.is_empty() {
+            row = archive;
+        } else {
+            row.resize(row.len().next_multiple_of(4), 0);
+            row.extend(archive);
+        }
     }
+    row
 }
 
-fn zstd_frame(archive: &[u8]) -> io::Result<Vec<u8>> {
-    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?;
-    encoder.include_checksum(true)?;
-    encoder.set_pledged_src_size(u64::try_from(archive.len()).ok())?;
-    encoder.write_all(archive)?;
-    encoder.finish()
+/// Reads uncompressed newc archives that follow each other, with zeros between them, to the end.
+///
+/// # Errors
+/// The bytes are not such archives, or end too early.
+pub fn read_all(archives: &[u8]) -> Result<Vec<Entry>, ArchiveError> {
+    let mut entries = Vec::new();
+    let mut rest = archives;
+    while let Some(zeros) = rest.iter().position(|byte| *byte != 0) {
+        let (found, behind) = read_one(rest.get(zeros..).unwrap_or_default())?;
+        entries.extend(found);
+        rest = behind;
+    }
+    Ok(entries)
 }
 
 /// Reads an uncompressed newc archive up to its trailer. Holds no more than the bytes it was given.
@@ -144,12 +131,18 @@ fn zstd_frame(archive: &[u8]) -> io::Result<Vec<u8>> {
 /// # Errors
 /// The bytes are not such an archive, or end too early.
 pub fn read(archive: &[u8]) -> Result<Vec<Entry>, ArchiveError> {
+    read_one(archive).map(|(entries, _)| entries)
+}
+
+/// The entries of an archive, and what follows it.
+fn read_one(archive: &[u8]) -> Result<(Vec<Entry>, &[u8]), ArchiveError> {
     let mut rest = archive;
     let mut entries = Vec::new();
     for index in 0.. {
         let fail = |source| ArchiveError::Read { index, source };
         let mut reader = newc::Reader::new(rest).map_err(fail)?;
         if reader.entry().is_trailer() {
+            rest = reader.finish().map_err(fail)?;
             break;
         }
         let mut contents = Vec::new();
@@ -169,7 +162,7 @@ pub fn read(archive: &[u8]) -> Result<Vec<Entry>, ArchiveError> {
         });
         rest = reader.finish().map_err(fail)?;
     }
-    Ok(entries)
+    Ok((entries, rest))
 }
 
 #[cfg(test)]
@@ -213,12 +206,13 @@ mod tests {
     }
 
     #[test]
-    fn compressed_twice_gives_the_same_frame_and_it_unpacks() {
-        let plain = write(&sample(), 0).unwrap();
-        let first = compress(plain.clone(), Compression::Zstd).unwrap();
-        assert_eq!(first, compress(plain.clone(), Compression::Zstd).unwrap());
-        assert_eq!(zstd::stream::decode_all(first.as_slice()).unwrap(), plain);
-        assert_eq!(compress(plain.clone(), Compression::None).unwrap(), plain);
+    fn archives_in_a_row_are_read_to_the_last() {
+        let plain = write(&sample(), 7).unwrap();
+        let row = join(vec![plain.clone(), b"\0\0".to_vec(), plain.clone()]);
+        let entries = read_all(&row).unwrap();
+        assert_eq!(entries.len(), 2 * read(&plain).unwrap().len());
+        assert_eq!(entries.iter().filter(|entry| entry.path == "init").count(), 2);
+        assert!(read_all(&[row.as_slice(), b"x"].concat()).is_err());
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Disks that firmware boots from: a FAT32 file system with a few files, and a GUID partition table around one. Pure.
+//! Disks that firmware boots from: a FAT file system with a few files, and a GUID partition table around one. Pure.
 //!
 //! | module | what it writes | after |
 //! |---|---|---|
-//! | [`fat`] | a FAT32 volume | Microsoft's "FAT32 File System Specification" 1.03 |
+//! | [`fat`] | a FAT32 or FAT16 volume | Microsoft's "FAT32 File System Specification" 1.03 |
 //! | [`gpt`] | a disk with one EFI system partition | UEFI 2.10 chapter 5 |
 //!
 //! Nothing here is a file system for daily use: volumes are written once, whole, and the same files give the same bytes.

@@ -1,56 +1,51 @@
-//! The whole build: agent, kernel, modules and what the operator adds, to `vmlinuz`, `initramfs.img` and `manifest.json`.
+//! The whole build: agent, kernel, modules and what the operator adds, to `vmlinuz`, `initramfs.img`, the forms that are asked for
+//! and `manifest.json`. The same inputs give the same bytes.
 //!
-//! The tree is put together by [`assemble`], which is pure; [`build`] reads and writes around it. The same inputs give the
-//! same bytes.
+//! | module | what it does |
+//! |---|---|
+//! | [`content`] | what every image holds. Pure |
+//! | [`sources`] | what is read, and refused |
+//! | [`packing`] | the tree as a compressed initramfs |
+//! | [`forms`] | EFI program, CD, disk |
+//! | [`bundle`] | all of it in one file, with checksums and a bill of materials |
+//! | [`output`] | what is written, and what need not be made again |
 
+pub mod bundle;
+mod content;
 pub mod forms;
 pub mod hardware;
 mod output;
+mod packing;
+mod sources;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use protocol::ids::Digest;
-use protocol::layer0::Manifest;
+use protocol::layer0::{Input, Inputs, Manifest};
 
 use crate::Notice;
-use crate::archive::{self, ArchiveError, Compression};
-use crate::elf::{self, ElfError};
+use crate::archive::{self, ArchiveError};
+use crate::compress::Compression;
+use crate::elf::ElfError;
 use crate::kernel::kconfig::{self, Symbol};
 use crate::kernel::{self, Kernel, KernelError, Source};
 use crate::modules::files::{self, FilesError};
 use crate::modules::firmware::FirmwareError;
 use crate::modules::wanted::{Lists, WantedError};
-use crate::modules::{ModulesError, Selection, index};
+use crate::modules::{ModulesError, Selection};
 use crate::overlay::{self, OverlayError};
 use crate::registries::{self, RegistriesError};
+use crate::sbom::Crate;
 use crate::tree::{Tree, TreeError};
-use forms::{EfiOptions, Form, FormError};
+use bundle::BundleError;
+use forms::{Form, FormError, FormOptions, Ingredients};
+use output::{Made, Shop};
 
-/// Directories every image has, with their modes.
-const DIRECTORIES: &[(&str, u32)] = &[
-    ("dev", 0o755),
-    ("etc", 0o755),
-    ("etc/layercake", 0o755),
-    ("mnt", 0o755),
-    ("proc", 0o555),
-    ("root", 0o700),
-    ("run", 0o755),
-    ("sys", 0o555),
-    ("tmp", 0o1777),
-    ("var", 0o755),
-];
-/// Device nodes the kernel and the agent need before devtmpfs is mounted: path, mode, major and minor.
-const DEVICES: &[(&str, u32, (u32, u32))] =
-    &[("dev/console", 0o600, (5, 1)), ("dev/null", 0o666, (1, 3))];
-/// What the image says of itself.
-const ABOUT: &str = "etc/layercake/layer0.json";
-/// Names of modules the agent loads at start.
-const MODULES_LOAD: &str = "etc/layercake/modules";
+pub use content::{Parts, assemble};
+pub use output::{INITRAMFS, KERNEL, MANIFEST};
 
 /// What to build from.
 #[derive(Debug, Clone)]
@@ -65,6 +60,8 @@ pub struct Config {
     pub kernel: Source,
     /// The modules that are wanted.
     pub lists: Lists,
+    /// Names of the lists of modules that were added to those that are always there.
+    pub with: Vec<String>,
     /// What chooses among the drivers, and firmware.
     pub hardware: hardware::Hardware,
     /// The kernel symbols that are relied on.
@@ -77,16 +74,22 @@ pub struct Config {
     pub registries: Option<PathBuf>,
     /// Directories merged over the rest, in this order.
     pub overlays: Vec<PathBuf>,
-    /// How the initramfs is compressed.
-    pub compression: Compression,
+    /// Archives put behind the initramfs as they are, in this order.
+    pub archives: Vec<PathBuf>,
+    /// How the initramfs is compressed; none for what is best for the kernel ([`best_compression`]).
+    pub compression: Option<Compression>,
     /// Time of last change of every entry, in seconds since 1970 (`SOURCE_DATE_EPOCH`).
     pub mtime: u32,
-    /// Where downloads and compressed archives are kept. Two builds with one cache wait for each other.
+    /// Where kernels that were downloaded are kept. Two builds with one cache wait for each other.
     pub cache: PathBuf,
+    /// Where compressed archives are kept, and which inputs gave which form; `cache` for builds that may take from earlier ones.
+    pub packed: PathBuf,
     /// Forms beside kernel and initramfs, which are always there.
     pub forms: BTreeSet<Form>,
-    /// What the EFI forms are made with.
-    pub efi: EfiOptions,
+    /// What the forms are made with.
+    pub options: FormOptions,
+    /// What the agent is made of, for the bundle's bill of materials.
+    pub crates: Vec<Crate>,
     /// Where the files go.
     pub out: PathBuf,
 }
@@ -100,12 +103,10 @@ pub struct Report {
     pub agent_size: u64,
     /// Size of all modules, uncompressed, in bytes.
     pub modules_size: u64,
-    /// Size of the initramfs before compression, in bytes.
+    /// Size of the initramfs before compression, in bytes, without archives that are appended.
     pub archive_size: u64,
-    /// Size of the initramfs, in bytes.
-    pub initramfs_size: u64,
-    /// Size of the kernel, in bytes.
-    pub kernel_size: u64,
+    /// How it is compressed.
+    pub compression: Compression,
     /// Optional modules and patterns that this kernel has nothing for.
     pub absent: Vec<String>,
     /// Whether all files were there already, byte for byte.
@@ -141,6 +142,23 @@ pub enum BuildError {
         release: String,
         /// Every symbol that falls short, with its reason.
         problems: String,
+    },
+    /// An archive that is to be appended is none.
+    #[error("{path} cannot be appended: {why}")]
+    Appended {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The codec failed.
+    #[error("cannot compress the initramfs ({how})")]
+    Compress {
+        /// How.
+        how: Compression,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// A file could not be read or written.
     #[error("cannot use {path}")]
@@ -198,6 +216,26 @@ pub enum BuildError {
     /// The archive could not be written.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// The bundle could not be made.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+}
+
+/// How an initramfs for this kernel is compressed where nothing else is said. Without modules it is small, and a tenth less is worth
+/// the time that xz takes to unpack; with them zstd is a quarter of a second to seconds faster on every boot.
+#[must_use]
+pub fn best_compression(kernel: &Kernel, modules: u64) -> Compression {
+    /// Bytes of modules from which on zstd is better.
+    const MODULES: u64 = 1 << 20;
+    let unpacks = |how: Compression| {
+        let config = kernel.config.as_deref();
+        config.is_some_and(|config| kconfig::check(config, &how.needs()).is_empty())
+    };
+    if modules < MODULES && unpacks(Compression::XZ) {
+        Compression::XZ
+    } else {
+        Compression::default()
+    }
 }
 
 /// Builds an image. Its files are replaced one by one, each by a rename, the manifest last.
@@ -206,189 +244,150 @@ pub enum BuildError {
 /// Anything that would make an image that does not boot, or that cannot be read or written; nothing is replaced then.
 pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> {
     let start = Instant::now();
-    let _lock = kernel::lock(&config.cache)
-        .map_err(|source| BuildError::Io { path: config.cache.clone(), source })?;
-    let agent = read_agent(&config.agent)?;
-    let agent_digest = Digest::of(&agent);
+    let _lock = kernel::lock(&config.cache).map_err(fail(&config.cache))?;
+    let agent = sources::read_agent(&config.agent)?;
     let kernel = kernel::get(&config.kernel, &config.cache, notice)?;
-    let lacks = check_config(&kernel, &config.required, notice)?;
+    if kernel.config.is_none() {
+        notice("the kernel's configuration is not known (--config FILE): not checked");
+    }
+    sources::check_config(&kernel, &config.required)?;
+    let lacks = sources::lacks(&kernel, &config.required);
+    lacks.iter().for_each(|lack| notice(&format!("kernel {}: {lack}", kernel.release)));
     let selection = hardware::choose(&kernel, config, notice)?;
     if !selection.absent.is_empty() {
         notice(&format!("this kernel has no {}: left out", selection.absent.join(", ")));
     }
-    let modules = read_modules(&kernel.modules_dir, &selection)?;
-    let builtin = files::optional(&kernel.modules_dir.join("modules.builtin"))?;
+    let modules = sources::read_modules(&kernel.modules_dir, &selection)?;
     let modules_size = modules.iter().map(|(_, bytes)| size(bytes)).sum();
+    let compression = config.compression.unwrap_or_else(|| best_compression(&kernel, modules_size));
+    let appended = sources::read_archives(&config.archives)?;
+    let mut decoders = compression.needs();
+    decoders.extend(appended.iter().filter_map(|it| it.needs.clone()));
+    sources::check_config(&kernel, &decoders)?;
     let agent_size = size(&agent);
-    let mut manifest = Manifest {
-        name: "layer0".to_owned(),
-        version: config.version.clone(),
-        kernel: kernel.release.clone(),
-        kernel_source: kernel.source.clone(),
-        flavour: kernel.flavour.clone(),
-        agent: config.agent_version.clone(),
-        agent_digest,
-        modules: selection.modules.keys().cloned().collect(),
-        lacks,
-        firmware: Vec::new(),
-        artifacts: Vec::new(),
-    };
+    let mut manifest = Manifest { lacks, ..manifest(config, &kernel, &selection, &agent) };
+    let builtin = files::optional(&kernel.modules_dir.join("modules.builtin"))?;
     let parts = Parts { agent, selection: &selection, modules, builtin, about: &manifest };
     let mut tree = assemble(parts)?;
     manifest.firmware = hardware::add_firmware(&mut tree, &kernel, &selection, config, notice)?;
-    for path in &config.ca {
-        overlay::add_ca(&mut tree, path)?;
-    }
-    for path in &config.imageset_keys {
-        overlay::add_imageset_key(&mut tree, path)?;
-    }
-    if let Some(path) = &config.registries {
-        registries::add(&mut tree, path)?;
-    }
-    for dir in &config.overlays {
-        overlay::merge(&mut tree, dir)?;
-    }
-    let plain = archive::write(&tree, config.mtime)?;
-    drop(tree);
-    let archive_size = size(&plain);
-    let initramfs = output::compress(plain, config.compression, &config.cache, notice)?;
-    let (kernel_size, initramfs_size) = (size(&kernel.image), size(&initramfs));
-    let mut files = vec![(output::KERNEL, kernel.image.clone()), (output::INITRAMFS, initramfs)];
-    if config.forms.contains(&Form::Uki) {
-        let initramfs = &files[1].1;
-        files.push((output::EFI, forms::efi(&kernel, initramfs, &config.version, &config.efi)?));
-    }
-    let unchanged = output::write(&config.out, &files, &mut manifest)?;
+    let mut inputs = add_operators(&mut tree, config)?;
+    inputs.extend(appended.iter().map(|it| input("archive", &it.bytes)));
+    let appended = appended.into_iter().map(|it| it.bytes).collect();
+    let packed = packing::pack(tree, appended, compression, config.mtime, &config.packed, notice)?;
+    let shop = Shop { out: config.out.clone(), memory: config.packed.join("forms") };
+    let made = make_files(config, &kernel, &packed.bytes, &shop)?;
+    output::describe(&made, &mut manifest);
+    manifest.inputs = Some(Inputs {
+        forms: config.forms.iter().map(|form| form.word().to_owned()).collect(),
+        command_line: config.options.command_line.clone(),
+        compression: compression.to_string(),
+        with: config.with.clone(),
+        mtime: config.mtime,
+        files: inputs,
+    });
+    let unchanged = finish(config, made, &manifest, &shop)?;
     Ok(Report {
         manifest,
         agent_size,
         modules_size,
-        archive_size,
-        initramfs_size,
-        kernel_size,
+        archive_size: packed.plain,
+        compression,
         absent: selection.absent,
         unchanged,
         took: start.elapsed(),
     })
 }
 
-/// What an image is put together from.
-#[derive(Debug)]
-pub struct Parts<'a> {
-    /// The agent, static.
-    pub agent: Vec<u8>,
-    /// The chosen modules.
-    pub selection: &'a Selection,
-    /// Their contents, uncompressed, by path below `lib/modules/VERSION`.
-    pub modules: Vec<(String, Vec<u8>)>,
-    /// The kernel's `modules.builtin`.
-    pub builtin: Vec<u8>,
-    /// What the image says of itself; its artifacts are not in it.
-    pub about: &'a Manifest,
+fn manifest(config: &Config, kernel: &Kernel, selection: &Selection, agent: &[u8]) -> Manifest {
+    Manifest {
+        name: "layer0".to_owned(),
+        version: config.version.clone(),
+        kernel: kernel.release.clone(),
+        kernel_source: kernel.source.clone(),
+        flavour: kernel.flavour.clone(),
+        agent: config.agent_version.clone(),
+        agent_digest: Digest::of(agent),
+        modules: selection.modules.keys().cloned().collect(),
+        lacks: Vec::new(),
+        firmware: Vec::new(),
+        artifacts: Vec::new(),
+        inputs: None,
+    }
 }
 
-/// Puts the tree of an image together, without what the operator adds. Pure.
-///
-/// # Errors
-/// A module's path cannot stand in a tree.
-pub fn assemble(parts: Parts<'_>) -> Result<Tree, TreeError> {
-    let mut tree = Tree::new();
-    for (path, mode) in DIRECTORIES {
-        tree.directory(path, *mode)?;
+/// Adds what the operator gave, and tells what it was.
+fn add_operators(tree: &mut Tree, config: &Config) -> Result<Vec<Input>, BuildError> {
+    let mut inputs = Vec::new();
+    // Each alone first: its digest must not depend on what it is laid over.
+    let mut add = |what: &str, to: &mut dyn FnMut(&mut Tree) -> Result<(), BuildError>| {
+        let mut alone = Tree::new();
+        to(&mut alone)?;
+        inputs.push(input(what, &archive::write(&alone, 0)?));
+        to(tree)
+    };
+    for path in &config.ca {
+        add("ca", &mut |tree| Ok(overlay::add_ca(tree, path)?))?;
     }
-    for (path, mode, device) in DEVICES {
-        tree.char_device(path, *mode, *device)?;
+    for path in &config.imageset_keys {
+        add("imageset-key", &mut |tree| Ok(overlay::add_imageset_key(tree, path)?))?;
     }
-    let Parts { agent, selection, modules, builtin, about } = parts;
-    tree.file("init", 0o755, agent)?;
-    let base = format!("lib/modules/{}", about.kernel);
-    for (path, bytes) in modules {
-        tree.file(&format!("{base}/{path}"), 0o644, bytes)?;
+    if let Some(path) = &config.registries {
+        add("registries", &mut |tree| Ok(registries::add(tree, path)?))?;
     }
-    for (name, text) in [
-        ("modules.alias", index::alias(selection).into_bytes()),
-        ("modules.builtin", builtin),
-        ("modules.dep", index::dep(selection).into_bytes()),
-        ("modules.softdep", index::softdep(selection).into_bytes()),
-    ] {
-        tree.file(&format!("{base}/{name}"), 0o644, text)?;
+    for dir in &config.overlays {
+        add("overlay", &mut |tree| Ok(overlay::merge(tree, dir)?))?;
     }
-    tree.file(MODULES_LOAD, 0o644, index::load(selection).into_bytes())?;
-    tree.file(ABOUT, 0o644, about_text(about).into_bytes())?;
-    Ok(tree)
+    Ok(inputs)
 }
 
-fn about_text(about: &Manifest) -> String {
-    // The agent knows its own version, and given as a file it is not known here.
-    let Manifest { version, kernel, kernel_source, flavour, agent_digest, .. } = about;
-    let agent_digest = agent_digest.to_string();
-    let about = serde_json::json!({
-        "version": version, "kernel": kernel, "kernel_source": kernel_source,
-        "flavour": flavour, "agent_digest": agent_digest,
-    });
-    format!("{about:#}\n")
+fn input(option: &str, bytes: &[u8]) -> Input {
+    Input { option: option.to_owned(), digest: Digest::of(bytes) }
 }
 
-fn read_agent(path: &Path) -> Result<Vec<u8>, BuildError> {
-    let io = |source| BuildError::Io { path: path.to_owned(), source };
-    let agent = fs::read(path).map_err(io)?;
-    let wrong = |source| BuildError::Agent { path: path.to_owned(), source };
-    let linkage = elf::linkage(&agent).map_err(|error| wrong(Some(error)))?;
-    if !linkage.is_static() {
-        let interpreter = linkage.interpreter.iter().map(|name| format!("interpreter {name}"));
-        let libraries = linkage.needed.iter().map(|name| format!("library {name}"));
-        let needs = interpreter.chain(libraries).collect::<Vec<_>>().join(", ");
-        return Err(BuildError::Dynamic { path: path.to_owned(), needs });
-    }
-    if linkage.x86_64 { Ok(agent) } else { Err(wrong(None)) }
-}
-
-/// Refuses a kernel without what Layer0 needs; gives what it lacks of the rest.
-fn check_config(
+/// Kernel, initramfs and the forms that are made of them.
+fn make_files(
+    config: &Config,
     kernel: &Kernel,
-    required: &[Symbol],
-    notice: Notice<'_>,
-) -> Result<Vec<String>, BuildError> {
-    let Some(config) = &kernel.config else {
-        notice("the kernel's configuration is not known (--config FILE): not checked");
-        return Ok(Vec::new());
+    initramfs: &[u8],
+    shop: &Shop,
+) -> Result<Vec<Made>, BuildError> {
+    let from = Ingredients {
+        kernel,
+        initramfs,
+        version: &config.version,
+        time: config.mtime,
+        options: &config.options,
     };
-    let problems = kconfig::check(config, required);
-    if problems.is_empty() {
-        let lacks = kconfig::lacks(config, required);
-        let lacks: Vec<_> = lacks.iter().map(ToString::to_string).collect();
-        lacks.iter().for_each(|lack| notice(&format!("kernel {}: {lack}", kernel.release)));
-        return Ok(lacks);
-    }
-    let problems = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    Err(BuildError::Kconfig { release: kernel.release.clone(), problems })
+    let mut made = vec![
+        Made::new(output::KERNEL, kernel.image.clone()),
+        Made::new(output::INITRAMFS, initramfs.to_vec()),
+    ];
+    made.extend(forms::make(&config.forms, &from, shop)?);
+    Ok(made)
 }
 
-/// Reads the chosen modules, on as many threads as there are processors, in order of their names.
-fn read_modules(dir: &Path, selection: &Selection) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
-    let chosen: Vec<_> = selection.modules.values().collect();
-    let workers = thread::available_parallelism().map_or(1, usize::from);
-    let read = |modules: &[&crate::modules::Module]| {
-        let one = |module: &&crate::modules::Module| {
-            Ok((module.path.clone(), files::read(&dir.join(&module.file))?))
-        };
-        modules.iter().map(one).collect::<Result<Vec<_>, FilesError>>()
-    };
-    thread::scope(|scope| {
-        let chunks = chosen.chunks(chosen.len().div_ceil(workers).max(1));
-        let work: Vec<_> = chunks.map(|chunk| scope.spawn(move || read(chunk))).collect();
-        let mut modules = Vec::with_capacity(chosen.len());
-        for worker in work {
-            let died = || BuildError::Io {
-                path: dir.to_owned(),
-                source: io::Error::other("a reader of its modules died"),
-            };
-            modules.extend(worker.join().map_err(|_| died())??);
-        }
-        Ok(modules)
-    })
+/// Writes the files, those of the bundle too, the manifest last. Tells whether everything was there.
+fn finish(
+    config: &Config,
+    mut made: Vec<Made>,
+    manifest: &Manifest,
+    shop: &Shop,
+) -> Result<bool, BuildError> {
+    if config.forms.contains(&Form::Bundle) {
+        let bundled = bundle::make(&made, manifest, &config.crates, config.mtime, shop)?;
+        made.extend(bundled);
+    }
+    made.push(Made::new(MANIFEST, output::manifest_text(manifest)?));
+    let others: Vec<_> =
+        Form::ALL.iter().filter_map(|form| form.file()).chain(bundle::BESIDE).collect();
+    output::write(&config.out, &made, &others)
 }
 
 fn size(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+fn fail(path: &Path) -> impl Fn(io::Error) -> BuildError + use<> {
+    let path = path.to_owned();
+    move |source| BuildError::Io { path: path.clone(), source }
 }

@@ -6,7 +6,10 @@
 //! | [`tree`] | the file tree that goes into the archive. Pure |
 //! | [`registries`] | the registry table, from TOML to what the agent reads |
 //! | [`overlay`] | what the operator adds: directories and CA certificates, read from disk |
-//! | [`archive`] | the tree as newc cpio, compressed, and read back. Pure |
+//! | [`archive`] | the tree as newc cpio, and read back. Pure |
+//! | [`compress`] | how that is compressed, and what the kernel needs to unpack it. Pure |
+//! | [`compare`] | where two images differ, down to the entry of an archive. Pure |
+//! | [`sbom`] | what an image is made of, as CycloneDX. Pure |
 //! | [`elf`] | a small bounded ELF reader: how the agent is linked, what a module says of itself. Pure |
 //! | [`disk`] | disks that firmware boots from: FAT32 and GPT. Pure |
 //! | [`pe`] | sections added to an EFI program, and read back. Pure |
@@ -18,6 +21,8 @@
 //! does not build the agent either; that is cargo's work, in xtask.
 
 pub mod archive;
+pub mod compare;
+pub mod compress;
 pub mod disk;
 pub mod elf;
 pub mod image;
@@ -26,6 +31,7 @@ pub mod modules;
 pub mod overlay;
 pub mod pe;
 pub mod registries;
+pub mod sbom;
 pub mod tree;
 pub mod uki;
 

@@ -126,6 +126,28 @@ impl Tree {
         self.nodes.iter().map(|(path, node)| (path.as_str(), node))
     }
 
+    /// Takes out what lies below a directory, with that directory and its parents, which also stay: two trees that, unpacked
+    /// one after the other, are this one.
+    #[must_use]
+    pub fn split(mut self, below: &str) -> (Self, Self) {
+        let inside = format!("{below}/");
+        let mut taken = Self::new();
+        for (path, node) in &self.nodes {
+            if path.starts_with(&inside) || inside.starts_with(&format!("{path}/")) {
+                taken.nodes.insert(path.clone(), node.clone());
+            }
+        }
+        self.nodes.retain(|path, _| !path.starts_with(&inside));
+        (taken, self)
+    }
+
+    /// Bytes of all its files together.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let size = |node: &Node| if let Kind::File(it) = &node.kind { it.len() } else { 0 };
+        self.nodes.values().map(size).sum()
+    }
+
     /// How many paths there are, without the root.
     #[must_use]
     pub fn len(&self) -> usize {

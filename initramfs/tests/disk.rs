@@ -32,26 +32,36 @@ fn a_volume_is_sound_to_fsck_and_its_files_come_out_by_mtools() {
         ("README.TXT", b"hello".as_slice()),
         ("EMPTY", b""),
     ];
-    let image = fat::volume("LAYER0", &files).unwrap();
-    let path = dir.path().join("volume");
-    fs::write(&path, image).unwrap();
-    let at = path.to_str().unwrap();
-    let said = content("fsck.fat", &["-n", "-v", at]);
-    assert!(said.contains(": 6 files, 5864/65541 clusters"), "{said}");
-    for (name, contents) in files {
-        let out = dir.path().join("out");
-        content("mcopy", &["-n", "-o", "-i", at, &format!("::{name}"), out.to_str().unwrap()]);
-        assert!(fs::read(&out).unwrap() == contents, "{name}");
+    for (form, clusters) in [(fat::Form::Fat32, "5864/65541"), (fat::Form::Fat16, "1468/4101")] {
+        let volume = fat::Volume { form, label: "LAYER0", files: &files, spare: 0, hidden: 0 };
+        let image = fat::volume(&volume).unwrap();
+        let path = dir.path().join("volume");
+        fs::write(&path, image).unwrap();
+        let at = path.to_str().unwrap();
+        let said = content("fsck.fat", &["-n", "-v", at]);
+        assert!(said.contains(&format!(": 6 files, {clusters} clusters")), "{said}");
+        for (name, contents) in files {
+            let out = dir.path().join("out");
+            content("mcopy", &["-n", "-o", "-i", at, &format!("::{name}"), out.to_str().unwrap()]);
+            assert!(fs::read(&out).unwrap() == contents, "{name}");
+        }
+        assert!(content("mdir", &["-i", at, "::"]).contains("LAYER0"));
     }
-    assert!(content("mdir", &["-i", at, "::"]).contains("LAYER0"));
 }
 
 #[test]
 fn a_disk_has_one_efi_system_partition_and_nothing_is_wrong_with_it() {
     let dir = tempfile::tempdir().unwrap();
-    let volume = fat::volume("LAYER0", &[("EFI/BOOT/BOOTX64.EFI", b"MZ".as_slice())]).unwrap();
+    let volume = fat::volume(&fat::Volume {
+        form: fat::Form::Fat32,
+        label: "LAYER0",
+        files: &[("EFI/BOOT/BOOTX64.EFI", b"MZ".as_slice())],
+        spare: 0,
+        hidden: 2048,
+    })
+    .unwrap();
     let path = dir.path().join("disk");
-    fs::write(&path, gpt::disk("Layer0", &volume)).unwrap();
+    fs::write(&path, gpt::disk("Layer0", &volume, Some(&[0x90; 400]))).unwrap();
     let verified = content("sfdisk", &["--verify", disk(&path)]);
     assert!(verified.contains("No errors detected"), "{verified}");
     let dump = content("sfdisk", &["--json", disk(&path)]);
@@ -61,6 +71,7 @@ fn a_disk_has_one_efi_system_partition_and_nothing_is_wrong_with_it() {
     assert_eq!(partitions[0]["type"], "C12A7328-F81F-11D2-BA4B-00A0C93EC93B");
     assert_eq!(partitions[0]["start"], 2048);
     assert_eq!(partitions[0]["name"], "Layer0");
+    assert_eq!(partitions[0]["attrs"], "LegacyBIOSBootable");
     assert_eq!(partitions[0]["size"].as_u64().unwrap() * 512, volume.len() as u64);
 }
 

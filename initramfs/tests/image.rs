@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
-use initramfs::archive::{self, Compression, Entry};
+use initramfs::archive::{self, Entry};
+use initramfs::compress::{self, Compression};
 use initramfs::elf::fake;
-use initramfs::image::forms::{EfiOptions, Form};
+use initramfs::image::forms::{Form, FormOptions};
 use initramfs::image::hardware::{FirmwareSource, Hardware};
 use initramfs::image::{self, BuildError, Config, Report};
 use initramfs::kernel::{Source, bzimage, kconfig};
@@ -51,17 +53,21 @@ impl Fixture {
             version: "1.2.3".to_owned(),
             kernel: Source::Files { image: at("vmlinuz"), modules, config: None },
             lists: wanted::parse(LISTS).unwrap(),
+            with: Vec::new(),
             hardware: Hardware::default(),
             required: Vec::new(),
             ca: Vec::new(),
             imageset_keys: Vec::new(),
             registries: None,
             overlays: Vec::new(),
-            compression: Compression::Zstd,
+            archives: Vec::new(),
+            compression: None,
             mtime: 7,
             forms: BTreeSet::new(),
-            efi: EfiOptions::default(),
+            options: FormOptions::default(),
+            crates: Vec::new(),
             cache: at("cache"),
+            packed: at("cache"),
             out: at("out"),
         };
         Self { dir, config }
@@ -217,7 +223,7 @@ fn overlays_and_certificates_are_in_the_image() {
     let pem = fixture.dir.path().join("site.crt");
     fs::write(&pem, "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n").unwrap();
     fixture.config.ca = vec![pem];
-    fixture.config.compression = Compression::None;
+    fixture.config.compression = Some(Compression::None);
     fixture.build().unwrap();
     let entries = archive::read(&fixture.out("initramfs.img")).unwrap();
     let find = |path: &str| entries.iter().find(|entry| entry.path == path).unwrap();
@@ -230,8 +236,8 @@ fn one_efi_program_holds_this_kernel_and_this_initramfs_and_goes_when_it_is_not_
     let mut fixture = Fixture::new();
     fs::write(fixture.dir.path().join("stub"), pe::fake()).unwrap();
     fixture.config.forms = BTreeSet::from([Form::Uki]);
-    fixture.config.efi.stub = Some(fixture.dir.path().join("stub"));
-    fixture.config.efi.command_line = "console=ttyS0".to_owned();
+    fixture.config.options.stub = Some(fixture.dir.path().join("stub"));
+    fixture.config.options.command_line = "console=ttyS0".to_owned();
     let report = fixture.build().unwrap();
     let image = fixture.out("layer0.efi");
     let artifact = report.manifest.artifacts.iter().find(|it| it.name == "layer0.efi").unwrap();
@@ -247,11 +253,181 @@ fn one_efi_program_holds_this_kernel_and_this_initramfs_and_goes_when_it_is_not_
     assert!(!fixture.config.out.join("layer0.efi").exists());
 }
 
+/// A build with every form, out of a kernel and a stub that are none: what is made of them boots nowhere.
+fn with_every_form() -> Fixture {
+    let mut fixture = Fixture::new();
+    fs::write(fixture.dir.path().join("stub"), pe::fake()).unwrap();
+    fixture.config.forms = BTreeSet::from([Form::Uki, Form::Iso, Form::Usb, Form::Bundle]);
+    fixture.config.options.stub = Some(fixture.dir.path().join("stub"));
+    fixture.config.options.command_line = "console=ttyS0".to_owned();
+    fixture
+}
+
+#[test]
+fn every_form_is_the_same_wherever_and_whenever_it_is_made() {
+    let (first, second) = (with_every_form(), with_every_form());
+    let report = first.build().unwrap();
+    // Tools that take the time take it by the second, and FAT has one for two of them.
+    let later = std::time::Instant::now() + std::time::Duration::from_millis(2100);
+    while std::time::Instant::now() < later {
+        std::thread::yield_now();
+    }
+    second.build().unwrap();
+    let names = [
+        "layer0.efi",
+        "layer0.iso",
+        "layer0-usb.img",
+        "layer0-bundle.tar",
+        "sbom.cdx.json",
+        "SHA256SUMS",
+        "manifest.json",
+    ];
+    for name in names {
+        assert!(first.out(name) == second.out(name), "{name}");
+    }
+    let inputs = report.manifest.inputs.unwrap();
+    assert_eq!(inputs.forms, ["uki", "iso", "usb", "bundle"]);
+    assert_eq!((inputs.compression.as_str(), inputs.mtime), ("zstd:19", 7));
+    assert!(first.build().unwrap().unchanged);
+}
+
+#[test]
+fn the_checksums_hold_in_the_directory_and_in_the_bundle() {
+    let fixture = with_every_form();
+    fixture.build().unwrap();
+    let unpacked = fixture.dir.path().join("unpacked");
+    fs::create_dir(&unpacked).unwrap();
+    run(&fixture.config.out, "tar", &["-xf", "layer0-bundle.tar", "-C", "../unpacked"]);
+    for dir in [fixture.config.out.clone(), unpacked.join("layer0")] {
+        let said = run(&dir, "sha256sum", &["--strict", "-c", "SHA256SUMS"]);
+        assert_eq!(said.lines().filter(|line| line.ends_with(": OK")).count(), 7, "{said}");
+    }
+    fs::write(fixture.config.out.join("vmlinuz"), "spoilt").unwrap();
+    let verdict = Command::new("sha256sum")
+        .args(["-c", "SHA256SUMS"])
+        .current_dir(&fixture.config.out)
+        .output();
+    assert!(!verdict.unwrap().status.success());
+}
+
+fn run(dir: &Path, program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).current_dir(dir).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_disk_and_the_cd_hold_the_program_the_kernel_and_the_initramfs() {
+    let fixture = with_every_form();
+    fixture.build().unwrap();
+    let out = &fixture.config.out;
+    let files = [
+        ("EFI/BOOT/BOOTX64.EFI", "layer0.efi"),
+        ("VMLINUZ", "vmlinuz"),
+        ("INITRD.IMG", "initramfs.img"),
+    ];
+    for (inside, outside) in files {
+        run(
+            out,
+            "mcopy",
+            &["-n", "-o", "-i", "layer0-usb.img@@1M", &format!("::{inside}"), "../file"],
+        );
+        assert!(
+            fs::read(fixture.dir.path().join("file")).unwrap() == fixture.out(outside),
+            "{inside}"
+        );
+    }
+    run(out, "sfdisk", &["--verify", "layer0-usb.img"]);
+    let files = [
+        ("/boot/vmlinuz", "vmlinuz"),
+        ("/boot/initrd.img", "initramfs.img"),
+        ("/boot/efi.img", "efi.img"),
+    ];
+    for (inside, outside) in files {
+        let to = fixture.dir.path().join("file");
+        fs::remove_file(&to).unwrap();
+        run(
+            out,
+            "xorriso",
+            &["-indev", "layer0.iso", "-osirrox", "on", "-extract", inside, to.to_str().unwrap()],
+        );
+        if outside == "efi.img" {
+            run(
+                out,
+                "mcopy",
+                &["-n", "-o", "-i", to.to_str().unwrap(), "::EFI/BOOT/BOOTX64.EFI", "../program"],
+            );
+            assert!(
+                fs::read(fixture.dir.path().join("program")).unwrap() == fixture.out("layer0.efi")
+            );
+        } else {
+            assert!(fs::read(&to).unwrap() == fixture.out(outside), "{inside}");
+        }
+    }
+    let catalogue = run(out, "xorriso", &["-indev", "layer0.iso", "-report_el_torito", "plain"]);
+    for word in ["BIOS", "UEFI"] {
+        assert!(catalogue.contains(word), "{catalogue}");
+    }
+}
+
+#[test]
+fn archives_are_appended_as_they_are_and_what_is_none_is_refused() {
+    let mut fixture = Fixture::new();
+    let archive = |name: &str, path: &str| {
+        let mut tree = initramfs::tree::Tree::new();
+        tree.file(path, 0o600, b"site".to_vec()).unwrap();
+        let bytes = Compression::XZ.compress(archive::write(&tree, 0).unwrap()).unwrap();
+        let file = fixture.dir.path().join(name);
+        fs::write(&file, &bytes).unwrap();
+        (file, bytes)
+    };
+    let (one, bytes) = archive("one.cpio.xz", "etc/layercake/one");
+    let (two, last) = archive("two.cpio.xz", "etc/layercake/two");
+    fixture.config.archives = vec![one, two.clone()];
+    let report = fixture.build().unwrap();
+    let image = fixture.out("initramfs.img");
+    assert!(image.ends_with(&last));
+    let entries = archive::read_all(&compress::unpack(&image, 1 << 20).unwrap()).unwrap();
+    for path in ["init", "etc/layercake/one", "etc/layercake/two"] {
+        assert!(entries.iter().any(|entry| entry.path == path), "{path}");
+    }
+    let given = report.manifest.inputs.unwrap().files;
+    assert_eq!((given[0].option.as_str(), given[0].digest), ("archive", Digest::of(&bytes)));
+    fs::remove_dir_all(&fixture.config.out).unwrap();
+    for (contents, said) in [
+        (b"PK\x03\x04".as_slice(), "is not a newc cpio"),
+        (&bytes[..bytes.len() - 20], "does not unpack"),
+        (b"070701", "cannot read entry 0"),
+    ] {
+        fs::write(&two, contents).unwrap();
+        let error = fixture.error();
+        assert!(
+            error.contains("two.cpio.xz cannot be appended") && error.contains(said),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_kernel_that_cannot_unpack_the_initramfs_is_refused() {
+    let mut fixture = Fixture::new();
+    let config = fixture.dir.path().join("config");
+    fs::write(&config, "CONFIG_RD_ZSTD=y\n").unwrap();
+    set_kernel_config(&mut fixture.config, &config);
+    fixture.config.compression = Some(Compression::XZ);
+    let error = fixture.error();
+    assert!(error.contains("CONFIG_RD_XZ is n, wanted y: unpacks the initramfs"), "{error}");
+    fixture.config.compression = None;
+    assert_eq!(fixture.build().unwrap().compression, Compression::default());
+    fs::write(&config, "CONFIG_RD_ZSTD=y\nCONFIG_RD_XZ=y\nCONFIG_XZ_DEC_X86=y\n").unwrap();
+    assert_eq!(fixture.build().unwrap().compression, Compression::XZ);
+}
+
 #[test]
 fn a_missing_stub_names_the_package_that_has_it() {
     let mut fixture = Fixture::new();
     fixture.config.forms = BTreeSet::from([Form::Uki]);
-    fixture.config.efi.stub = Some(fixture.dir.path().join("nowhere"));
+    fixture.config.options.stub = Some(fixture.dir.path().join("nowhere"));
     let error = fixture.error();
     assert!(
         error.contains("nowhere: apt-get install") && error.contains("systemd-boot-efi"),

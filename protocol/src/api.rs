@@ -9,6 +9,11 @@
 //! | POST /v1/nodes/{id}/channels | [`crate::channel::ChannelBody`] | 201 [`crate::channel::ChannelCreated`] |
 //! | POST /v1/nodes/{id}/power | [`PowerBody`] | 204 |
 //! | POST /v1/nodes/{id}/busy | [`BusyBody`] | 204 |
+//! | GET /v1/layer0 | | `Vec<Layer0Record>` |
+//! | POST /v1/layer0?name=NAME | a build's `manifest.json` | [`Layer0Upload`] |
+//! | PUT /v1/layer0/{hex}/{file} | a file of that build | 204 |
+//! | DELETE /v1/layer0/{hex} | | 204 |
+//! | POST /v1/layer0/start | [`Layer0Request`] | 201 `Vec<Layer0Node>` |
 //! | GET /v1/imagesets | | `Vec<ImageSetRecord>` |
 //! | POST /v1/rolls | [`RollRequest`] | 201 [`Roll`] |
 //! | POST /v1/rolls/undo | [`UndoRequest`] | 201 `Vec<Roll>` |
@@ -21,7 +26,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Digest, Mac, Name, NodeId, Version};
-use crate::node::{Desired, Observed, Phase, PowerAction, RollReport};
+use crate::node::{Desired, Layer0How, Observed, Phase, PowerAction, RollReport};
 use crate::reference::Reference;
 
 /// Longest wait of the long poll that the server grants, in seconds.
@@ -179,4 +184,76 @@ pub struct Roll {
     pub reference: Reference,
     /// The nodes.
     pub nodes: Vec<RollNode>,
+}
+
+/// A Layer0 build that the server has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer0Record {
+    /// sha256 of its manifest: what it is known by.
+    pub digest: Digest,
+    /// The name that an operator gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// Version of Layercake that built it.
+    pub version: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The kernel's flavour.
+    pub flavour: String,
+    /// Version of the agent in it.
+    pub agent: String,
+    /// sha256 of the agent in it.
+    pub agent_digest: Digest,
+    /// Whether its agent is there alone, to replace another in place.
+    pub agent_alone: bool,
+    /// Whether there is a signature for it.
+    pub signed: bool,
+    /// Whether nodes boot it that nobody has asked for another.
+    pub default: bool,
+    /// Size of its files in bytes.
+    pub bytes: u64,
+    /// When it came here, milliseconds since the Unix epoch.
+    pub added_ms: u64,
+}
+
+/// What is to follow a manifest that was posted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer0Upload {
+    /// The build's digest.
+    pub digest: Digest,
+    /// Files that are not there yet; none when the build is complete.
+    pub missing: Vec<String>,
+}
+
+/// `POST /v1/layer0/start`: bring these nodes to this Layer0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layer0Request {
+    /// Ids of nodes, or the one word `all`.
+    pub nodes: Vec<String>,
+    /// `default`, the name of a build, its digest or the beginning of it.
+    pub layer0: String,
+    /// How to get there.
+    #[serde(default)]
+    pub how: Layer0How,
+    /// Also where the node runs it already: a fast reboot.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
+    /// Go there on busy nodes as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// What a node was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer0Node {
+    /// The node.
+    pub node: NodeId,
+    /// The Layer0.
+    pub digest: Digest,
+    /// Version of the desired document that says so.
+    pub desired_version: u64,
+    /// The boot that ends for it; none when nothing needs to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
 }

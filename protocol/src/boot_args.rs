@@ -9,7 +9,7 @@ mod amount;
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use crate::ids::{Mac, NodeId};
+use crate::ids::{Digest, Mac, NodeId};
 use crate::reference::Reference;
 
 pub use amount::{Amount, InvalidAmount};
@@ -124,6 +124,10 @@ pub struct BootArgs {
     pub store: Option<Amount>,
     /// `layercake.zram=`: swap that is compressed and lies in memory itself; none where it is not said.
     pub zram: Option<Amount>,
+    /// `layercake.layer0=`: the digest of this Layer0's manifest, said by whoever started it.
+    pub layer0: Option<Digest>,
+    /// `layercake.kexec`: the kernel before this one started it.
+    pub kexec: bool,
     /// `BOOTIF=`: the interface that the firmware booted from.
     pub bootif: Option<Mac>,
     /// `ip=`.
@@ -166,6 +170,8 @@ impl BootArgs {
             "layercake.zram" if value == "off" => self.zram = None,
             "layercake.zram" => self.zram = Some(value.parse().map_err(to_text)?),
             "layercake.cache" => self.cache = parse_cache(value)?,
+            "layercake.layer0" => self.layer0 = Some(value.parse().map_err(to_text)?),
+            "layercake.kexec" => self.kexec = true,
             "BOOTIF" => self.bootif = Some(value.parse().map_err(to_text)?),
             "ip" => self.ip = parse_ip(value)?,
             _ if key.starts_with("layercake.") => return Err("unknown key, ignored".to_owned()),
@@ -337,6 +343,12 @@ impl fmt::Display for BootArgs {
         }
         words.extend(self.store.map(|amount| format!("layercake.store={amount}")));
         words.extend(self.zram.map(|amount| format!("layercake.zram={amount}")));
+        if let Some(digest) = &self.layer0 {
+            words.push(format!("layercake.layer0={digest}"));
+        }
+        if self.kexec {
+            words.push("layercake.kexec".to_owned());
+        }
         if let Some(mac) = self.bootif {
             words.push(format!("BOOTIF=01-{}", mac.to_string().replace(':', "-")));
         }

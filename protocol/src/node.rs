@@ -13,8 +13,10 @@ use crate::reference::Reference;
 use crate::registries::RegistryEntry;
 
 mod given;
+mod layer0;
 
 pub use given::{FileContent, GivenFile, Usage};
+pub use layer0::{DesiredLayer0, Layer0Archive, Layer0How, Layer0State, ObservedLayer0};
 
 /// An ImageSet that a node should run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +94,9 @@ pub struct Desired {
     /// A container has them as they were when it was made ready to start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<GivenFile>,
+    /// The Layer0 to run; none while nobody has asked for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer0: Option<DesiredLayer0>,
 }
 
 impl Desired {
@@ -108,6 +113,7 @@ impl Desired {
             channels: Vec::new(),
             busy: None,
             files: Vec::new(),
+            layer0: None,
         }
     }
 }
@@ -122,6 +128,8 @@ pub enum Phase {
     Ipxe,
     /// The kernel and the initramfs were fetched.
     Kernel,
+    /// The kernel was started by the one before, in the place of all of the above. Agents do not report it as a mark.
+    Kexec,
     /// PID 1 started.
     Init,
     /// The agent reached its server for the first time.
@@ -136,10 +144,11 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Dhcp,
         Self::Ipxe,
         Self::Kernel,
+        Self::Kexec,
         Self::Init,
         Self::Agent,
         Self::Pulling,
@@ -154,6 +163,7 @@ impl Phase {
             Self::Dhcp => "dhcp",
             Self::Ipxe => "ipxe",
             Self::Kernel => "kernel",
+            Self::Kexec => "kexec",
             Self::Init => "init",
             Self::Agent => "agent",
             Self::Pulling => "pulling",
@@ -414,6 +424,9 @@ pub struct Observed {
     /// The disk that keeps blobs across reboots, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<ObservedCache>,
+    /// Its Layer0; none from an agent that is not in one (`--standalone`) or does not know how to change it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer0: Option<ObservedLayer0>,
     /// Its ImageSets.
     pub imagesets: Vec<ObservedSet>,
     /// What its hardware is: in the first report of a boot, and when it changes. The server keeps the last one.

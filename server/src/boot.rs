@@ -2,7 +2,8 @@
 
 use minijinja::{Environment, UndefinedBehavior, context};
 use protocol::boot_args::BootArgs;
-use protocol::ids::{Mac, NodeId};
+use protocol::ids::{Digest, Mac, NodeId};
+use protocol::layer0::{self, INITRAMFS, KERNEL};
 
 /// The script that `boot.ipxe` is over TFTP: it only chains to the real one over HTTP.
 const CHAIN: &str = include_str!("../templates/chain.ipxe");
@@ -27,6 +28,8 @@ pub struct Script<'a> {
     pub mac: Mac,
     /// Base URL of this server as the node reaches it, without a slash at its end.
     pub url: &'a str,
+    /// The Layer0 that it boots; none where `server.layer0_dir` has no manifest: then the node cannot say which one it runs.
+    pub layer0: Option<Digest>,
     /// More kernel arguments, `console=ttyS0,115200n8`.
     pub extra: &'a str,
 }
@@ -39,6 +42,7 @@ impl Script<'_> {
             servers: vec![self.url.to_owned()],
             node: Some(self.node.clone()),
             bootif: Some(self.mac),
+            layer0: self.layer0,
             ..BootArgs::default()
         };
         let extra = self.extra.trim();
@@ -50,9 +54,15 @@ impl Script<'_> {
     /// # Errors
     /// If the template does not fit its values, which a test rules out.
     pub fn render(&self) -> Result<String, RenderError> {
+        let file = |name: &str| match &self.layer0 {
+            Some(digest) => layer0::path(digest, name),
+            None => format!("/boot/{name}"),
+        };
         let values = context! {
             node => self.node.as_str(),
             mac => self.mac.to_string(),
+            kernel => file(KERNEL),
+            initramfs => file(INITRAMFS),
             url => self.url,
             cmdline => self.command_line(),
         };
@@ -91,6 +101,7 @@ mod tests {
             node: &node,
             mac: Mac([0x52, 0x54, 0, 0, 0, 1]),
             url: "http://10.9.0.1:8080",
+            layer0: None,
             extra: "console=ttyS0,115200n8",
         };
         let expected = "\
@@ -105,6 +116,15 @@ echo Layercake: n1 could not boot from http://10.9.0.1:8080, trying again in 5 s
 sleep 5
 reboot
 ";
+        assert_eq!(script.render().expect("render"), expected);
+        // With a digest, files and command line name the same Layer0.
+        let digest = Digest::of(b"b");
+        let script = Script { layer0: Some(digest), ..script };
+        let base = format!("/boot/layer0/{}/", digest.hex());
+        let expected = expected
+            .replace("8080/boot/vmlinuz", &format!("8080{base}vmlinuz"))
+            .replace("8080/boot/initramfs.img", &format!("8080{base}initramfs.img"))
+            .replace(" BOOTIF", &format!(" layercake.layer0={digest} BOOTIF"));
         assert_eq!(script.render().expect("render"), expected);
     }
 
@@ -127,7 +147,7 @@ goto again
     fn the_agent_reads_back_what_the_script_says() {
         let node = "n1".parse().expect("id");
         let mac = Mac([2, 0, 0, 0, 0, 9]);
-        let script = Script { node: &node, mac, url: "http://s:1", extra: " " };
+        let script = Script { node: &node, mac, url: "http://s:1", layer0: None, extra: " " };
         let args = BootArgs::parse(&script.command_line());
         assert_eq!((args.node, args.bootif), (Some(node.clone()), Some(mac)));
         assert_eq!((args.servers, args.problems), (vec!["http://s:1".to_owned()], vec![]));

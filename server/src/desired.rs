@@ -1,7 +1,7 @@
 //! How what is wanted of a node changes. Pure: takes the document that stands, returns the one that shall.
 
 use protocol::ids::NodeId;
-use protocol::node::{Desired, DesiredSet, PowerAction, PowerRequest};
+use protocol::node::{Desired, DesiredLayer0, DesiredSet, PowerAction, PowerRequest};
 
 /// The version of a node's first document: an agent that has acted on none says 0.
 pub const FIRST_VERSION: u64 = 1;
@@ -40,6 +40,12 @@ pub fn with_roll(current: &Desired, set: DesiredSet) -> Desired {
 #[must_use]
 pub fn with_busy(current: &Desired, busy: Option<String>) -> Desired {
     Desired { version: current.version + 1, busy, ..current.clone() }
+}
+
+/// The document of a node that shall run this Layer0.
+#[must_use]
+pub fn with_layer0(current: &Desired, layer0: DesiredLayer0) -> Desired {
+    Desired { version: current.version + 1, layer0: Some(layer0), ..current.clone() }
 }
 
 /// Whether the long poll's caller, who has `after`, should get this document now. Any other version counts, not only

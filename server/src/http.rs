@@ -5,6 +5,7 @@ mod channels;
 mod error;
 pub mod file;
 mod imagesets;
+mod layer0;
 pub mod listen;
 mod nodes;
 mod rolls;
@@ -19,7 +20,7 @@ use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use bytes::Bytes;
 use protocol::ids::NodeId;
 use serde::Serialize;
@@ -33,7 +34,9 @@ use crate::channels::Desk;
 use crate::channels::relay::Socket;
 use crate::files::Files;
 use crate::inventory::Inventory;
+use crate::layer0::Layer0Store;
 use crate::registries::Known;
+use crate::registry::Access;
 use crate::sources::Sources;
 
 /// Largest request body of the API, in bytes.
@@ -56,6 +59,10 @@ pub struct App {
     pub cmdline: String,
     /// Where `vmlinuz` and `initramfs.img` are.
     pub layer0_dir: PathBuf,
+    /// The Layer0 builds.
+    pub layer0: Layer0Store,
+    /// Who may bring Layer0 builds: those who may push to the registry.
+    pub layer0_access: Access,
     /// Where `ipxe.efi` is, for UEFI HTTP Boot: the TFTP server's directory.
     pub loader_dir: Option<PathBuf>,
     /// Where the ends of channels meet.
@@ -91,6 +98,10 @@ pub fn router(app: Arc<App>, registry: Router) -> Router {
         .route("/v1/nodes/{id}/channels/{channel}/node", get(channels::node))
         .route("/v1/nodes/{id}/channels/{channel}/operator", get(channels::operator))
         .route("/v1/nodes/{id}/busy", post(nodes::busy))
+        .route("/v1/layer0", get(layer0::list).post(layer0::begin))
+        .route("/v1/layer0/start", post(layer0::start))
+        .route("/v1/layer0/{digest}", delete(layer0::remove))
+        .route("/v1/layer0/{digest}/{file}", put(layer0::receive))
         .route("/v1/imagesets", get(imagesets::list))
         .route("/v1/imagesets/gc", post(imagesets::gc))
         .route("/v1/rolls", get(rolls::list).post(rolls::start))
@@ -102,6 +113,7 @@ pub fn router(app: Arc<App>, registry: Router) -> Router {
         .route("/boot/ipxe", get(boot::ipxe))
         .route("/boot/vmlinuz", get(boot::vmlinuz))
         .route("/boot/initramfs.img", get(boot::initramfs))
+        .route("/boot/layer0/{digest}/{file}", get(layer0::serve))
         .route("/boot/ipxe.efi", get(boot::loader));
     api.merge(boot)
         .with_state(app)

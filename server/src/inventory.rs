@@ -4,6 +4,7 @@
 //! What an operator wants is in the storage before it shows here, and before anybody is answered. What is seen of
 //! nodes changes here at once and is written by [`Inventory::flush`], in batches: a lost batch is reported again.
 
+mod layer0;
 mod state;
 
 use std::collections::BTreeSet;
@@ -17,6 +18,7 @@ use protocol::ids::{Digest, Mac, Name, NodeId};
 use protocol::node::{Desired, DesiredSet, Observed, PowerAction};
 use tokio::sync::watch;
 
+pub use self::layer0::{Layer0Choice, Layer0Wish};
 use self::state::{State, record, unknown};
 use crate::config::NodeSection;
 use crate::desired;
@@ -73,6 +75,11 @@ pub enum InventoryError {
     /// Power requests name the boot they end, which is not known before the first report.
     #[error("node {0} has not reported since it was registered, so there is no boot to end")]
     NotReported(NodeId),
+    /// Its agent is no Layer0's, or an old one.
+    #[error(
+        "node {0} does not say which Layer0 it runs: its agent is not in one (--standalone), or older than this server"
+    )]
+    NotInLayer0(NodeId),
     /// A report under another node's name.
     #[error("the report is of node {found}, not of {expected}")]
     OtherNode {
@@ -274,7 +281,9 @@ impl Inventory {
         }
         state.dirty_rolls.extend(changed);
         if let Some(node) = state.nodes.get_mut(id) {
-            node.row.timeline.observed(&observed.boot_id, &observed.timeline, now_ms);
+            let kexec = observed.layer0.as_ref().is_some_and(|layer0| layer0.kexec);
+            let (boot_id, marks) = (&observed.boot_id, &observed.timeline);
+            node.row.timeline.observed(boot_id, marks, kexec, now_ms);
             node.set_uuid(observed.uuid.as_deref());
             node.row.observed = Some(observed);
             if hardware.is_some() && node.row.hardware != hardware {

@@ -6,6 +6,7 @@
 //! | [`timeline`], [`rolls`], [`desired`], [`boot`] | what is decided, without I/O |
 //! | [`storage`] | the storage trait, and SQLite behind it |
 //! | [`inventory`] | every node and roll in RAM; the one place where they change |
+//! | [`layer0`] | Layer0 builds by digest, and which of them a machine boots |
 //! | [`sources`] | from `NAME:VERSION` to a digest: the embedded registry or an external one |
 //! | [`channels`] | logs and commands: where operators and nodes meet, and what passes between them |
 //! | [`http`] | the HTTP routes |
@@ -21,6 +22,7 @@ pub mod rolls;
 pub mod timeline;
 
 pub mod inventory;
+pub mod layer0;
 pub mod sources;
 pub mod storage;
 

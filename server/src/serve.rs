@@ -22,6 +22,7 @@ use crate::dhcp::{self, DhcpConfig, DhcpError, DhcpSeen, Reservation};
 use crate::files::{Files, Wrong};
 use crate::http::{App, error_chain, listen};
 use crate::inventory::{Inventory, InventoryError};
+use crate::layer0::{Layer0Error, Layer0Store};
 use crate::registries::Known;
 use crate::registry::{Access, RegistryError, RegistryStore, collect_regularly};
 use crate::sources::{SetName, Sources, Wanted};
@@ -106,6 +107,9 @@ pub enum ServeError {
     /// The embedded registry cannot be opened.
     #[error("the embedded registry cannot be opened")]
     Registry(#[from] RegistryError),
+    /// The Layer0 builds cannot be kept.
+    #[error(transparent)]
+    Layer0(#[from] Layer0Error),
     /// A template does not fit.
     #[error(transparent)]
     Render(#[from] RenderError),
@@ -193,8 +197,7 @@ impl Server {
                 (Sources::External { url: url.clone(), known }, None)
             }
             None => {
-                let access = Access::new(section.push_tokens.clone(), section.pull_tokens.clone());
-                let store = RegistryStore::open_for(&dir.join("registry"), access)?;
+                let store = RegistryStore::open_for(&dir.join("registry"), access(&config))?;
                 let url = config.server.url.clone();
                 let known = registries.clone();
                 (Sources::Embedded { store: store.clone(), url, known }, Some(store))
@@ -278,6 +281,11 @@ impl Server {
             url: config.server.url.to_string(),
             cmdline: config.boot.cmdline.clone(),
             layer0_dir: config.server.layer0_dir.clone(),
+            layer0: Layer0Store::open(
+                config.server.data_dir.join("layer0"),
+                config.server.layer0_dir.clone(),
+            )?,
+            layer0_access: access(&config),
             loader_dir: config.tftp.as_ref().and_then(|tftp| tftp.root.clone()),
             channels: Arc::default(),
             gc_grace: config.registry.gc_grace(),
@@ -308,6 +316,12 @@ impl Server {
         drop(lock);
         result
     }
+}
+
+/// Who may do what in the embedded registry, and bring Layer0 builds.
+fn access(config: &Config) -> Access {
+    let section = &config.registry;
+    Access::new(section.push_tokens.clone(), section.pull_tokens.clone())
 }
 
 /// Makes the data directory and takes it for this process.

@@ -3,7 +3,7 @@
 //! ```text
 //! DHCP (asking for boot) ──> script fetched ──> initramfs sent ──> first report with a new boot id ──> later phases
 //!   starts a new boot          starts one if       never starts      starts one if the kernel was
-//!                              none is starting    one               not booted by us
+//!                              none is starting    one               not booted by us; by kexec, if it says so
 //! ```
 
 use protocol::api::PhaseTime;
@@ -25,6 +25,9 @@ pub struct Timeline {
     pub previous_boot_id: Option<String>,
     /// What has been seen, in the order of [`Phase`].
     pub phases: Vec<PhaseTime>,
+    /// How often iPXE fetched its script since a new boot was last reported.
+    #[serde(default)]
+    pub attempts: u32,
 }
 
 impl Timeline {
@@ -45,6 +48,7 @@ impl Timeline {
         if self.phases.iter().any(|time| time.phase > Phase::Ipxe) {
             self.start_over();
         }
+        self.attempts = self.attempts.saturating_add(1);
         self.stamp(Phase::Ipxe, now_ms);
     }
 
@@ -56,8 +60,8 @@ impl Timeline {
     }
 
     /// The agent reported these phases of this boot. A boot id that is new starts a new boot, unless one that we
-    /// served is just starting.
-    pub fn observed(&mut self, boot_id: &str, marks: &[PhaseMark], now_ms: u64) {
+    /// served is just starting. `kexec`: another kernel started it; that moment is reckoned from how long it runs.
+    pub fn observed(&mut self, boot_id: &str, marks: &[PhaseMark], kexec: bool, now_ms: u64) {
         if self.previous_boot_id.as_deref() == Some(boot_id) {
             return;
         }
@@ -65,13 +69,22 @@ impl Timeline {
             Some(known) if known == boot_id => {}
             Some(_) => {
                 self.start_over();
-                self.boot_id = Some(boot_id.to_owned());
+                self.begin(boot_id);
             }
-            None => self.boot_id = Some(boot_id.to_owned()),
+            None => self.begin(boot_id),
+        }
+        if kexec {
+            let runs = marks.iter().map(|mark| mark.uptime_ms).max().unwrap_or(0);
+            self.stamp(Phase::Kexec, now_ms.saturating_sub(runs));
         }
         for mark in marks {
             self.stamp(mark.phase, now_ms);
         }
+    }
+
+    fn begin(&mut self, boot_id: &str) {
+        self.boot_id = Some(boot_id.to_owned());
+        self.attempts = 0;
     }
 
     fn start_over(&mut self) {
@@ -98,6 +111,7 @@ mod tests {
         Ipxe,
         Kernel,
         Report(&'static str, &'static [Phase]),
+        Kexec(&'static str),
     }
 
     #[track_caller]
@@ -113,7 +127,11 @@ mod tests {
                         .iter()
                         .map(|phase| PhaseMark { phase: *phase, uptime_ms: 1 })
                         .collect();
-                    timeline.observed(boot_id, &marks, *now);
+                    timeline.observed(boot_id, &marks, false, *now);
+                }
+                See::Kexec(boot_id) => {
+                    let marks = [PhaseMark { phase: Phase::Init, uptime_ms: 3 }];
+                    timeline.observed(boot_id, &marks, true, *now);
                 }
             }
         }
@@ -126,7 +144,7 @@ mod tests {
         timeline
     }
 
-    use See::{Dhcp, Ipxe, Kernel, Report};
+    use See::{Dhcp, Ipxe, Kernel, Kexec, Report};
 
     #[test]
     fn a_network_boot_is_stamped_phase_by_phase() {
@@ -184,6 +202,31 @@ mod tests {
             &[(1, Report("a", &[Phase::Init, Phase::Running])), (9, Report("b", &[Phase::Init]))],
             "init@9",
         );
+    }
+
+    #[test]
+    fn a_kexec_starts_a_boot_without_firmware_at_the_time_its_kernel_began() {
+        let timeline = check(
+            &[(1, Dhcp), (2, Ipxe), (3, Kernel), (4, Report("a", &[Phase::Init])), (20, Kexec("b"))],
+            "kexec@17 init@20",
+        );
+        assert_eq!(timeline.previous_boot_id.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn boots_that_nobody_reported_from_are_counted() {
+        let mut timeline = Timeline::default();
+        for now in 1..=3 {
+            timeline.ipxe(now);
+        }
+        assert_eq!(timeline.attempts, 3);
+        timeline.observed("a", &[], false, 4);
+        timeline.observed("a", &[], false, 5);
+        assert_eq!(timeline.attempts, 0);
+        timeline.ipxe(6);
+        // A late word of the boot before says nothing of this one.
+        timeline.observed("a", &[], false, 7);
+        assert_eq!(timeline.attempts, 1);
     }
 
     #[test]

@@ -21,6 +21,11 @@ pub const EFI_DIR: &str = "target/efi";
 /// Their command line: it finds the lab's server, as its first node.
 pub const EFI_COMMAND_LINE: &str =
     "console=ttyS0,115200n8 panic=10 layercake.server=http://10.9.0.1:8080 layercake.node=n1";
+/// Command line of the forms that carry one and boot on any machine of the lab: it runs a set without a server.
+pub const FORMS_COMMAND_LINE: &str =
+    "console=ttyS0,115200n8 panic=10 layercake.imageset=http://10.9.0.1:8080/hello:1";
+/// Where they are.
+pub const FORMS_DIR: &str = "target/forms";
 
 /// The built things.
 #[derive(Debug, Clone)]
@@ -77,6 +82,18 @@ impl Artifacts {
         Ok(file)
     }
 
+    /// A form of Layer0 by its file name, with [`FORMS_COMMAND_LINE`]. `cargo xtask test qemu` builds it.
+    ///
+    /// # Errors
+    /// That it is not there, and what builds it.
+    pub fn form(name: &str) -> Result<PathBuf> {
+        let file = workspace_root().join(FORMS_DIR).join(name);
+        if !file.exists() {
+            bail!("{} is not built: run `cargo xtask test qemu`", file.display());
+        }
+        Ok(file)
+    }
+
     /// The same with the Layer0 that has the modules of network storage. `cargo xtask test qemu` builds it.
     ///
     /// # Errors
@@ -89,7 +106,7 @@ impl Artifacts {
         Ok(self)
     }
 
-    /// The same with the Layer0 that has the oldest kernel that is tested, and all its drivers. `cargo xtask test qemu` builds it.
+    /// The same with the Layer0 that has the oldest kernel that is tested, with the drivers of `tests/facts/floor.json`. `cargo xtask test qemu` builds it.
     ///
     /// # Errors
     /// That it is not there, and what builds it.

@@ -63,6 +63,7 @@ pub const UNIT: &[Need] = &[
     Need::Curl,
     Need::Atftp,
     Need::TftpHpa,
+    Need::Time,
     Need::Kill,
     Need::Htpasswd,
     Need::Mmdebstrap,

@@ -52,6 +52,44 @@ pub enum Boot {
         /// The firmware.
         firmware: Ovmf,
     },
+    /// With firmware from a medium that holds this image. It is not written to.
+    Medium {
+        /// The image.
+        image: PathBuf,
+        /// What it is on.
+        medium: Medium,
+        /// UEFI firmware; BIOS (SeaBIOS) without.
+        firmware: Option<Ovmf>,
+    },
+    /// With a kernel that has its initramfs and command line inside, handed over as a BIOS boot loader does.
+    Kernel {
+        /// The kernel.
+        image: PathBuf,
+    },
+}
+
+/// What firmware boots from besides the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// A SATA disk.
+    Disk,
+    /// A CD in a SATA drive.
+    Cd,
+    /// A USB stick.
+    Stick,
+}
+
+impl Medium {
+    /// QEMU's arguments for one with the drive `medium`.
+    fn device(self) -> &'static [&'static str] {
+        match self {
+            Self::Disk => &["-device", "ide-hd,drive=medium,bus=ide.0,bootindex=0"],
+            Self::Cd => &["-device", "ide-cd,drive=medium,bus=ide.0,bootindex=0"],
+            Self::Stick => {
+                &["-device", "qemu-xhci", "-device", "usb-storage,drive=medium,bootindex=0"]
+            }
+        }
+    }
 }
 
 /// A machine to be started.
@@ -130,8 +168,23 @@ impl MachineSpec {
             ]),
             Boot::Efi { firmware, .. } => {
                 args.extend(firmware.args(dir));
+                args.extend(Ovmf::disk(dir));
                 args.extend(["-device".to_owned(), format!("{nic},romfile=")]);
             }
+            Boot::Medium { image, medium, firmware } => {
+                args.extend(firmware.iter().flat_map(|firmware| firmware.args(dir)));
+                let drive =
+                    format!("if=none,id=medium,format=raw,snapshot=on,file={}", image.display());
+                args.extend(["-drive".to_owned(), drive]);
+                args.extend(medium.device().iter().map(|it| (*it).to_owned()));
+                args.extend(["-device".to_owned(), format!("{nic},romfile=")]);
+            }
+            Boot::Kernel { image } => args.extend([
+                "-device".to_owned(),
+                format!("{nic},romfile="),
+                "-kernel".to_owned(),
+                image.display().to_string(),
+            ]),
         }
         if !self.reboots {
             args.push("-no-reboot".to_owned());
@@ -194,8 +247,13 @@ impl Machine {
         File::create(&disk)
             .and_then(|file| file.set_len(DISK_BYTES))
             .with_context(|| format!("cannot make {}", disk.display()))?;
-        if let Boot::Efi { firmware, program } = &spec.boot {
-            firmware.place(&dir, program)?;
+        match &spec.boot {
+            Boot::Efi { firmware, program } => {
+                firmware.place(&dir)?;
+                Ovmf::place_program(&dir, program)?;
+            }
+            Boot::Medium { firmware: Some(firmware), .. } => firmware.place(&dir)?,
+            _ => {}
         }
         let cable = lab.add_cable(&port(spec.number), &dir)?;
         let accelerator = accelerator::best();

@@ -1,4 +1,4 @@
-//! A node with Debian's generic kernel 6.1, the oldest that is tested: it runs ImageSets, unpacked and mounted; what is plugged into it
+//! A node with Debian's generic kernel 6.1, the oldest that is tested, in an image built for that machine (`--for`): it runs ImageSets, unpacked and mounted; what is plugged into it
 //! while it runs gets its driver; and it says what hardware it has, and which firmware it lacks.
 
 use std::fs::File;

@@ -17,7 +17,15 @@ const STARTER: &str = "start";
 /// # Errors
 /// It does not compile, or cargo cannot be started.
 pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
-    build_one(root, "--bin", BINARY)
+    build_one(root, "--bin", BINARY, None)
+}
+
+/// The same from nothing, with cargo's files in this directory.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_anew(root: &Path, target: &Path) -> anyhow::Result<PathBuf> {
+    build_one(root, "--bin", BINARY, Some(target))
 }
 
 /// Builds the program that starts containers for the roll bench as the agent does, and returns its file.
@@ -25,11 +33,19 @@ pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// As [`build`].
 pub(crate) fn starter(root: &Path) -> anyhow::Result<PathBuf> {
-    build_one(root, "--example", STARTER)
+    build_one(root, "--example", STARTER, None)
 }
 
-fn build_one(root: &Path, kind: &str, name: &str) -> anyhow::Result<PathBuf> {
+fn build_one(
+    root: &Path,
+    kind: &str,
+    name: &str,
+    target: Option<&Path>,
+) -> anyhow::Result<PathBuf> {
     let mut command = static_build("agent");
+    if let Some(target) = target {
+        command.env("CARGO_TARGET_DIR", target);
+    }
     command.current_dir(root).args([kind, name]);
     command.arg("--message-format=json-render-diagnostics");
     command.stdin(Stdio::null()).stderr(Stdio::inherit());

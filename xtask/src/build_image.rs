@@ -1,5 +1,8 @@
 //! `cargo xtask build-image`: Layer0's kernel and initramfs, from this tree and a kernel package.
 
+mod table;
+
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,13 +10,13 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
-use initramfs::archive::Compression;
-use initramfs::image::forms::{EfiOptions, Form, Signer};
+use initramfs::compress::Compression;
+use initramfs::image::forms::{Form, FormOptions, Signer};
 use initramfs::image::{self, Config, Report};
 use initramfs::kernel::{Source, kconfig};
-use initramfs::modules::wanted;
+use initramfs::modules::wanted::{self, Lists};
 
-use crate::{agent_build, kernel};
+use crate::{agent_build, crates, kernel};
 
 mod hardware;
 
@@ -56,11 +59,16 @@ pub(crate) struct Args {
     /// Put these modules in as well: an [extra.NAME] of kernel-config/modules.toml (repeatable), `storage` for network storage
     #[arg(long, value_name = "NAME")]
     pub(crate) with: Vec<String>,
-    /// How the initramfs is compressed
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) compression: CompressionArg,
-    /// Forms beside vmlinuz and initramfs.img (repeatable)
-    #[arg(long, value_enum)]
+    /// Put this archive behind the initramfs as it is, in every form (repeatable): a newc cpio, compressed or not. The kernel unpacks
+    /// it over what is there, the last one wins
+    #[arg(long, value_name = "FILE")]
+    pub(crate) archive: Vec<PathBuf>,
+    /// How the initramfs is compressed: zstd, xz or none, with a level as in zstd:22 or xz:9 [default: xz where the image has no
+    /// modules and the kernel can unpack it, else zstd:19]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) compression: Option<Compression>,
+    /// Forms beside vmlinuz and initramfs.img (repeatable, or separated by commas)
+    #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) format: Vec<Format>,
     /// Command line of the forms that carry one
     #[arg(long, value_name = "TEXT", default_value = DEFAULT_COMMAND_LINE)]
@@ -102,20 +110,28 @@ const DEFAULT_COMMAND_LINE: &str = "console=tty0 console=ttyS0,115200 panic=10";
 /// A form of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// vmlinuz and initramfs.img (always written)
+    /// vmlinuz and initramfs.img, for network boot (always written)
     Split,
     /// layer0.efi: kernel, initramfs and command line in one EFI program
     Uki,
+    /// layer0.iso: a CD that BIOS and UEFI boot, from a disk as well
+    Iso,
+    /// layer0-usb.img: a disk that BIOS and UEFI boot
+    Usb,
+    /// layer0-bundle.tar: every form, the manifest, checksums and a bill of materials (CycloneDX)
+    Bundle,
 }
 
-/// How the initramfs is compressed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CompressionArg {
-    /// zstd, level 19.
-    #[default]
-    Zstd,
-    /// Not at all.
-    None,
+impl Format {
+    fn form(self) -> Form {
+        match self {
+            Self::Split => Form::Split,
+            Self::Uki => Form::Uki,
+            Self::Iso => Form::Iso,
+            Self::Usb => Form::Usb,
+            Self::Bundle => Form::Bundle,
+        }
+    }
 }
 
 /// Runs `cargo xtask build-image`.
@@ -127,7 +143,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report.manifest)?);
     } else {
-        print!("{}", table(&report, &out_dir(args)));
+        print!("{}", table::render(&report, &out_dir(args)));
     }
     Ok(())
 }
@@ -137,18 +153,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// # Errors
 /// The agent does not build, or the image cannot be made of what was given.
 pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
-    let root = root();
     let notice = |text: &str| eprintln!("build-image: {text}");
-    let (agent, agent_version) = match &args.agent {
-        Some(path) => (path.clone(), "unknown".to_owned()),
-        None => {
-            let start = Instant::now();
-            notice("building the agent");
-            let path = agent_build::build(&root)?;
-            notice(&format!("the agent is built ({:.1} s)", start.elapsed().as_secs_f64()));
-            (path, env!("CARGO_PKG_VERSION").to_owned())
-        }
-    };
+    Ok(image::build(&config(args, &notice)?, &notice)?)
+}
+
+/// What an image is built from, the agent built and the kernel at hand.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn config(args: &Args, notice: &dyn Fn(&str)) -> anyhow::Result<Config> {
+    let root = root();
+    let (agent, agent_version) = agent(args, &root, notice)?;
     let lists_path = root.join("kernel-config/modules.toml");
     let required_path = root.join("kernel-config/required.toml");
     let lists = wanted::parse(&read(&lists_path)?);
@@ -156,7 +171,47 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
     let lists = lists.with_context(|| format!("in {}", lists_path.display()))?;
     let required = kconfig::parse_required(&read(&required_path)?);
     let required = required.with_context(|| format!("in {}", required_path.display()))?;
-    let kernel = match (&args.kernel, &args.modules) {
+    let forms = forms(&args.format);
+    let bill = forms.contains(&Form::Bundle);
+    Ok(Config {
+        agent,
+        agent_version,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: kernel_source(args, &lists)?,
+        lists,
+        with: args.with.clone(),
+        hardware: args.hardware.read(args.update)?,
+        required,
+        ca: args.ca.clone(),
+        imageset_keys: args.imageset_key.clone(),
+        registries: args.registries.clone(),
+        overlays: args.overlay.clone(),
+        archives: args.archive.clone(),
+        compression: args.compression,
+        mtime: source_date_epoch()?,
+        forms,
+        options: form_options(args),
+        crates: if bill { crates::of_the_agent(&root)? } else { Vec::new() },
+        packed: target_dir(&root).join("layer0-cache"),
+        cache: target_dir(&root).join("layer0-cache"),
+        out: out_dir(args),
+    })
+}
+
+/// The agent's file and version: the one that was given, or built now.
+fn agent(args: &Args, root: &Path, notice: &dyn Fn(&str)) -> anyhow::Result<(PathBuf, String)> {
+    if let Some(path) = &args.agent {
+        return Ok((path.clone(), "unknown".to_owned()));
+    }
+    let start = Instant::now();
+    notice("building the agent");
+    let path = agent_build::build(root)?;
+    notice(&format!("the agent is built ({:.1} s)", start.elapsed().as_secs_f64()));
+    Ok((path, env!("CARGO_PKG_VERSION").to_owned()))
+}
+
+fn kernel_source(args: &Args, lists: &Lists) -> anyhow::Result<Source> {
+    Ok(match (&args.kernel, &args.modules) {
         (Some(image), Some(modules)) => {
             let (image, modules, config) = (image.clone(), modules.clone(), args.config.clone());
             Source::Files { image, modules, config }
@@ -170,42 +225,21 @@ pub(crate) fn build(args: &Args) -> anyhow::Result<Report> {
             let flavour = flavour_name(args.flavour);
             args.hardware.source(flavour, lists.packages(flavour), args.update)
         }
-    };
-    let config = Config {
-        agent,
-        agent_version,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        kernel,
-        lists,
-        hardware: args.hardware.read(args.update)?,
-        required,
-        ca: args.ca.clone(),
-        imageset_keys: args.imageset_key.clone(),
-        registries: args.registries.clone(),
-        overlays: args.overlay.clone(),
-        compression: match args.compression {
-            CompressionArg::Zstd => Compression::Zstd,
-            CompressionArg::None => Compression::None,
-        },
-        mtime: source_date_epoch()?,
-        forms: args.format.iter().map(form).collect(),
-        efi: efi_options(args),
-        cache: target_dir(&root).join("layer0-cache"),
-        out: out_dir(args),
-    };
-    Ok(image::build(&config, &notice)?)
+    })
 }
 
-fn form(format: &Format) -> Form {
-    match format {
-        Format::Split => Form::Split,
-        Format::Uki => Form::Uki,
+/// The forms that were asked for; a bundle has all that there are for every kernel.
+fn forms(formats: &[Format]) -> BTreeSet<Form> {
+    let mut forms: BTreeSet<Form> = formats.iter().map(|format| format.form()).collect();
+    if forms.contains(&Form::Bundle) {
+        forms.extend([Form::Uki, Form::Iso, Form::Usb]);
     }
+    forms
 }
 
-fn efi_options(args: &Args) -> EfiOptions {
+fn form_options(args: &Args) -> FormOptions {
     let signer = args.secure_boot_key.clone().zip(args.secure_boot_cert.clone());
-    EfiOptions {
+    FormOptions {
         command_line: args.cmdline.clone(),
         stub: args.stub.clone(),
         signer: signer.map(|(key, certificate)| Signer { key, certificate }),
@@ -248,31 +282,4 @@ fn source_date_epoch() -> anyhow::Result<u32> {
         Err(env::VarError::NotPresent) => Ok(0),
         Err(error) => Err(error).context("SOURCE_DATE_EPOCH"),
     }
-}
-
-fn table(report: &Report, out: &Path) -> String {
-    let manifest = &report.manifest;
-    let rows = [
-        ("agent", report.agent_size, format!("{}, static", manifest.agent)),
-        ("modules", report.modules_size, format!("{} of them", manifest.modules.len())),
-        ("archive", report.archive_size, "initramfs before compression".to_owned()),
-        ("initramfs.img", report.initramfs_size, percent(report)),
-        ("vmlinuz", report.kernel_size, format!("{} ({})", manifest.kernel, manifest.flavour)),
-    ];
-    let mut text = format!("{:<14} {:>11}\n", "", "bytes");
-    let efi = manifest.artifacts.iter().find(|artifact| artifact.name == "layer0.efi");
-    let efi = efi.map(|it| ("layer0.efi", it.size, "one EFI program".to_owned()));
-    for (name, size, note) in rows.into_iter().chain(efi) {
-        text.push_str(&format!("{name:<14} {size:>11}  {note}\n"));
-    }
-    text.push_str(&hardware::table(manifest));
-    let state = if report.unchanged { "unchanged" } else { "written" };
-    let took = report.took.as_secs_f64();
-    text.push_str(&format!("{} {state} in {took:.2} s\n", out.display()));
-    text
-}
-
-fn percent(report: &Report) -> String {
-    let percent = report.initramfs_size.saturating_mul(100) / report.archive_size.max(1);
-    format!("{percent} % of the archive")
 }

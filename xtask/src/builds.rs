@@ -6,7 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use tests::artifacts::{
-    Artifacts, EFI_COMMAND_LINE, EFI_DIR, FLOOR_DIR, STORAGE_DIR, workspace_root,
+    Artifacts, EFI_COMMAND_LINE, EFI_DIR, FLOOR_DIR, FORMS_COMMAND_LINE, FORMS_DIR, STORAGE_DIR,
+    workspace_root,
 };
 use tests::qemu::ovmf;
 
@@ -71,6 +72,17 @@ pub(crate) fn efi() -> Result<()> {
     Ok(())
 }
 
+/// Builds the forms of Layer0 that boot from disks and CDs.
+///
+/// # Errors
+/// What does not build.
+pub(crate) fn forms() -> Result<()> {
+    let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
+    layer0.args(["build-image", "--format", "iso,usb", "--cmdline", FORMS_COMMAND_LINE, "--out"]);
+    layer0.arg(workspace_root().join(FORMS_DIR)).stdout(std::io::stderr());
+    run(&mut layer0)
+}
+
 /// Builds Layer0 with the modules of network storage, for the cases that mount from NFS and iSCSI.
 ///
 /// # Errors
@@ -82,13 +94,14 @@ pub(crate) fn storage() -> Result<()> {
     run(&mut layer0)
 }
 
-/// Builds Layer0 with the oldest kernel that is tested and all its drivers, for the cases about hardware.
+/// Builds Layer0 with the oldest kernel that is tested, for the machine of the cases about hardware.
 ///
 /// # Errors
 /// What does not build.
 pub(crate) fn floor() -> Result<()> {
     let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
     layer0.args(["build-image", "--flavour", "generic", "--kernel-version", "6.1"]);
+    layer0.arg("--for").arg(workspace_root().join("tests/facts/floor.json"));
     layer0.args(["--with", "zram", "--out"]);
     layer0.arg(workspace_root().join(FLOOR_DIR)).stdout(std::io::stderr());
     run(&mut layer0)

@@ -139,6 +139,7 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
         Part::Qemu => {
             crate::builds::everything(false)?;
             crate::builds::efi()?;
+            crate::builds::forms()?;
             crate::builds::storage()?;
             crate::builds::floor()?;
             let qemu =

@@ -7,11 +7,13 @@ mod bench;
 mod build_image;
 mod builds;
 mod children;
+mod crates;
 mod demo;
 mod gate;
 mod kernel;
 mod push;
 mod tidy;
+mod verify_image;
 
 use std::process::ExitCode;
 
@@ -26,8 +28,10 @@ const INTERRUPTED: u8 = 130;
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
 #[expect(clippy::large_enum_variant, reason = "there is one of it")]
 enum Cli {
-    /// Build Layer0: vmlinuz, initramfs.img and manifest.json
+    /// Build Layer0: vmlinuz, initramfs.img, manifest.json, and other forms
     BuildImage(build_image::Args),
+    /// Build a Layer0 again from the same inputs and compare it bit for bit
+    VerifyImage(verify_image::Args),
     /// Build a kernel of our own from the distribution's source and the fragments in kernel-config
     Kernel(kernel::Args),
     /// Boot machines in a private lab, run an ImageSet on them and roll it
@@ -46,6 +50,7 @@ enum Cli {
 fn main() -> ExitCode {
     let result = match Cli::parse() {
         Cli::BuildImage(args) => build_image::run(&args),
+        Cli::VerifyImage(args) => verify_image::run(&args),
         Cli::Kernel(args) => kernel::run(&args),
         Cli::Demo(args) => demo::run(&args),
         Cli::Bench(bench) => bench::run(&bench),

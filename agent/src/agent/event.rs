@@ -5,6 +5,7 @@ use std::fmt;
 use protocol::ids::Name;
 use protocol::node::{Desired, ExitStatus};
 
+use super::layer0::Layer0Event;
 use super::readiness::Word;
 use super::set::{CutOverFailure, Deployment, Started};
 use crate::network::NetworkEvent;
@@ -60,6 +61,8 @@ pub enum Event {
     },
     /// The hardware was looked at.
     Hardware,
+    /// Something came of changing Layer0.
+    Layer0(Layer0Event),
     /// PID 1, or a user, asks the agent to end.
     Terminate,
 }
@@ -92,6 +95,7 @@ impl fmt::Display for Event {
             Self::Ended { instance, exit } => write!(f, "{instance} ended: {exit:?}"),
             Self::Word { instance, word, .. } => write!(f, "{instance}: {word:?}"),
             Self::Hardware => f.write_str("hardware"),
+            Self::Layer0(event) => write!(f, "layer0: {event:?}"),
             Self::Terminate => f.write_str("asked to end"),
         }
     }

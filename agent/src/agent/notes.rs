@@ -12,6 +12,7 @@ use protocol::node::{Desired, PhaseMark};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::layer0::Tried;
 use super::set::Commitment;
 
 /// The notes.
@@ -31,6 +32,9 @@ pub(super) struct Notes {
     /// How often the agent was started in this boot.
     #[serde(default)]
     pub starts: u32,
+    /// The agent that PID 1 was last asked to start in the place of the image's.
+    #[serde(default)]
+    pub tried_agent: Option<Tried>,
 }
 
 /// The file the notes are kept in.

@@ -59,6 +59,7 @@ impl Facts {
             timeline: notes.timeline.clone(),
             waiting,
             cache: None,
+            layer0: None,
             hardware: None,
             imagesets,
         })

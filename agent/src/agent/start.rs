@@ -12,6 +12,8 @@ use protocol::reference::Reference;
 use protocol::signature::Policy;
 
 use super::event::Event;
+use super::layer0::act::{Layer0, running};
+use super::layer0::stage::Stager;
 use super::notes::NotesFile;
 use super::pulls::Pulls;
 use super::readiness::{Board, Word};
@@ -191,6 +193,14 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     if let Policy::Unusable(reason) = &policy {
         log::error!("no ImageSet can be verified, so none will run: {reason}");
     }
+    let stager = Stager {
+        transport: transport.clone(),
+        servers: args.servers.clone(),
+        policy: policy.clone(),
+        agents: dirs.agents(),
+    };
+    let layer0 = (!options.standalone)
+        .then(|| Layer0::new(running(args, &identity), notes.tried_agent.clone(), stager));
     let store = Store::open(&dirs).map_err(|error| chain(&error))?;
     let cache = cache(options, args, &dirs);
     let puller = Puller::new(store, registries).with_policy(policy).with_cache(cache);
@@ -225,6 +235,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         standalone: options.standalone,
         status: String::new(),
         usage: Usages::default(),
+        layer0,
     };
     agent.remember_files(None);
     if args.servers.is_empty() && args.imageset.is_none() {

@@ -61,7 +61,10 @@ impl Agent {
                 send(&slot.worker, name, Job::StageKept(set));
             }
             SetAction::Discard => send(&slot.worker, name, Job::Discard),
-            SetAction::AskBusy => self.ask_busy(name),
+            SetAction::AskBusy => {
+                let name = name.clone();
+                self.ask_busy(move |why| Event::Busy(name, why));
+            }
             SetAction::CutOver(_) => {
                 let decided = slot.decided;
                 send(&slot.worker, name, Job::CutOver { decided });
@@ -84,14 +87,14 @@ impl Agent {
     }
 
     /// Finds out whether the node may be disturbed: what the operator says, then what a program of the site says.
-    pub(super) fn ask_busy(&self, name: &Name) {
+    pub(super) fn ask_busy(&self, answer: impl FnOnce(Option<String>) -> Event + Send + 'static) {
         let said = self.notes.desired.as_ref().and_then(|desired| desired.busy.clone());
         let events = self.around.events.clone();
         if said.is_some() || !self.busy_program.exists() {
-            return events.send(Event::Busy(name.clone(), said));
+            return events.send(answer(said));
         }
-        let (program, name) = (self.busy_program.clone(), name.clone());
-        start::thread("busy", move || events.send(Event::Busy(name, busy::ask(&program))));
+        let program = self.busy_program.clone();
+        start::thread("busy", move || events.send(answer(busy::ask(&program))));
     }
 
     pub(super) fn pulled(

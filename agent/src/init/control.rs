@@ -1,8 +1,10 @@
-//! The socket between the agent and PID 1: power-off, reboot, pivot.
+//! The socket between the agent and PID 1: power-off, reboot, kexec, pivot, another agent in this one's place.
 //!
 //! A SEQPACKET pair that PID 1 makes anew for every agent; the agent finds its end by the number in the environment. One
-//! JSON message a packet, one reply a request. PID 1 trusts the agent but not its luck: every message is bounded and may
-//! be refused. A pivot that works has no reply: PID 1 becomes the image's init and its end of the pair closes.
+//! message a packet, one reply a request. A message is a row of fields, each ended by a NUL byte, the first of them the
+//! verb: so that PID 1 can read it where it lies, without memory of its own, and whatever version either side has. PID 1
+//! trusts the agent but not its luck: every message is bounded and may be refused. A pivot that works has no reply: PID 1
+//! becomes the image's init and its end of the pair closes.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -10,7 +12,6 @@ use std::path::PathBuf;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
-use serde::{Deserialize, Serialize};
 
 use crate::sys::session::inherited_fd;
 
@@ -18,17 +19,23 @@ use crate::sys::session::inherited_fd;
 pub const FD_VARIABLE: &str = "LAYERCAKE_INIT_FD";
 /// Longest message, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
+/// Longest path of an agent in [`Request::ReplaceAgent`], in bytes.
+pub const MAX_PROGRAM: usize = 255;
+/// Longest reply, in bytes.
+pub const MAX_REPLY: usize = 4096;
 /// Where the old root stands after a pivot, until [`detach_layer0`].
 pub const OLD_ROOT: &str = "/run/layercake/layer0";
 
 /// What the agent asks of PID 1.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// End everything in order and switch the machine off.
     PowerOff,
     /// End everything in order and start the machine again.
     Reboot,
+    /// End everything in order and start the kernel that kexec_file_load(2) has loaded. Where the kernel refuses that, the
+    /// machine is rebooted.
+    Kexec,
     /// Make this root the root of the machine and become its init.
     Pivot {
         /// A mount point; it is moved away from here.
@@ -38,13 +45,15 @@ pub enum Request {
         /// Its environment, `NAME=value`.
         env: Vec<String>,
     },
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-enum Reply {
-    Ok,
-    Error(String),
+    /// From now on start agents from this file. The present agent is killed at once, without its containers, and the new
+    /// one started. If that dies three times within a minute without having said [`Request::Steady`], or keeps failing
+    /// later, PID 1 goes back to its own program for the rest of this boot, and says so.
+    ReplaceAgent {
+        /// An executable file, absolute, at most [`MAX_PROGRAM`] bytes. It must stay where it is.
+        path: PathBuf,
+    },
+    /// The agent has reached its work: it took over what it found, and its loop turns.
+    Steady,
 }
 
 /// Why a request came to nothing.
@@ -54,8 +63,8 @@ pub enum ControlError {
     #[error("a message of {0} bytes is longer than {MAX_MESSAGE}")]
     TooLong(usize),
     /// A message is not what was agreed.
-    #[error("a message to or from PID 1 makes no sense")]
-    Format(#[source] serde_json::Error),
+    #[error("a message to or from PID 1 makes no sense: {0}")]
+    Format(&'static str),
     /// The socket failed.
     #[error("the socket to PID 1 failed")]
     Socket(#[source] std::io::Error),
@@ -85,8 +94,8 @@ impl Control {
         inherited_fd(number).map(|socket| Self { socket })
     }
 
-    /// Sends a request and waits for the answer. Power-off and reboot are answered before they begin; the agent is then
-    /// told to end by SIGTERM. A pivot returns with `Ok` once PID 1 has become the image's init, in the new root.
+    /// Sends a request and waits for the answer. Power-off, reboot and kexec are answered before they begin; the agent is
+    /// then told to end by SIGTERM. So is the replacing of the agent, which ends by SIGKILL then. A pivot returns with `Ok` once PID 1 has become the image's init, in the new root.
     ///
     /// # Errors
     /// [`ControlError::Refused`] with PID 1's reason (nothing has changed then), or what happened to the socket.
@@ -95,10 +104,7 @@ impl Control {
         match recv_bytes(&self.socket) {
             Err(ControlError::Closed) if matches!(request, Request::Pivot { .. }) => Ok(()),
             Err(error) => Err(error),
-            Ok(bytes) => match serde_json::from_slice(&bytes).map_err(ControlError::Format)? {
-                Reply::Ok => Ok(()),
-                Reply::Error(reason) => Err(ControlError::Refused(reason)),
-            },
+            Ok(bytes) => parse_reply(&bytes),
         }
     }
 }
@@ -133,22 +139,84 @@ pub fn receive(socket: impl AsFd) -> Result<Request, ControlError> {
 ///
 /// # Errors
 /// What happened to the socket.
-pub fn answer(socket: impl AsFd, result: Result<(), String>) -> Result<(), ControlError> {
-    let reply = match result {
-        Ok(()) => Reply::Ok,
-        Err(reason) => Reply::Error(reason.chars().take(4096).collect()),
-    };
-    let bytes = serde_json::to_vec(&reply).map_err(ControlError::Format)?;
-    send_bytes(socket, &bytes)
+pub fn answer(socket: impl AsFd, result: Result<(), &str>) -> Result<(), ControlError> {
+    match result {
+        Ok(()) => send_bytes(socket, b"ok\0"),
+        Err(reason) => {
+            let reason =
+                reason.get(..reason.floor_char_boundary(MAX_REPLY - 4)).unwrap_or_default();
+            send_bytes(socket, &fields(["no", reason])?)
+        }
+    }
+}
+
+fn parse_reply(bytes: &[u8]) -> Result<(), ControlError> {
+    let mut fields = Fields::new(bytes)?;
+    match fields.next() {
+        Some("ok") => Ok(()),
+        Some("no") => Err(ControlError::Refused(fields.next().unwrap_or_default().to_owned())),
+        _ => Err(ControlError::Format("the reply is neither ok nor no")),
+    }
 }
 
 /// A request as bytes.
 ///
 /// # Errors
-/// [`ControlError::TooLong`]; [`ControlError::Format`] for a root that is not UTF-8.
+/// [`ControlError::TooLong`]; [`ControlError::Format`] for a text with a NUL byte or a path that is not UTF-8.
 pub fn encode(request: &Request) -> Result<Vec<u8>, ControlError> {
-    let bytes = serde_json::to_vec(request).map_err(ControlError::Format)?;
+    match request {
+        Request::PowerOff => fields(["poweroff"]),
+        Request::Reboot => fields(["reboot"]),
+        Request::Kexec => fields(["kexec"]),
+        Request::Steady => fields(["steady"]),
+        Request::ReplaceAgent { path } => fields(["agent", utf8(path)?]),
+        Request::Pivot { root, argv, env } => {
+            let count = argv.len().to_string();
+            let head = ["pivot", utf8(root)?, &count];
+            fields(head.into_iter().chain(argv.iter().chain(env).map(String::as_str)))
+        }
+    }
+}
+
+fn utf8(path: &std::path::Path) -> Result<&str, ControlError> {
+    path.to_str().ok_or(ControlError::Format("a path is not UTF-8"))
+}
+
+fn fields<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<u8>, ControlError> {
+    let mut bytes = Vec::new();
+    for text in texts {
+        if text.contains('\0') {
+            return Err(ControlError::Format("a text has a NUL byte in it"));
+        }
+        bytes.extend_from_slice(text.as_bytes());
+        bytes.push(0);
+    }
     if bytes.len() > MAX_MESSAGE { Err(ControlError::TooLong(bytes.len())) } else { Ok(bytes) }
+}
+
+/// The fields of a message, in their order. Allocates nothing.
+#[derive(Debug, Clone)]
+pub struct Fields<'a>(&'a str);
+
+impl<'a> Fields<'a> {
+    /// The fields of this message.
+    ///
+    /// # Errors
+    /// [`ControlError::Format`] for what is not UTF-8 or does not end with a NUL byte.
+    pub fn new(bytes: &'a [u8]) -> Result<Self, ControlError> {
+        let text = std::str::from_utf8(bytes).map_err(|_| ControlError::Format("not UTF-8"))?;
+        if text.ends_with('\0') { Ok(Self(text)) } else { Err(ControlError::Format("cut off")) }
+    }
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        let (field, rest) = self.0.split_once('\0')?;
+        self.0 = rest;
+        Some(field)
+    }
 }
 
 /// A request from bytes.
@@ -159,7 +227,41 @@ pub fn decode(bytes: &[u8]) -> Result<Request, ControlError> {
     if bytes.len() > MAX_MESSAGE {
         return Err(ControlError::TooLong(bytes.len()));
     }
-    serde_json::from_slice(bytes).map_err(ControlError::Format)
+    let mut fields = Fields::new(bytes)?;
+    let request = match fields.next() {
+        Some("poweroff") => Request::PowerOff,
+        Some("reboot") => Request::Reboot,
+        Some("kexec") => Request::Kexec,
+        Some("steady") => Request::Steady,
+        Some("agent") => {
+            let path = fields.next().filter(|path| path.starts_with('/'));
+            let path = path.filter(|path| path.len() <= MAX_PROGRAM);
+            let path = path.ok_or(ControlError::Format("no absolute path of at most 255 bytes"))?;
+            Request::ReplaceAgent { path: path.into() }
+        }
+        Some("pivot") => pivot(&mut fields)?,
+        _ => return Err(ControlError::Format("unknown request")),
+    };
+    if fields.next().is_some() {
+        return Err(ControlError::Format("there is more than the request takes"));
+    }
+    Ok(request)
+}
+
+fn pivot(fields: &mut Fields<'_>) -> Result<Request, ControlError> {
+    let root = fields.next().ok_or(ControlError::Format("a pivot without root"))?;
+    let count = fields.next().and_then(|count| count.parse::<usize>().ok());
+    let count = count.ok_or(ControlError::Format("a pivot without number of arguments"))?;
+    let argv: Vec<String> = fields.take(count).map(str::to_owned).collect();
+    if argv.len() != count {
+        return Err(ControlError::Format("a pivot with too few arguments"));
+    }
+    Ok(Request::Pivot { root: root.into(), argv, env: fields.map(str::to_owned).collect() })
+}
+
+/// Feeds any bytes to the readers of requests and replies.
+pub fn fuzz_control(bytes: &[u8]) {
+    let _ = (decode(bytes).is_ok(), parse_reply(bytes).is_ok());
 }
 
 fn send_bytes(socket: impl AsFd, bytes: &[u8]) -> Result<(), ControlError> {
@@ -216,18 +318,37 @@ mod tests {
 
     #[test]
     fn requests_survive_the_way_and_back() {
-        for request in [Request::PowerOff, Request::Reboot, pivot()] {
+        let agent = Request::ReplaceAgent { path: "/run/layercake/agent/2".into() };
+        let simple = [Request::PowerOff, Request::Reboot, Request::Kexec, Request::Steady];
+        for request in simple.into_iter().chain([agent, pivot()]) {
             assert_eq!(decode(&encode(&request).unwrap()).unwrap(), request);
         }
     }
 
     #[test]
     fn nonsense_and_overlong_messages_are_refused() {
-        for text in ["", "{}", "{\"request\":\"dance\"}", "{\"request\":\"pivot\"}", "[1"] {
+        for text in [
+            "",
+            "\0",
+            "poweroff",
+            "dance\0",
+            "reboot\0now\0",
+            "agent\0",
+            "agent\0bin/x\0",
+            "pivot\0/r\0",
+            "pivot\0/r\0x\0",
+            "pivot\0/r\02\0a\0",
+            "{\"request\":\"reboot\"}",
+        ] {
             assert!(matches!(decode(text.as_bytes()), Err(ControlError::Format(_))), "{text}");
         }
+        let long = format!("agent\0/{}\0", "x".repeat(MAX_PROGRAM));
+        assert!(matches!(decode(long.as_bytes()), Err(ControlError::Format(_))));
+        assert!(matches!(decode(b"\xff\0"), Err(ControlError::Format(_))));
         let long = vec![b' '; MAX_MESSAGE + 1];
         assert!(matches!(decode(&long), Err(ControlError::TooLong(_))));
+        let request = Request::ReplaceAgent { path: "/a\0b".into() };
+        assert!(matches!(encode(&request), Err(ControlError::Format(_))));
         let env = vec!["x".repeat(MAX_MESSAGE)];
         let request = Request::Pivot { root: "/".into(), argv: Vec::new(), env };
         assert!(matches!(encode(&request), Err(ControlError::TooLong(_))));
@@ -237,7 +358,7 @@ mod tests {
     fn a_refusal_brings_its_reason() {
         let result = exchange(&Request::PowerOff, |socket| {
             assert_eq!(receive(&socket).unwrap(), Request::PowerOff);
-            answer(&socket, Err("not now".to_owned())).unwrap();
+            answer(&socket, Err("not now")).unwrap();
         });
         assert!(matches!(result, Err(ControlError::Refused(reason)) if reason == "not now"));
     }
@@ -256,7 +377,13 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_bytes_are_decoded_or_refused(bytes in proptest::collection::vec(0_u8.., 0..400)) {
+        fn any_bytes_are_decoded_or_refused(
+            verb in "(poweroff|steady|agent|pivot|)",
+            tail in proptest::collection::vec(0_u8..60, 0..400),
+        ) {
+            fuzz_control(&tail);
+            let bytes = [verb.as_bytes(), b"\0/", &tail, b"\0"].concat();
+            fuzz_control(&bytes);
             if let Ok(request) = decode(&bytes) {
                 assert_eq!(decode(&encode(&request).unwrap()).unwrap(), request);
             }

@@ -26,6 +26,8 @@ pub enum End {
     PowerOff,
     /// Started again.
     Reboot,
+    /// The kernel that was loaded for it is started.
+    Kexec,
     /// Stopped, with the power on.
     Halt,
 }
@@ -51,6 +53,7 @@ impl End {
         match self {
             Self::PowerOff => RebootCommand::PowerOff,
             Self::Reboot => RebootCommand::Restart,
+            Self::Kexec => RebootCommand::Kexec,
             Self::Halt => RebootCommand::Halt,
         }
     }
@@ -59,6 +62,7 @@ impl End {
         match self {
             Self::PowerOff => "power off",
             Self::Reboot => "reboot",
+            Self::Kexec => "kexec",
             Self::Halt => "halt",
         }
     }

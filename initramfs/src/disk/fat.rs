@@ -1,25 +1,96 @@
-//! A FAT32 volume with a few files in it, as UEFI wants an EFI system partition (UEFI 2.10 section 13.3).
+//! A FAT volume with a few files in it: FAT32, as UEFI wants an EFI system partition, or FAT16, which is as small as its files for the
+//! boot image of a CD (UEFI 2.10 section 13.3).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{SECTOR, put};
 
-/// Sectors in front of the first allocation table.
-const RESERVED: usize = 32;
 /// Allocation tables.
 const TABLES: usize = 2;
-/// Fewer clusters than this make a volume FAT16 by definition.
-const MIN_CLUSTERS: usize = 65_525 + 16;
-/// Clusters that a volume has beyond what its files need: one a directory, and a little to write in.
+/// Clusters that a volume has beyond what its files need: a little to write in.
 const SPARE: usize = 64;
 /// Bytes of a directory entry.
 const ENTRY: usize = 32;
-/// The last cluster of a file.
-const END: u32 = 0x0fff_ffff;
+/// Entries of FAT16's root directory, which lies apart.
+const ROOT_ENTRIES: usize = 512;
 /// 1980-01-01, the first day that FAT knows.
 const DATE: u16 = 0x21;
 /// Largest volume that is written, in bytes.
 const MAX_BYTES: usize = 2 << 30;
+
+/// The form of a volume. It follows from the number of clusters, and from nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// At least 65 525 clusters: 33 MiB or more.
+    Fat32,
+    /// Fewer, and at least 4085.
+    Fat16,
+}
+
+impl Form {
+    /// Sectors of a cluster.
+    const fn cluster(self) -> usize {
+        match self {
+            Self::Fat32 => 1,
+            Self::Fat16 => 4,
+        }
+    }
+
+    /// Sectors in front of the first allocation table.
+    const fn reserved(self) -> usize {
+        match self {
+            Self::Fat32 => 32,
+            Self::Fat16 => 1,
+        }
+    }
+
+    /// Fewest and most clusters, with a margin: tools disagree about the last ones.
+    const fn clusters(self) -> (usize, usize) {
+        match self {
+            Self::Fat32 => (65_525 + 16, 0x0fff_fff0),
+            Self::Fat16 => (4085 + 16, 65_524 - 16),
+        }
+    }
+
+    /// Bytes of an entry of the allocation table.
+    const fn entry(self) -> usize {
+        match self {
+            Self::Fat32 => 4,
+            Self::Fat16 => 2,
+        }
+    }
+
+    /// Sectors of the root directory that lies apart.
+    const fn root(self) -> usize {
+        match self {
+            Self::Fat32 => 0,
+            Self::Fat16 => ROOT_ENTRIES * ENTRY / SECTOR,
+        }
+    }
+
+    /// The last cluster of a file.
+    const fn end(self) -> u32 {
+        match self {
+            Self::Fat32 => 0x0fff_ffff,
+            Self::Fat16 => 0xffff,
+        }
+    }
+}
+
+/// What a volume is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Volume<'a> {
+    /// Its form.
+    pub form: Form,
+    /// Its label, 11 characters at most.
+    pub label: &'a str,
+    /// Its files, `EFI/BOOT/BOOTX64.EFI` and the contents.
+    pub files: &'a [(&'a str, &'a [u8])],
+    /// Room for files that others will add, in bytes.
+    pub spare: usize,
+    /// Sectors in front of it on its disk; boot code looks for it there.
+    pub hidden: u32,
+}
 
 /// Why a volume cannot be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +99,7 @@ pub enum FatError {
     #[error("`{0}` is not a path of upper-case names of 8 and 3 characters")]
     Name(String),
     /// It does not fit.
-    #[error("{0} bytes are more than the 2 GiB that a volume of ours may have")]
+    #[error("{0} bytes are more than such a volume can have (FAT32: 2 GiB, FAT16: 128 MiB)")]
     TooLarge(usize),
 }
 
@@ -38,39 +109,50 @@ enum Node<'a> {
     File(&'a [u8]),
 }
 
-/// A volume with these files, `EFI/BOOT/BOOTX64.EFI` and its contents; the label is 11 characters at most.
+/// Writes a volume. The same files give the same bytes.
 ///
 /// # Errors
 /// A name is not of the old form, or the files are too large.
-pub fn volume(label: &str, files: &[(&str, &[u8])]) -> Result<Vec<u8>, FatError> {
+pub fn volume(volume: &Volume<'_>) -> Result<Vec<u8>, FatError> {
+    let Volume { form, label, files, spare, hidden } = *volume;
     let mut root = BTreeMap::new();
     let mut directories = BTreeSet::new();
     for (path, contents) in files {
         insert(&mut root, path, contents).ok_or_else(|| FatError::Name((*path).to_owned()))?;
         directories.extend(path.match_indices('/').map(|(at, _)| path.get(..at)));
     }
-    let needed: usize = files.iter().map(|(_, contents)| contents.len().div_ceil(SECTOR)).sum();
-    let clusters = (needed + directories.len() + SPARE).max(MIN_CLUSTERS);
-    let table_sectors = ((clusters + 2) * 4).div_ceil(SECTOR);
-    let sectors = RESERVED + TABLES * table_sectors + clusters;
-    if sectors > MAX_BYTES / SECTOR {
+    let cluster = form.cluster() * SECTOR;
+    let needed: usize = files.iter().map(|(_, contents)| contents.len().div_ceil(cluster)).sum();
+    let needed = needed + directories.len() + spare.div_ceil(cluster) + SPARE;
+    let (least, most) = form.clusters();
+    let clusters = needed.max(least);
+    let table_sectors = ((clusters + 2) * form.entry()).div_ceil(SECTOR);
+    let data = form.reserved() + TABLES * table_sectors + form.root();
+    let sectors = data + clusters * form.cluster();
+    if clusters > most || sectors > MAX_BYTES / SECTOR {
         return Err(FatError::TooLarge(sectors * SECTOR));
     }
     let mut writer = Writer {
+        form,
         image: vec![0; sectors * SECTOR],
-        table: vec![0x0fff_fff8, END],
-        data: (RESERVED + TABLES * table_sectors) * SECTOR,
+        table: vec![form.end() & !7, form.end()],
+        data: data * SECTOR,
+        root: (form == Form::Fat16).then_some((data - form.root()) * SECTOR),
     };
     let label = padded::<11>(label.as_bytes());
     let first = writer.directory(&root, None, Some(&label));
     let Writer { mut image, table, .. } = writer;
     let free = clusters + 2 - table.len();
-    boot_sector(&mut image, sectors, table_sectors, first, &label);
-    information(&mut image, free, table.len());
+    let shape = Shape { sectors, table_sectors, hidden, label };
+    boot_sector(&mut image, form, &shape, first);
+    if form == Form::Fat32 {
+        information(&mut image, free, table.len());
+    }
     for (index, value) in table.iter().enumerate() {
         for copy in 0..TABLES {
-            let at = (RESERVED + copy * table_sectors) * SECTOR + index * 4;
-            put(&mut image, at, &value.to_le_bytes());
+            let at = (form.reserved() + copy * table_sectors) * SECTOR + index * form.entry();
+            let bytes = value.to_le_bytes();
+            put(&mut image, at, bytes.get(..form.entry()).unwrap_or_default());
         }
     }
     Ok(image)
@@ -120,25 +202,29 @@ fn padded<const N: usize>(text: &[u8]) -> [u8; N] {
 
 /// Clusters are handed out in order, so every file is in one piece.
 struct Writer {
+    form: Form,
     image: Vec<u8>,
     /// The allocation table as far as it is used.
     table: Vec<u32>,
     /// Offset of cluster 2.
     data: usize,
+    /// Offset of the root directory, where it lies apart.
+    root: Option<usize>,
 }
 
 impl Writer {
     /// Takes the next clusters for so many bytes; the first of them.
     fn allocate(&mut self, bytes: usize) -> u32 {
         let first = number(self.table.len());
-        let count = bytes.div_ceil(SECTOR).max(1);
+        let count = bytes.div_ceil(self.form.cluster() * SECTOR).max(1);
         self.table.extend((1..number(count)).map(|offset| first + offset));
-        self.table.push(END);
+        self.table.push(self.form.end());
         first
     }
 
     fn write(&mut self, first: u32, bytes: &[u8]) {
-        let at = self.data + (usize::try_from(first).unwrap_or(2) - 2) * SECTOR;
+        let cluster = usize::try_from(first).unwrap_or(2).saturating_sub(2);
+        let at = self.data + cluster * self.form.cluster() * SECTOR;
         put(&mut self.image, at, bytes);
     }
 
@@ -151,7 +237,8 @@ impl Writer {
     ) -> u32 {
         let count =
             nodes.len() + usize::from(label.is_some()) + if parent.is_some() { 2 } else { 0 };
-        let own = self.allocate(count * ENTRY);
+        let apart = if parent.is_none() { self.root } else { None };
+        let own = if apart.is_some() { 0 } else { self.allocate(count * ENTRY) };
         let mut entries = Vec::new();
         if let Some(label) = label {
             entries.extend(entry(label, 0x08, 0, 0));
@@ -176,7 +263,10 @@ impl Writer {
                 }
             });
         }
-        self.write(own, &entries);
+        match apart {
+            Some(at) => put(&mut self.image, at, &entries),
+            None => self.write(own, &entries),
+        }
         own
     }
 }
@@ -200,27 +290,53 @@ fn entry(name: &[u8; 11], attributes: u8, first: u32, size: u32) -> [u8; ENTRY] 
     bytes
 }
 
-fn boot_sector(image: &mut [u8], sectors: usize, table: usize, root: u32, label: &[u8; 11]) {
+/// What the boot sector says of a volume.
+struct Shape {
+    sectors: usize,
+    table_sectors: usize,
+    hidden: u32,
+    label: [u8; 11],
+}
+
+fn boot_sector(image: &mut [u8], form: Form, shape: &Shape, root: u32) {
+    let Shape { sectors, table_sectors, hidden, label } = shape;
     let mut sector = [0; SECTOR];
-    put(&mut sector, 0, &[0xeb, 0x58, 0x90]);
     put(&mut sector, 3, b"LAYERCAK");
-    for (at, value) in [(11, SECTOR), (14, RESERVED), (24, 63), (26, 255), (48, 1), (50, 6)] {
+    for (at, value) in [(11, SECTOR), (14, form.reserved()), (24, 63), (26, 255)] {
         put(&mut sector, at, &u16::try_from(value).unwrap_or(0).to_le_bytes());
     }
-    put(&mut sector, 13, &[1]);
+    put(&mut sector, 13, &u8::try_from(form.cluster()).unwrap_or(1).to_le_bytes());
     put(&mut sector, 16, &[2]);
     put(&mut sector, 21, &[0xf8]);
-    put(&mut sector, 32, &number(sectors).to_le_bytes());
-    put(&mut sector, 36, &number(table).to_le_bytes());
-    put(&mut sector, 44, &root.to_le_bytes());
-    put(&mut sector, 64, &[0x80, 0, 0x29]);
-    // A serial number that is the same each time.
-    put(&mut sector, 67, b"CAKE");
-    put(&mut sector, 71, label);
-    put(&mut sector, 82, b"FAT32   ");
+    put(&mut sector, 28, &hidden.to_le_bytes());
+    put(&mut sector, 32, &number(*sectors).to_le_bytes());
+    // A serial number that is the same each time, and the label.
+    let names = |sector: &mut [u8], at: usize, kind: &[u8; 8]| {
+        put(sector, at, &[0x80, 0, 0x29]);
+        put(sector, at + 3, b"CAKE");
+        put(sector, at + 7, label);
+        put(sector, at + 18, kind);
+    };
+    match form {
+        Form::Fat32 => {
+            put(&mut sector, 0, &[0xeb, 0x58, 0x90]);
+            put(&mut sector, 36, &number(*table_sectors).to_le_bytes());
+            put(&mut sector, 44, &root.to_le_bytes());
+            put(&mut sector, 48, &[1, 0, 6, 0]);
+            names(&mut sector, 64, b"FAT32   ");
+        }
+        Form::Fat16 => {
+            put(&mut sector, 0, &[0xeb, 0x3c, 0x90]);
+            put(&mut sector, 17, &(512_u16).to_le_bytes());
+            put(&mut sector, 22, &u16::try_from(*table_sectors).unwrap_or(0).to_le_bytes());
+            names(&mut sector, 36, b"FAT16   ");
+        }
+    }
     put(&mut sector, 510, &[0x55, 0xaa]);
     put(image, 0, &sector);
-    put(image, 6 * SECTOR, &sector);
+    if form == Form::Fat32 {
+        put(image, 6 * SECTOR, &sector);
+    }
 }
 
 /// The sector that says how much is free, and its copy.
@@ -247,21 +363,32 @@ mod tests {
             assert_eq!(short_name(name), None, "{name}");
         }
         let file = b"x".as_slice();
-        assert_eq!(volume("L", &[("a", file)]), Err(FatError::Name("a".to_owned())));
-        assert_eq!(
-            volume("L", &[("A", file), ("A/B", file)]),
-            Err(FatError::Name("A/B".to_owned()))
-        );
-        assert_eq!(volume("L", &[("A", file), ("A", file)]), Err(FatError::Name("A".to_owned())));
+        let error = |files: &[(&str, &[u8])]| volume(&spec(Form::Fat32, files)).unwrap_err();
+        assert_eq!(error(&[("a", file)]), FatError::Name("a".to_owned()));
+        assert_eq!(error(&[("A", file), ("A/B", file)]), FatError::Name("A/B".to_owned()));
+        assert_eq!(error(&[("A", file), ("A", file)]), FatError::Name("A".to_owned()));
+    }
+
+    fn spec<'a>(form: Form, files: &'a [(&'a str, &'a [u8])]) -> Volume<'a> {
+        Volume { form, label: "LAYER0", files, spare: 0, hidden: 0 }
     }
 
     #[test]
     fn the_same_files_give_the_same_bytes() {
         let contents = vec![7; 5000];
         let files = [("EFI/BOOT/BOOTX64.EFI", contents.as_slice()), ("README", b"x")];
-        let first = volume("LAYER0", &files).unwrap();
-        assert_eq!(volume("LAYER0", &files).unwrap(), first);
-        assert_eq!(first.len() % SECTOR, 0);
-        assert_eq!(first.get(82..87), Some(b"FAT32".as_slice()));
+        for (form, at, name) in [(Form::Fat32, 82, "FAT32"), (Form::Fat16, 54, "FAT16")] {
+            let first = volume(&spec(form, &files)).unwrap();
+            assert_eq!(volume(&spec(form, &files)).unwrap(), first);
+            assert_eq!(first.len() % SECTOR, 0);
+            assert_eq!(first.get(at..at + 5), Some(name.as_bytes()));
+        }
+    }
+
+    #[test]
+    fn a_volume_of_the_small_form_has_an_end() {
+        let large = vec![0; 65_600 * 2048];
+        let files = [("A", large.as_slice())];
+        assert!(matches!(volume(&spec(Form::Fat16, &files)), Err(FatError::TooLarge(_))));
     }
 }

@@ -6,7 +6,7 @@ use protocol::ids::Digest;
 use super::{SECTOR, put};
 
 /// First sector of the partition: 1 MiB, where every tool puts it.
-const START: usize = 2048;
+pub const START: usize = 2048;
 /// Partition entries, and the bytes of each.
 const ENTRIES: usize = 128;
 const ENTRY: usize = 128;
@@ -17,17 +17,31 @@ const EFI_SYSTEM: [u8; 16] = [
     0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b,
 ];
 
+/// Bytes of boot code that fit in front of the protective record's table.
+pub const BOOT_CODE: usize = 440;
+/// The attribute that tells BIOS boot code which partition to start (UEFI 2.10 table 5.8, bit 2).
+const LEGACY_BOOT: u64 = 1 << 2;
+
 /// The disk with this volume as its one partition. Its GUIDs come from the volume: the same volume gives the same disk.
+///
+/// `boot_code` is what BIOS firmware starts, at most [`BOOT_CODE`] bytes (the rest is left out); it is told by an attribute that
+/// the partition is its own. None where only UEFI is to boot it.
 #[must_use]
-pub fn disk(name: &str, volume: &[u8]) -> Vec<u8> {
+pub fn disk(name: &str, volume: &[u8], boot_code: Option<&[u8]>) -> Vec<u8> {
     let sectors = volume.len().div_ceil(SECTOR);
     let last_usable = START + sectors - 1;
     let total = last_usable + 1 + ENTRY_SECTORS + 1;
     let mut disk = vec![0; total * SECTOR];
     put(&mut disk, START * SECTOR, volume);
+    if let Some(code) = boot_code {
+        put(&mut disk, 0, code.get(..code.len().min(BOOT_CODE)).unwrap_or_default());
+    }
     protective(&mut disk, total);
     let seed = Digest::of(volume).hex();
-    let entries = entries(name, last_usable, &guid(&seed, 0));
+    let mut entries = entries(name, last_usable, &guid(&seed, 0));
+    if boot_code.is_some() {
+        put(&mut entries, 48, &LEGACY_BOOT.to_le_bytes());
+    }
     let disk_guid = guid(&seed, 1);
     let backup = total - 1;
     for (own, other, at) in [(1, backup, 2), (backup, 1, last_usable + 1)] {
@@ -114,7 +128,13 @@ mod tests {
 
     #[test]
     fn the_partition_begins_at_one_mebibyte_and_both_headers_point_at_each_other() {
-        let disk = disk("Layer0", &[7; 10 * SECTOR]);
+        let disk = disk("Layer0", &[7; 10 * SECTOR], Some(&[9; 600]));
+        assert_eq!(
+            disk.get(439..442),
+            Some([9, 0, 0].as_slice()),
+            "code ends where the table begins"
+        );
+        assert_eq!(disk.get(2 * SECTOR + 48), Some(&4), "the partition is the one to boot");
         assert_eq!(disk.get(START * SECTOR..START * SECTOR + 3), Some([7; 3].as_slice()));
         let number = |sector: usize, at: usize| {
             let at = sector * SECTOR + at;

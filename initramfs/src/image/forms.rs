@@ -1,12 +1,29 @@
 //! The forms an image comes in beside kernel and initramfs. Pure but for the tools that some of them need.
+//!
+//! | form | file | what makes it |
+//! |---|---|---|
+//! | [`Form::Uki`] | `layer0.efi` | systemd's stub, with sections added |
+//! | [`Form::Iso`] | `layer0.iso` | [`iso`] |
+//! | [`Form::Usb`] | `layer0-usb.img` | [`usb`] |
+//! | [`Form::Bundle`] | `layer0-bundle.tar` | [`bundle`](super::bundle) |
 
+mod iso;
+mod sign;
+mod usb;
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
+use super::BuildError;
+use super::output::{Key, Made, Shop};
+use crate::disk::fat::FatError;
 use crate::kernel::Kernel;
 use crate::uki::{self, Parts, UkiError};
+
+pub use sign::Signer;
 
 /// systemd's stub where Debian's package puts it.
 pub const STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
@@ -18,26 +35,58 @@ pub enum Form {
     Split,
     /// `layer0.efi`: one EFI program with both and the command line (a unified kernel image).
     Uki,
+    /// `layer0.iso`: a CD that BIOS and UEFI boot, and that does as well when it is written to a disk.
+    Iso,
+    /// `layer0-usb.img`: a disk with a GUID partition table that BIOS and UEFI boot.
+    Usb,
+    /// `layer0-bundle.tar`: every file, with their checksums and a bill of materials.
+    Bundle,
 }
 
-/// What a unified kernel image is made of besides kernel and initramfs.
+impl Form {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Split, Self::Uki, Self::Iso, Self::Usb, Self::Bundle];
+
+    /// Its word on the command line and in the manifest.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Split => "split",
+            Self::Uki => "uki",
+            Self::Iso => "iso",
+            Self::Usb => "usb",
+            Self::Bundle => "bundle",
+        }
+    }
+
+    /// The form of this word.
+    #[must_use]
+    pub fn of(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|form| form.word() == word)
+    }
+
+    /// Its file beside kernel and initramfs.
+    #[must_use]
+    pub fn file(self) -> Option<&'static str> {
+        match self {
+            Self::Split => None,
+            Self::Uki => Some("layer0.efi"),
+            Self::Iso => Some("layer0.iso"),
+            Self::Usb => Some("layer0-usb.img"),
+            Self::Bundle => Some("layer0-bundle.tar"),
+        }
+    }
+}
+
+/// What the forms are made with besides kernel and initramfs.
 #[derive(Debug, Clone, Default)]
-pub struct EfiOptions {
+pub struct FormOptions {
     /// The kernel's command line.
     pub command_line: String,
     /// systemd's stub; [`STUB`] when absent.
     pub stub: Option<PathBuf>,
-    /// Key and certificate (PEM) that sign it for Secure Boot.
+    /// Key and certificate (PEM) that sign EFI programs for Secure Boot.
     pub signer: Option<Signer>,
-}
-
-/// A key for Secure Boot.
-#[derive(Debug, Clone)]
-pub struct Signer {
-    /// Private key, PEM.
-    pub key: PathBuf,
-    /// Its certificate, PEM.
-    pub certificate: PathBuf,
 }
 
 /// Why a form could not be made.
@@ -57,27 +106,115 @@ pub enum FormError {
     /// The parts do not make an image.
     #[error("cannot make layer0.efi")]
     Uki(#[from] UkiError),
-    /// sbsign refused.
-    #[error("sbsign failed: {0}")]
-    Sign(String),
+    /// A file system of the form cannot be written.
+    #[error("cannot make the file system of {form}")]
+    Fat {
+        /// The form's file.
+        form: &'static str,
+        /// Why.
+        #[source]
+        source: FatError,
+    },
+    /// The command line cannot be given to the boot loader of disks and CDs.
+    #[error("the command line cannot be given to isolinux and syslinux: {0}")]
+    CommandLine(&'static str),
+    /// A program refused.
+    #[error("{program} failed: {said}")]
+    Failed {
+        /// Which.
+        program: String,
+        /// Its last words.
+        said: String,
+    },
 }
 
-fn io_error(path: &Path, hint: &'static str) -> impl FnOnce(io::Error) -> FormError {
+/// The error for a file or program, with what installs it.
+fn io_error(path: &Path, hint: &'static str) -> impl Fn(io::Error) -> FormError {
     let path = path.to_owned();
-    move |source| FormError::Io { path, hint, source }
+    move |source| FormError::Io { path: path.clone(), hint, source }
+}
+
+/// Runs a program to its end; its output.
+fn run(command: &mut Command, hint: &'static str) -> Result<Output, FormError> {
+    let program = command.get_program().to_owned();
+    let output = command.output().map_err(io_error(program.as_ref(), hint))?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let last = said.get(said.len().saturating_sub(8)..).unwrap_or_default();
+    let program = program.to_string_lossy().into_owned();
+    Err(FormError::Failed { program, said: last.join("; ") })
+}
+
+/// What forms are made of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ingredients<'a> {
+    pub(super) kernel: &'a Kernel,
+    pub(super) initramfs: &'a [u8],
+    pub(super) version: &'a str,
+    /// Seconds since 1970 that go where a form wants a date.
+    pub(super) time: u32,
+    pub(super) options: &'a FormOptions,
+}
+
+/// Makes these forms, but for the bundle, in the order of the enumeration. Programs that are signed hold the same bytes in all of them.
+pub(super) fn make(
+    forms: &BTreeSet<Form>,
+    from: &Ingredients<'_>,
+    shop: &Shop,
+) -> Result<Vec<Made>, BuildError> {
+    let mut program: Option<Vec<u8>> = None;
+    let mut made = Vec::new();
+    for form in forms {
+        let Some(name) = form.file() else { continue };
+        // Made once, and not at all where nothing changed.
+        let mut uki = || -> Result<Vec<u8>, BuildError> {
+            if program.is_none() {
+                program = Some(efi(from)?);
+            }
+            Ok(program.clone().unwrap_or_default())
+        };
+        made.push(match form {
+            Form::Split | Form::Bundle => continue,
+            Form::Uki => shop.file(name, &efi_key(Key::new(name), from), uki)?,
+            Form::Iso => {
+                let key = iso::tools(efi_key(Key::new(name), from));
+                shop.file(name, &key, || Ok(iso::make(from, &uki()?)?))?
+            }
+            Form::Usb => {
+                let key = usb::tools(efi_key(Key::new(name), from));
+                shop.file(name, &key, || Ok(usb::make(from, &uki()?)?))?
+            }
+        });
+    }
+    Ok(made)
+}
+
+fn stub(options: &FormOptions) -> &Path {
+    options.stub.as_deref().unwrap_or(Path::new(STUB))
+}
+
+/// Everything that a unified kernel image depends on.
+fn efi_key(key: Key, from: &Ingredients<'_>) -> Key {
+    let Ingredients { kernel, initramfs, version, time, options } = from;
+    let words = format!("{version}\n{}\n{time}\n{}", kernel.release, options.command_line);
+    let key = key
+        .with("words", words.as_bytes())
+        .with("kernel", &kernel.image)
+        .with("initramfs", initramfs)
+        .with_file("stub", stub(options));
+    match &options.signer {
+        Some(signer) => signer.key(key),
+        None => key,
+    }
 }
 
 /// The unified kernel image, signed where a key is given.
-///
-/// # Errors
-/// The stub is not there, the parts do not fit, or the key does not sign.
-pub fn efi(
-    kernel: &Kernel,
-    initramfs: &[u8],
-    version: &str,
-    options: &EfiOptions,
-) -> Result<Vec<u8>, FormError> {
-    let path = options.stub.as_deref().unwrap_or(Path::new(STUB));
+fn efi(from: &Ingredients<'_>) -> Result<Vec<u8>, BuildError> {
+    let Ingredients { kernel, initramfs, version, time, options } = from;
+    let path = stub(options);
     let hint = ": apt-get install -y --no-install-recommends systemd-boot-efi, or give --stub FILE";
     let stub = fs::read(path).map_err(io_error(path, hint))?;
     let image = uki::assemble(&Parts {
@@ -87,26 +224,60 @@ pub fn efi(
         initramfs,
         command_line: &options.command_line,
         os_release: &uki::os_release(version, &kernel.release),
-    })?;
-    match &options.signer {
-        Some(signer) => sign(image, signer),
-        None => Ok(image),
-    }
+    })
+    .map_err(FormError::from)?;
+    Ok(match &options.signer {
+        Some(signer) => signer.sign(image, *time)?,
+        None => image,
+    })
 }
 
-/// Signs an EFI program with sbsign(1).
-fn sign(image: Vec<u8>, signer: &Signer) -> Result<Vec<u8>, FormError> {
-    let hint = ": apt-get install -y --no-install-recommends sbsigntool";
-    let dir = tempfile::tempdir().map_err(io_error(&std::env::temp_dir(), ""))?;
-    let (plain, signed) = (dir.path().join("plain.efi"), dir.path().join("signed.efi"));
-    fs::write(&plain, image).map_err(io_error(&plain, ""))?;
-    let mut command = Command::new("sbsign");
-    command.arg("--key").arg(&signer.key).arg("--cert").arg(&signer.certificate);
-    let output = command.arg("--output").arg(&signed).arg(&plain).output();
-    let output = output.map_err(io_error("sbsign".as_ref(), hint))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(FormError::Sign(said.trim().replace('\n', "; ")));
+/// The configuration that syslinux and isolinux have in common. They have no quoting: a line is a value to its end.
+fn boot_menu(command_line: &str, kernel: &str, initramfs: &str) -> Result<String, FormError> {
+    /// Longest command line that the kernel takes on x86, with its NUL (arch/x86/include/asm/setup.h).
+    const MOST: usize = 2047;
+    if command_line.chars().any(char::is_control) {
+        return Err(FormError::CommandLine(
+            "it has a control character in it; it is one line of text",
+        ));
     }
-    fs::read(&signed).map_err(io_error(&signed, ""))
+    if command_line.len() > MOST {
+        return Err(FormError::CommandLine("it is longer than 2047 bytes"));
+    }
+    Ok(format!(
+        "SERIAL 0 115200\nDEFAULT layer0\nPROMPT 0\nLABEL layer0\n  KERNEL {kernel}\n  INITRD {initramfs}\n  APPEND {command_line}\n"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_has_a_word_and_a_file_of_its_own() {
+        let files: BTreeSet<_> = Form::ALL.iter().map(|form| form.file()).collect();
+        assert_eq!(files.len(), Form::ALL.len());
+        assert!(Form::ALL.iter().all(|form| Form::of(form.word()) == Some(*form)));
+        assert_eq!(Form::of("floppy"), None);
+    }
+
+    #[test]
+    fn a_boot_menu_is_one_entry_and_its_command_line_one_line() {
+        let menu = boot_menu("console=ttyS0 panic=10", "/VMLINUZ", "/INITRD.IMG").unwrap();
+        assert!(
+            menu.ends_with("  INITRD /INITRD.IMG\n  APPEND console=ttyS0 panic=10\n"),
+            "{menu}"
+        );
+        for wrong in ["a\nLABEL x", &"x".repeat(2048)] {
+            assert!(boot_menu(wrong, "K", "I").is_err());
+        }
+    }
+
+    #[test]
+    fn a_program_that_fails_or_is_not_there_is_named() {
+        let error = run(Command::new("sh").args(["-c", "echo no space >&2; exit 1"]), "");
+        assert_eq!(error.unwrap_err().to_string(), "sh failed: no space");
+        let error = run(&mut Command::new("/nowhere/xorriso"), ": install it").unwrap_err();
+        assert_eq!(error.to_string(), "cannot use /nowhere/xorriso: install it");
+    }
 }

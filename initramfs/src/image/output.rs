@@ -1,59 +1,113 @@
-//! What a build leaves on disk: the files, each by a rename, and compressed archives kept for the next time.
+//! What a build leaves on disk: the files, each by a rename, the manifest last; and the memory of which inputs gave which file.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use protocol::ids::Digest;
 use protocol::layer0::{Artifact, Manifest};
 
-use super::BuildError;
-use crate::Notice;
-use crate::archive::{self, Compression};
+use super::{BuildError, fail, size};
 
-/// Names of the files, the kernel first.
-pub(super) const KERNEL: &str = "vmlinuz";
-pub(super) const INITRAMFS: &str = "initramfs.img";
-pub(super) const EFI: &str = "layer0.efi";
-const MANIFEST: &str = "manifest.json";
-/// Most compressed archives that are kept; the oldest go.
-const KEEP: usize = 4;
+/// The kernel.
+pub const KERNEL: &str = "vmlinuz";
+/// The initramfs.
+pub const INITRAMFS: &str = "initramfs.img";
+/// What the files are.
+pub const MANIFEST: &str = "manifest.json";
+/// Form of the keys below; another one forgets what was made before.
+const FORM: &str = "1";
+/// Most files whose inputs are remembered.
+const REMEMBERED: usize = 64;
 
-/// Compresses the archive, or takes it from the cache if this very archive was compressed before.
-pub(super) fn compress(
-    plain: Vec<u8>,
-    how: Compression,
-    cache: &Path,
-    notice: Notice<'_>,
-) -> Result<Vec<u8>, BuildError> {
-    if how == Compression::None {
-        return Ok(archive::compress(plain, how)?);
-    }
-    let dir = cache.join("compressed");
-    let path = dir.join(format!("{}-{}", Digest::of(&plain).hex(), how.tag()));
-    if let Ok(bytes) = fs::read(&path)
-        && let Some(bytes) = unseal(bytes)
-    {
-        return Ok(bytes);
-    }
-    notice(&format!("compressing {} kB", plain.len() / 1000));
-    let bytes = archive::compress(plain, how)?;
-    let fail = fail(&dir);
-    fs::create_dir_all(&dir).map_err(&fail)?;
-    replace(&path, &[bytes.as_slice(), Digest::of(&bytes).to_string().as_bytes()])?;
-    prune(&dir).map_err(&fail)?;
-    Ok(bytes)
+/// A file of the image: made now, or known to lie in its place already.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) name: &'static str,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    /// None where it lies in its place.
+    bytes: Option<Vec<u8>>,
 }
 
-/// Takes the digest off the end of a cached file, and gives nothing if it is not the digest of the rest.
-fn unseal(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
-    let seal = bytes.split_off(bytes.len().checked_sub(Digest::of(&[]).to_string().len())?);
-    (seal == Digest::of(&bytes).to_string().as_bytes()).then_some(bytes)
+impl Made {
+    /// A file that was made now.
+    pub(super) fn new(name: &'static str, bytes: Vec<u8>) -> Self {
+        Self { name, digest: Digest::of(&bytes), size: size(&bytes), bytes: Some(bytes) }
+    }
+
+    /// Its bytes.
+    pub(super) fn bytes(&self, out: &Path) -> Result<Vec<u8>, BuildError> {
+        let path = out.join(self.name);
+        let read = || fs::read(&path).map_err(fail(&path));
+        self.bytes.clone().map_or_else(read, Ok)
+    }
 }
 
-fn prune(dir: &Path) -> io::Result<()> {
+/// Everything a file is made of, by its digest.
+#[derive(Debug)]
+pub(super) struct Key(String);
+
+impl Key {
+    /// A key for a file, with nothing in it yet.
+    pub(super) fn new(name: &str) -> Self {
+        Self(format!("{FORM}\n{name}\n"))
+    }
+
+    /// With one more input.
+    pub(super) fn with(mut self, what: &str, bytes: &[u8]) -> Self {
+        self.0.push_str(&format!("{what} {}\n", Digest::of(bytes)));
+        self
+    }
+
+    /// With a file, if it can be read: whoever makes something of it says what is wrong otherwise.
+    pub(super) fn with_file(self, what: &str, path: &Path) -> Self {
+        let bytes = fs::read(path).unwrap_or_default();
+        self.with(what, &bytes)
+    }
+
+    fn hex(&self) -> String {
+        Digest::of(self.0.as_bytes()).hex()
+    }
+}
+
+/// Where files go, and what is known of those that are there.
+#[derive(Debug)]
+pub(super) struct Shop {
+    /// Where they go.
+    pub(super) out: PathBuf,
+    /// Where it is kept which inputs gave which file.
+    pub(super) memory: PathBuf,
+}
+
+impl Shop {
+    /// Makes a file, unless its inputs gave one before and that one lies in its place.
+    pub(super) fn file(
+        &self,
+        name: &'static str,
+        key: &Key,
+        make: impl FnOnce() -> Result<Vec<u8>, BuildError>,
+    ) -> Result<Made, BuildError> {
+        let note = self.memory.join(key.hex());
+        let known = fs::read_to_string(&note).ok().and_then(|text| text.parse::<Digest>().ok());
+        if let Some(digest) = known
+            && let Ok(bytes) = fs::read(self.out.join(name))
+            && Digest::of(&bytes) == digest
+        {
+            return Ok(Made { name, digest, size: size(&bytes), bytes: None });
+        }
+        let made = Made::new(name, make()?);
+        fs::create_dir_all(&self.memory).map_err(fail(&self.memory))?;
+        replace(&note, &[made.digest.to_string().as_bytes()])?;
+        prune(&self.memory, REMEMBERED).map_err(fail(&self.memory))?;
+        Ok(made)
+    }
+}
+
+/// Removes all but the newest files of a directory.
+pub(super) fn prune(dir: &Path, keep: usize) -> io::Result<()> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -61,46 +115,51 @@ fn prune(dir: &Path) -> io::Result<()> {
         files.push((changed, entry.path()));
     }
     files.sort();
-    let old = files.len().saturating_sub(KEEP);
+    let old = files.len().saturating_sub(keep);
     files.iter().take(old).try_for_each(|(_, path)| fs::remove_file(path))
 }
 
-/// Writes what is not there already, removes forms of an earlier build that are not of this one, and fills in the manifest. Tells whether everything was there.
-pub(super) fn write(
-    out: &Path,
-    files: &[(&str, Vec<u8>)],
-    manifest: &mut Manifest,
-) -> Result<bool, BuildError> {
-    fs::create_dir_all(out).map_err(fail(out))?;
-    let mut unchanged = true;
-    for (name, bytes) in files {
-        let (name, digest, size) = ((*name).to_owned(), Digest::of(bytes), super::size(bytes));
-        unchanged &= keep_or_replace(&out.join(&name), bytes)?;
-        manifest.artifacts.push(Artifact { name, digest, size });
-    }
-    for name in [EFI].iter().filter(|name| !files.iter().any(|file| file.0 == **name)) {
-        match fs::remove_file(out.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(out)(error)),
-            _ => {}
-        }
-    }
-    let path = out.join(MANIFEST);
-    let mut text = serde_json::to_string_pretty(manifest)
-        .map_err(|error| BuildError::Io { path: path.clone(), source: error.into() })?;
-    text.push('\n');
-    Ok(keep_or_replace(&path, text.as_bytes())? && unchanged)
+/// Fills in what the manifest says of these files.
+pub(super) fn describe(made: &[Made], manifest: &mut Manifest) {
+    let artifact =
+        |it: &Made| Artifact { name: it.name.to_owned(), digest: it.digest, size: it.size };
+    manifest.artifacts = made.iter().map(artifact).collect();
 }
 
-fn keep_or_replace(path: &Path, bytes: &[u8]) -> Result<bool, BuildError> {
-    if fs::read(path).is_ok_and(|there| there == bytes) {
-        return Ok(true);
+/// The manifest as it is written.
+pub(super) fn manifest_text(manifest: &Manifest) -> Result<Vec<u8>, BuildError> {
+    let text = serde_json::to_vec_pretty(manifest);
+    let mut text = text.map_err(|error| fail(MANIFEST.as_ref())(error.into()))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// Writes what is not there already and removes files of an earlier build that are not of this one. Tells whether everything was
+/// there.
+pub(super) fn write(out: &Path, made: &[Made], others: &[&str]) -> Result<bool, BuildError> {
+    fs::create_dir_all(out).map_err(fail(out))?;
+    let mut unchanged = true;
+    for it in made {
+        let Some(bytes) = &it.bytes else { continue };
+        let path = out.join(it.name);
+        if fs::read(&path).is_ok_and(|there| there == *bytes) {
+            continue;
+        }
+        replace(&path, &[bytes])?;
+        unchanged = false;
     }
-    replace(path, &[bytes])?;
-    Ok(false)
+    for name in others.iter().filter(|name| !made.iter().any(|it| it.name == **name)) {
+        match fs::remove_file(out.join(name)) {
+            Ok(()) => unchanged = false,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(fail(out)(error)),
+        }
+    }
+    Ok(unchanged)
 }
 
 /// Puts these bytes in the place of a file in one step, readable by everyone.
-fn replace(path: &Path, bytes: &[&[u8]]) -> Result<(), BuildError> {
+pub(super) fn replace(path: &Path, bytes: &[&[u8]]) -> Result<(), BuildError> {
     let fail = fail(path);
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(&fail)?;
@@ -112,42 +171,33 @@ fn replace(path: &Path, bytes: &[&[u8]]) -> Result<(), BuildError> {
     Ok(())
 }
 
-fn fail(path: &Path) -> impl Fn(io::Error) -> BuildError {
-    let path = path.to_owned();
-    move |source| BuildError::Io { path: path.clone(), source }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_cached_archive_that_was_spoilt_is_made_again() {
-        let cache = tempfile::tempdir().unwrap();
-        let run = || {
-            let asked = std::cell::Cell::new(false);
-            let notice = |_: &str| asked.set(true);
-            let bytes =
-                compress(b"archive".to_vec(), Compression::Zstd, cache.path(), &notice).unwrap();
-            (bytes, asked.get())
+    fn a_file_is_made_again_only_when_an_input_changed_or_it_was_spoilt() {
+        let dir = tempfile::tempdir().unwrap();
+        let shop = Shop { out: dir.path().join("out"), memory: dir.path().join("memory") };
+        let run = |input: &[u8]| {
+            let made = std::cell::Cell::new(false);
+            let key = Key::new("a").with("input", input);
+            let make = || {
+                made.set(true);
+                Ok([b"made of ", input].concat())
+            };
+            let file = shop.file("a", &key, make).unwrap();
+            assert_eq!(file.digest, Digest::of(&[b"made of ", input].concat()));
+            write(&shop.out, &[file], &["b"]).unwrap();
+            made.get()
         };
-        let (first, made) = run();
-        assert!(made);
-        assert_eq!(run(), (first.clone(), false));
-        let path = fs::read_dir(cache.path().join("compressed")).unwrap().next().unwrap();
-        let path = path.unwrap().path();
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[3] ^= 1;
-        fs::write(&path, bytes).unwrap();
-        assert_eq!(run(), (first, true));
-    }
-
-    #[test]
-    fn only_the_newest_archives_are_kept() {
-        let cache = tempfile::tempdir().unwrap();
-        for byte in 0..8 {
-            compress(vec![byte], Compression::Zstd, cache.path(), &|_| ()).unwrap();
-        }
-        assert_eq!(fs::read_dir(cache.path().join("compressed")).unwrap().count(), KEEP);
+        assert!(run(b"x"));
+        assert!(!run(b"x"));
+        assert!(run(b"y"));
+        fs::write(shop.out.join("a"), b"spoilt").unwrap();
+        assert!(run(b"y"));
+        fs::write(shop.out.join("b"), b"of an earlier build").unwrap();
+        assert!(!run(b"y"));
+        assert!(!shop.out.join("b").exists());
     }
 }

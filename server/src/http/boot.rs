@@ -1,15 +1,19 @@
 //! What firmware and iPXE fetch: the rendered script, the kernel, the initramfs.
 
+use std::sync::Arc;
+
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use protocol::ids::Mac;
+use protocol::ids::{Digest, Mac, NodeId};
 use serde::Deserialize;
 
-use super::{ApiError, Shared, file, query};
+use super::{ApiError, App, Shared, file, query};
 use crate::boot::Script;
 use crate::clock::now_ms;
+use crate::inventory::Layer0Choice;
+use crate::layer0::to_boot;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Machine {
@@ -24,6 +28,12 @@ pub(super) struct MaybeMachine {
     mac: Option<Mac>,
 }
 
+impl MaybeMachine {
+    pub(super) fn mac(&self) -> Option<Mac> {
+        self.mac
+    }
+}
+
 pub(super) async fn ipxe(
     State(app): Shared,
     machine: Result<Query<Machine>, QueryRejection>,
@@ -31,9 +41,31 @@ pub(super) async fn ipxe(
     let Machine { mac, uuid } = query(machine)?;
     let node = app.inventory.script_fetched(mac, uuid.as_deref(), now_ms())?;
     tracing::info!(%node, %mac, "iPXE fetches its script");
-    let script = Script { node: &node, mac, url: &app.url, extra: &app.cmdline };
+    let layer0 = layer0_to_boot(&app, &node).await?;
+    let script = Script { node: &node, mac, url: &app.url, layer0, extra: &app.cmdline };
     let text = script.render().map_err(|error| ApiError::internal(super::error::chain(&error)))?;
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
+}
+
+/// The Layer0 that a node boots now.
+async fn layer0_to_boot(app: &Arc<App>, node: &NodeId) -> Result<Option<Digest>, ApiError> {
+    let default = super::layer0::default_build(app).await?;
+    let Layer0Choice { wanted, last_good, attempts } = app.inventory.layer0_choice(node);
+    let has = |digest: &Digest| app.layer0.has(digest);
+    let first = to_boot(wanted, default, None, 0, has);
+    let chosen = to_boot(wanted, default, last_good, attempts, has);
+    if chosen != first {
+        let (good, bad) = (shown(chosen), shown(first));
+        tracing::warn!(%node, "{attempts} boots from {bad} brought no report: {good}, which did, is booted");
+    }
+    if let Some(wanted) = wanted.filter(|wanted| !has(wanted)) {
+        tracing::warn!(%node, "Layer0 {wanted} is wanted but not here; {} is booted", shown(chosen));
+    }
+    Ok(chosen)
+}
+
+fn shown(digest: Option<Digest>) -> String {
+    digest.map_or("server.layer0_dir".to_owned(), |digest| digest.short())
 }
 
 pub(super) async fn vmlinuz(State(app): Shared, headers: HeaderMap) -> Result<Response, ApiError> {

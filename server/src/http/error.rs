@@ -76,6 +76,7 @@ impl From<InventoryError> for ApiError {
             E::NoSuchSet { .. } => (StatusCode::NOT_FOUND, "imageset_not_found"),
             E::NothingBefore { .. } => (StatusCode::CONFLICT, "nothing_before"),
             E::UnknownRoll(_) => (StatusCode::NOT_FOUND, "roll_not_found"),
+            E::NotInLayer0(_) => (StatusCode::CONFLICT, "not_in_layer0"),
             E::NotReported(_) => (StatusCode::CONFLICT, "not_reported"),
             E::OtherNode { .. } => (StatusCode::BAD_REQUEST, "other_node"),
             E::Protocol(_) => (StatusCode::BAD_REQUEST, "protocol"),

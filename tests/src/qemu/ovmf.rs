@@ -35,10 +35,6 @@ impl Ovmf {
             format!("if=pflash,format=raw,unit=0,readonly=on,file={}", path(CODE)),
             "-drive".to_owned(),
             format!("if=pflash,format=raw,unit=1,file={}", path(VARIABLES)),
-            "-drive".to_owned(),
-            format!("if=none,id=esp,format=raw,readonly=on,file=fat:{}", path(ESP)),
-            "-device".to_owned(),
-            "virtio-blk-pci,drive=esp,bootindex=0".to_owned(),
         ];
         if self == Self::Secure {
             // The variables are behind system management mode, else the machine could enrol keys itself.
@@ -48,27 +44,44 @@ impl Ovmf {
         args
     }
 
-    /// Puts firmware, disk and variables into a machine's directory. Variables that are there stay: they are its memory.
+    /// QEMU's arguments for the disk with the program that has been placed in `dir`.
+    pub(super) fn disk(dir: &Path) -> [String; 4] {
+        let esp = dir.join(ESP);
+        [
+            "-drive".to_owned(),
+            format!("if=none,id=esp,format=raw,readonly=on,file=fat:{}", esp.display()),
+            "-device".to_owned(),
+            "virtio-blk-pci,drive=esp,bootindex=0".to_owned(),
+        ]
+    }
+
+    /// Puts firmware and variables into a machine's directory. Variables that are there stay: they are its memory.
     ///
     /// # Errors
     /// That a file is not there or cannot be copied.
-    pub(super) fn place(self, machine: &Path, program: &Path) -> Result<()> {
+    pub(super) fn place(self, machine: &Path) -> Result<()> {
         let dir = Path::new(DIR);
         let (code, variables) = match self {
             Self::Open => ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
             Self::Secure => ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.snakeoil.fd"),
         };
-        let copy = |from: &Path, to: &Path| {
-            std::fs::copy(from, to)
-                .map(drop)
-                .with_context(|| format!("cannot copy {}", from.display()))
-        };
-        let boot = machine.join(ESP).join("EFI/BOOT");
-        std::fs::create_dir_all(&boot)
-            .with_context(|| format!("cannot make {}", boot.display()))?;
-        copy(program, &boot.join("BOOTX64.EFI"))?;
         copy(&dir.join(code), &machine.join(CODE))?;
         let there = machine.join(VARIABLES);
         if there.exists() { Ok(()) } else { copy(&dir.join(variables), &there) }
     }
+
+    /// Puts a program into a machine's directory, as the first that its disk has.
+    ///
+    /// # Errors
+    /// That it cannot be copied.
+    pub(super) fn place_program(machine: &Path, program: &Path) -> Result<()> {
+        let boot = machine.join(ESP).join("EFI/BOOT");
+        std::fs::create_dir_all(&boot)
+            .with_context(|| format!("cannot make {}", boot.display()))?;
+        copy(program, &boot.join("BOOTX64.EFI"))
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to).map(drop).with_context(|| format!("cannot copy {}", from.display()))
 }
