@@ -14,6 +14,8 @@ pub const ENV_EXAMPLES: &str = "LAYERCAKE_EXAMPLES";
 
 /// Where Layer0 with the modules of network storage is.
 pub const STORAGE_DIR: &str = "target/storage";
+/// Where Layer0 with the oldest kernel that is tested is.
+pub const FLOOR_DIR: &str = "target/floor";
 /// Where the EFI programs are.
 pub const EFI_DIR: &str = "target/efi";
 /// Their command line: it finds the lab's server, as its first node.
@@ -98,6 +100,18 @@ impl Artifacts {
     /// That it is not there, and what builds it.
     pub fn with_storage(mut self) -> Result<Self> {
         self.layer0 = workspace_root().join(STORAGE_DIR);
+        if !self.initramfs().exists() {
+            bail!("{} is not built: run `cargo xtask test qemu`", self.initramfs().display());
+        }
+        Ok(self)
+    }
+
+    /// The same with the Layer0 that has the oldest kernel that is tested, with the drivers of `tests/facts/floor.json`. `cargo xtask test qemu` builds it.
+    ///
+    /// # Errors
+    /// That it is not there, and what builds it.
+    pub fn with_floor(mut self) -> Result<Self> {
+        self.layer0 = workspace_root().join(FLOOR_DIR);
         if !self.initramfs().exists() {
             bail!("{} is not built: run `cargo xtask test qemu`", self.initramfs().display());
         }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use tests::artifacts::{
-    Artifacts, EFI_COMMAND_LINE, EFI_DIR, FORMS_COMMAND_LINE, FORMS_DIR, STORAGE_DIR,
+    Artifacts, EFI_COMMAND_LINE, EFI_DIR, FLOOR_DIR, FORMS_COMMAND_LINE, FORMS_DIR, STORAGE_DIR,
     workspace_root,
 };
 use tests::qemu::ovmf;
@@ -91,6 +91,19 @@ pub(crate) fn storage() -> Result<()> {
     let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
     layer0.args(["build-image", "--with", "storage", "--out"]);
     layer0.arg(workspace_root().join(STORAGE_DIR)).stdout(std::io::stderr());
+    run(&mut layer0)
+}
+
+/// Builds Layer0 with the oldest kernel that is tested, for the machine of the cases about hardware.
+///
+/// # Errors
+/// What does not build.
+pub(crate) fn floor() -> Result<()> {
+    let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
+    layer0.args(["build-image", "--flavour", "generic", "--kernel-version", "6.1"]);
+    layer0.arg("--for").arg(workspace_root().join("tests/facts/floor.json"));
+    layer0.args(["--with", "zram", "--out"]);
+    layer0.arg(workspace_root().join(FLOOR_DIR)).stdout(std::io::stderr());
     run(&mut layer0)
 }
 
