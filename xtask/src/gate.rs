@@ -30,13 +30,15 @@ pub(crate) enum Part {
     Doc,
     /// Licences, bans and sources.
     Deny,
+    /// The bill of materials beside CycloneDX's schema.
+    Bill,
     /// Whole-system cases in QEMU.
     Qemu,
 }
 
 impl Part {
     /// In the order in which they run: what fails fast comes first.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Fmt,
         Self::Tidy,
         Self::Clippy,
@@ -44,6 +46,7 @@ impl Part {
         Self::Oracle,
         Self::Doc,
         Self::Deny,
+        Self::Bill,
         Self::Qemu,
     ];
 }
@@ -58,6 +61,7 @@ impl fmt::Display for Part {
             Self::Oracle => "oracle",
             Self::Doc => "doc",
             Self::Deny => "deny",
+            Self::Bill => "bill",
             Self::Qemu => "qemu",
         })
     }
@@ -137,6 +141,7 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             let mut check = Command::new(deny);
             children::run(check.args(["check", "licenses", "bans", "sources"]).current_dir(root))
         }
+        Part::Bill => crate::bill::check(root),
         Part::Qemu => {
             crate::builds::everything(false)?;
             crate::builds::efi()?;

@@ -4,6 +4,7 @@
 
 mod agent_build;
 mod bench;
+mod bill;
 mod build_image;
 mod builds;
 mod children;

@@ -187,7 +187,7 @@ fn as_build_args(
         flavour,
         agent: Some(agent),
         with: inputs.with.clone(),
-        compression: Some(inputs.compression.parse()?),
+        compression: inputs.compression.parse()?,
         format: inputs.forms.iter().map(format).collect::<Result<_>>()?,
         cmdline: inputs.command_line.clone(),
         ..args.clone()
@@ -266,7 +266,7 @@ mod tests {
         let built = as_build_args(&args(&[]).build, &manifest, &inputs, "a".into()).unwrap();
         assert_eq!((built.flavour, built.cmdline.as_str()), (Flavour::Cloud, "quiet"));
         assert_eq!(built.format, [Format::Uki]);
-        assert_eq!(built.compression.unwrap().to_string(), "zstd:3");
+        assert_eq!(built.compression.to_string(), "zstd:3");
         manifest.flavour = "custom".to_owned();
         let error = as_build_args(&args(&[]).build, &manifest, &inputs, "a".into()).unwrap_err();
         assert!(error.to_string().contains("give it again"), "{error}");
