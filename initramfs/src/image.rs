@@ -24,13 +24,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use protocol::ids::Digest;
-use protocol::layer0::{Input, Inputs, Manifest};
+use protocol::layer0::{AGENT, Input, Inputs, Manifest};
 
 use crate::Notice;
 use crate::archive::{self, ArchiveError};
 use crate::compress::Compression;
 use crate::elf::ElfError;
-use crate::kernel::kconfig::{self, Symbol};
+use crate::kernel::kconfig::Symbol;
 use crate::kernel::{self, Kernel, KernelError, Source};
 use crate::modules::files::{self, FilesError};
 use crate::modules::firmware::FirmwareError;
@@ -253,6 +253,7 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     sources::check_config(&kernel, &decoders)?;
     let agent_size = size(&agent);
     let mut manifest = Manifest { lacks, ..manifest(config, &kernel, &selection, &agent) };
+    let alone = Made::new(AGENT, agent.clone());
     let builtin = files::optional(&kernel.modules_dir.join("modules.builtin"))?;
     let parts = Parts { agent, selection: &selection, modules, builtin, about: &manifest };
     let mut tree = assemble(parts)?;
@@ -263,7 +264,9 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     let packed = packing::pack(tree, appended, compression, config.mtime, &config.packed, notice)?;
     let memory = config.packed.join("forms");
     let shop = Shop { out: config.out.clone(), memory, maker: config.maker.clone() };
-    let made = make_files(config, &kernel, &packed, &shop, notice)?;
+    let mut made = make_files(config, &kernel, &packed, &shop, notice)?;
+    // For nodes that take a new agent without the rest.
+    made.push(alone);
     output::describe(&made, &mut manifest);
     manifest.inputs = Some(Inputs {
         forms: config.forms.iter().map(|form| form.word().to_owned()).collect(),

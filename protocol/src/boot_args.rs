@@ -39,6 +39,30 @@ pub enum LogLevel {
     Debug,
 }
 
+/// After how many seconds the hardware's watchdog resets a machine whose PID 1 is silent (`layercake.watchdog=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Watchdog {
+    /// After 60 s, where there is a watchdog. The default.
+    #[default]
+    Standard,
+    /// After so many, 5 to 3600.
+    Seconds(u16),
+    /// Never: it is left alone.
+    Off,
+}
+
+impl Watchdog {
+    /// The timeout; none where it is left alone.
+    #[must_use]
+    pub fn seconds(self) -> Option<u32> {
+        match self {
+            Self::Standard => Some(60),
+            Self::Seconds(seconds) => Some(seconds.into()),
+            Self::Off => None,
+        }
+    }
+}
+
 /// Which disk keeps blobs across reboots (`layercake.cache=`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum CacheDisk {
@@ -112,6 +136,8 @@ pub struct BootArgs {
     pub imageset: Option<Reference>,
     /// `layercake.rescue=`.
     pub rescue: Rescue,
+    /// `layercake.watchdog=`.
+    pub watchdog: Watchdog,
     /// `layercake.log=`.
     pub log: LogLevel,
     /// `layercake.cache=`.
@@ -157,6 +183,7 @@ impl BootArgs {
             "layercake.node" => self.node = Some(value.parse().map_err(to_text)?),
             "layercake.imageset" => self.imageset = Some(value.parse().map_err(to_text)?),
             "layercake.rescue" => self.rescue = parse_rescue(value)?,
+            "layercake.watchdog" => self.watchdog = parse_watchdog(value)?,
             "layercake.log" => self.log = parse_log(value)?,
             "layercake.cache" => self.cache = parse_cache(value)?,
             "layercake.layer0" => self.layer0 = Some(value.parse().map_err(to_text)?),
@@ -212,6 +239,14 @@ fn parse_log(value: &str) -> Result<LogLevel, String> {
         "info" => Ok(LogLevel::Info),
         "debug" => Ok(LogLevel::Debug),
         _ => Err("expected error, warn, info or debug".to_owned()),
+    }
+}
+
+fn parse_watchdog(value: &str) -> Result<Watchdog, String> {
+    match (value, value.parse()) {
+        ("off", _) => Ok(Watchdog::Off),
+        (_, Ok(seconds @ 5..=3600)) => Ok(Watchdog::Seconds(seconds)),
+        _ => Err("expected off or a number of seconds from 5 to 3600".to_owned()),
     }
 }
 
@@ -319,6 +354,11 @@ impl fmt::Display for BootArgs {
             Rescue::OnFailure => {}
             Rescue::Always => words.push("layercake.rescue=always".to_owned()),
         }
+        match self.watchdog {
+            Watchdog::Standard => {}
+            Watchdog::Seconds(seconds) => words.push(format!("layercake.watchdog={seconds}")),
+            Watchdog::Off => words.push("layercake.watchdog=off".to_owned()),
+        }
         match self.log {
             LogLevel::Error => words.push("layercake.log=error".to_owned()),
             LogLevel::Warn => words.push("layercake.log=warn".to_owned()),
@@ -375,6 +415,10 @@ mod tests {
         assert_eq!((ip.prefix_len, ip.dns.len()), (24, 1));
         round_trip("ip=:::::eth1:dhcp");
         round_trip("layercake.rescue=always layercake.log=debug ip=off");
+        let watchdog = |text| round_trip(text).watchdog.seconds();
+        assert_eq!(watchdog("layercake.watchdog=off"), None);
+        assert_eq!(watchdog("layercake.watchdog=10"), Some(10));
+        assert_eq!(watchdog(""), Some(60));
         assert_eq!(round_trip("layercake.cache=none").cache.label(), None);
         assert_eq!(round_trip("layercake.cache=blobs").cache.label(), Some("blobs"));
         assert_eq!(round_trip("").cache.label(), Some("LAYERCAKE"));
@@ -397,6 +441,8 @@ mod tests {
             ("ip=10.0.0.5:::255.0.255.0", "contiguous"),
             ("layercake.server=10.9.0.1", "http://"),
             ("layercake.imageset=x", "repository"),
+            ("layercake.watchdog=4", "5 to 3600"),
+            ("layercake.watchdog=on", "off or"),
         ] {
             let problems = BootArgs::parse(text).problems.join(";");
             assert!(problems.contains(expected), "{text}: {problems}");

@@ -174,6 +174,7 @@ pub(crate) fn config(args: &Args, notice: &dyn Fn(&str)) -> anyhow::Result<Confi
     let lists = lists.with_context(|| format!("in {}", lists_path.display()))?;
     let required = kconfig::parse_required(&read(&required_path)?);
     let required = required.with_context(|| format!("in {}", required_path.display()))?;
+    let required = kconfig::of_flavour(required, flavour_name(args.flavour));
     let kernel = kernel_source(args, &lists)?;
     let forms = forms(&args.format, &kernel);
     let bill = forms.contains(&Form::Bundle);

@@ -32,13 +32,15 @@ pub(crate) enum Part {
     Deny,
     /// The bill of materials beside CycloneDX's schema.
     Bill,
+    /// The configurations of our own kernels, and the one for virtual machines, from its cache or built.
+    Kernel,
     /// Whole-system cases in QEMU.
     Qemu,
 }
 
 impl Part {
     /// In the order in which they run: what fails fast comes first.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Fmt,
         Self::Tidy,
         Self::Clippy,
@@ -47,6 +49,7 @@ impl Part {
         Self::Doc,
         Self::Deny,
         Self::Bill,
+        Self::Kernel,
         Self::Qemu,
     ];
 }
@@ -62,6 +65,7 @@ impl fmt::Display for Part {
             Self::Doc => "doc",
             Self::Deny => "deny",
             Self::Bill => "bill",
+            Self::Kernel => "kernel",
             Self::Qemu => "qemu",
         })
     }
@@ -88,6 +92,9 @@ pub(crate) fn run(args: &Args, root: &Path) -> anyhow::Result<()> {
     let filter = args.filter.as_deref();
     if parts.iter().any(|part| matches!(part, Part::Unit | Part::Oracle)) {
         prerequisites::ensure(prerequisites::UNIT)?;
+    }
+    if parts.iter().any(|part| matches!(part, Part::Kernel | Part::Qemu)) {
+        prerequisites::ensure(prerequisites::KERNEL)?;
     }
     if parts.contains(&Part::Qemu) {
         prerequisites::ensure(prerequisites::CASES)?;
@@ -142,6 +149,7 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             children::run(check.args(["check", "licenses", "bans", "sources"]).current_dir(root))
         }
         Part::Bill => crate::bill::check(root),
+        Part::Kernel => crate::kernel::gate(),
         Part::Qemu => {
             crate::builds::everything(false)?;
             crate::builds::efi()?;

@@ -223,7 +223,7 @@ fn stub(options: &FormOptions) -> &Path {
 
 /// Everything that a unified kernel image depends on.
 fn efi_key(key: Key, from: &Ingredients<'_>) -> Key {
-    let Ingredients { kernel, initramfs, version, time, options } = from;
+    let Ingredients { kernel, initramfs, version, time, options, .. } = from;
     let words = format!("{version}\n{}\n{time}\n{}", kernel.release, options.command_line);
     let key = key
         .with("words", words.as_bytes())
@@ -238,7 +238,7 @@ fn efi_key(key: Key, from: &Ingredients<'_>) -> Key {
 
 /// The unified kernel image, signed where a key is given.
 fn efi(from: &Ingredients<'_>) -> Result<Vec<u8>, BuildError> {
-    let Ingredients { kernel, initramfs, version, time, options } = from;
+    let Ingredients { kernel, initramfs, version, time, options, .. } = from;
     let path = stub(options);
     let hint = ": apt-get install -y --no-install-recommends systemd-boot-efi, or give --stub FILE";
     let stub = fs::read(path).map_err(io_error(path, hint))?;
