@@ -114,6 +114,10 @@ pub const BENCH_PULL: &[Need] = &[
 pub const BENCH_ROLL: &[Need] =
     &[Need::Ip, Need::UtilLinux, Need::Podman, Need::Runc, Need::Crun, Need::Busybox];
 
+/// What `cargo xtask bench layer0` needs.
+pub const BENCH_LAYER0: &[Need] =
+    &[Need::Qemu, Need::Ip, Need::UtilLinux, Need::Dnsmasq, Need::Mmdebstrap];
+
 /// The packages that bring these things, each once, in order.
 #[must_use]
 pub fn packages(missing: &[Need], manager: Manager) -> Vec<&'static str> {

@@ -287,7 +287,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 }
 
 /// See <https://reproducible-builds.org/specs/source-date-epoch/>; 0 where it is not set.
-fn source_date_epoch() -> anyhow::Result<u32> {
+pub(crate) fn source_date_epoch() -> anyhow::Result<u32> {
     match env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => text
             .parse()
