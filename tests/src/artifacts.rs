@@ -24,6 +24,10 @@ pub const EFI_COMMAND_LINE: &str =
 /// Command line of the forms that carry one and boot on any machine of the lab: it runs a set without a server.
 pub const FORMS_COMMAND_LINE: &str =
     "console=ttyS0,115200n8 panic=10 layercake.imageset=http://10.9.0.1:8080/hello:1";
+/// The form that has all inside the kernel, as it is and signed with the test key.
+pub const KERNEL_FORM: &str = "layer0-kernel.efi";
+/// Where it is.
+pub const KERNEL_FORM_DIR: &str = "target/forms-virt";
 /// Where they are.
 pub const FORMS_DIR: &str = "target/forms";
 
@@ -88,6 +92,19 @@ impl Artifacts {
     /// That it is not there, and what builds it.
     pub fn form(name: &str) -> Result<PathBuf> {
         let file = workspace_root().join(FORMS_DIR).join(name);
+        if !file.exists() {
+            bail!("{} is not built: run `cargo xtask test qemu`", file.display());
+        }
+        Ok(file)
+    }
+
+    /// Layer0 inside a kernel of ours, with [`FORMS_COMMAND_LINE`], signed or not. `cargo xtask test qemu` builds both.
+    ///
+    /// # Errors
+    /// That it is not there, and what builds it.
+    pub fn kernel_form(signed: bool) -> Result<PathBuf> {
+        let dir = workspace_root().join(KERNEL_FORM_DIR);
+        let file = dir.join(if signed { "signed" } else { "plain" }).join(KERNEL_FORM);
         if !file.exists() {
             bail!("{} is not built: run `cargo xtask test qemu`", file.display());
         }
