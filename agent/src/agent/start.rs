@@ -188,6 +188,7 @@ fn bring_up_machine(
 fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agent, String> {
     let dirs = RunDirs::new(&options.run_dir);
     let identity = identity::read();
+    let last_crash = if options.standalone { None } else { crate::last_crash::take(&dirs) };
     let notes_file = NotesFile::open(&dirs.state()).map_err(|error| {
         format!("{}: {error}; is the run directory writable?", dirs.state().display())
     })?;
@@ -232,7 +233,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     let status = !options.standalone && args.console == ConsoleMode::Status;
     let screen = Console::open(&around.dirs, status);
     let mut agent = Agent {
-        facts: Facts { node: node_id(args), identity, links: Vec::new() },
+        facts: Facts { node: node_id(args), identity, links: Vec::new(), last_crash },
         notes,
         notes_file,
         vital: super::vital::Vital::new(around.init.clone()),
