@@ -13,6 +13,7 @@
 pub mod bundle;
 mod content;
 pub mod forms;
+pub mod hardware;
 mod output;
 mod packing;
 mod sources;
@@ -32,6 +33,7 @@ use crate::elf::ElfError;
 use crate::kernel::kconfig::{self, Symbol};
 use crate::kernel::{self, Kernel, KernelError, Source};
 use crate::modules::files::{self, FilesError};
+use crate::modules::firmware::FirmwareError;
 use crate::modules::wanted::{Lists, WantedError};
 use crate::modules::{ModulesError, Selection};
 use crate::overlay::{self, OverlayError};
@@ -60,6 +62,8 @@ pub struct Config {
     pub lists: Lists,
     /// Names of the lists of modules that were added to those that are always there.
     pub with: Vec<String>,
+    /// What chooses among the drivers, and firmware.
+    pub hardware: hardware::Hardware,
     /// The kernel symbols that are relied on.
     pub required: Vec<Symbol>,
     /// Files of CA certificates.
@@ -171,6 +175,26 @@ pub enum BuildError {
     /// The list of modules is wrong.
     #[error(transparent)]
     Wanted(#[from] WantedError),
+    /// Machines that the image is for would lose what they cannot do without.
+    #[error("kernel {release} is not for these nodes: {losses}")]
+    Losses {
+        /// The kernel.
+        release: String,
+        /// Every loss, with its node.
+        losses: String,
+    },
+    /// A firmware package could not be had.
+    #[error("cannot have the firmware package {name} (most are in Debian's non-free-firmware)")]
+    FirmwarePackage {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        source: kernel::apt::AptError,
+    },
+    /// Firmware could not be read.
+    #[error(transparent)]
+    Firmware(#[from] FirmwareError),
     /// Modules could not be chosen.
     #[error(transparent)]
     Modules(#[from] ModulesError),
@@ -227,7 +251,9 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
         notice("the kernel's configuration is not known (--config FILE): not checked");
     }
     sources::check_config(&kernel, &config.required)?;
-    let selection = kernel.catalogue.select(&config.lists.list(&kernel.flavour)?)?;
+    let lacks = sources::lacks(&kernel, &config.required);
+    lacks.iter().for_each(|lack| notice(&format!("kernel {}: {lack}", kernel.release)));
+    let selection = hardware::choose(&kernel, config, notice)?;
     if !selection.absent.is_empty() {
         notice(&format!("this kernel has no {}: left out", selection.absent.join(", ")));
     }
@@ -239,11 +265,12 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     decoders.extend(appended.iter().filter_map(|it| it.needs.clone()));
     sources::check_config(&kernel, &decoders)?;
     let agent_size = size(&agent);
-    let mut manifest = manifest(config, &kernel, &selection, &agent);
+    let mut manifest = Manifest { lacks, ..manifest(config, &kernel, &selection, &agent) };
     let alone = Made::new(AGENT, agent.clone());
     let builtin = files::optional(&kernel.modules_dir.join("modules.builtin"))?;
     let parts = Parts { agent, selection: &selection, modules, builtin, about: &manifest };
     let mut tree = assemble(parts)?;
+    manifest.firmware = hardware::add_firmware(&mut tree, &kernel, &selection, config, notice)?;
     let mut inputs = add_operators(&mut tree, config)?;
     inputs.extend(appended.iter().map(|it| input("archive", &it.bytes)));
     let appended = appended.into_iter().map(|it| it.bytes).collect();
@@ -284,6 +311,8 @@ fn manifest(config: &Config, kernel: &Kernel, selection: &Selection, agent: &[u8
         agent: config.agent_version.clone(),
         agent_digest: Digest::of(agent),
         modules: selection.modules.keys().cloned().collect(),
+        lacks: Vec::new(),
+        firmware: Vec::new(),
         artifacts: Vec::new(),
         inputs: None,
     }

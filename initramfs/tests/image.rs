@@ -10,10 +10,12 @@ use initramfs::archive::{self, Entry};
 use initramfs::compress::{self, Compression};
 use initramfs::elf::fake;
 use initramfs::image::forms::{Form, FormOptions};
+use initramfs::image::hardware::{FirmwareSource, Hardware};
 use initramfs::image::{self, BuildError, Config, Report};
 use initramfs::kernel::{Source, bzimage, kconfig};
 use initramfs::modules::wanted;
 use initramfs::pe;
+use protocol::facts::NodeFacts;
 use protocol::ids::Digest;
 
 const RELEASE: &str = "6.12.1-test";
@@ -52,6 +54,7 @@ impl Fixture {
             kernel: Source::Files { image: at("vmlinuz"), modules, config: None },
             lists: wanted::parse(LISTS).unwrap(),
             with: Vec::new(),
+            hardware: Hardware::default(),
             required: Vec::new(),
             ca: Vec::new(),
             imageset_keys: Vec::new(),
@@ -430,4 +433,57 @@ fn a_missing_stub_names_the_package_that_has_it() {
         error.contains("nowhere: apt-get install") && error.contains("systemd-boot-efi"),
         "{error}"
     );
+}
+
+/// Facts of a node with one NIC, which asks for its driver by this alias.
+fn facts(modalias: &str) -> Vec<NodeFacts> {
+    let text = format!(
+        "{{\"node\": \"n7\", \"hardware\": {{\"kernel\": \"6.1\", \"devices\": [{{\"modalias\": \"{modalias}\", \
+         \"place\": \"0000:01:00.0\", \"driver\": \"nic\", \"class\": \"nic\"}}]}}}}"
+    );
+    protocol::facts::parse(&text).unwrap()
+}
+
+#[test]
+fn an_image_for_machines_has_their_drivers_and_no_others_and_says_whose_are_missing() {
+    let mut fixture = Fixture::new();
+    let dir = fixture.dir.path().join(RELEASE);
+    let driver = fake::module(&[("alias", "pci:v0000ABCDd00000001sv*sd*bc*sc*i*")]);
+    fs::write(dir.join("kernel/card.ko"), driver).unwrap();
+    let alias = |device: u8| format!("pci:v0000ABCDd0000000{device}sv0sd0bc02sc00i00");
+    fixture.config.hardware.nodes = Some(facts(&alias(1)));
+    let report = fixture.build().unwrap();
+    assert!(report.manifest.modules.iter().any(|name| name == "card"));
+    assert!(!report.manifest.modules.iter().any(|name| name == "other"));
+    fixture.config.hardware.nodes = Some(facts(&alias(2)));
+    let error = fixture.build().unwrap_err().to_string();
+    let expected = "node n7 would lose its NIC abcd:0002 at 0000:01:00.0, which nic drives there";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn all_modules_are_in_where_that_is_asked_for() {
+    let mut fixture = Fixture::new();
+    assert!(!fixture.build().unwrap().manifest.modules.iter().any(|name| name == "other"));
+    fixture.config.hardware.all_modules = true;
+    assert!(fixture.build().unwrap().manifest.modules.iter().any(|name| name == "other"));
+}
+
+#[test]
+fn firmware_that_modules_ask_for_is_in_the_image_and_in_the_manifest() {
+    let mut fixture = Fixture::new();
+    let dir = fixture.dir.path().join(RELEASE);
+    let overlay = fake::module(&[("firmware", "card/one.bin"), ("firmware", "card/two.bin")]);
+    fs::write(dir.join("kernel/fs/overlay.ko"), overlay).unwrap();
+    let firmware = fixture.dir.path().join("firmware");
+    fs::create_dir_all(firmware.join("card")).unwrap();
+    fs::write(firmware.join("card/one.bin"), b"microcode").unwrap();
+    assert!(fixture.build().unwrap().manifest.firmware.is_empty());
+    fixture.config.hardware.firmware = vec![FirmwareSource::Dir(firmware)];
+    let manifest = fixture.build().unwrap().manifest;
+    let sizes: Vec<_> = manifest.firmware.iter().map(|it| (it.file.as_str(), it.size)).collect();
+    assert_eq!(sizes, [("card/one.bin", Some(9)), ("card/two.bin", None)]);
+    assert_eq!(manifest.firmware[0].modules, ["overlay"]);
+    let entries = fixture.entries();
+    assert_eq!(entries["lib/firmware/card/one.bin"].contents, b"microcode");
 }

@@ -111,6 +111,18 @@ pub struct Inputs {
     pub files: Vec<Input>,
 }
 
+/// A firmware file that modules ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirmwareFile {
+    /// Its path below `/lib/firmware`, or the pattern a module has instead.
+    pub file: String,
+    /// The modules that ask for it.
+    pub modules: Vec<String>,
+    /// Its size in the image in bytes; none where it was not found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
 /// `manifest.json`. The same inputs give the same bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -131,6 +143,12 @@ pub struct Manifest {
     pub agent_digest: Digest,
     /// Modules in the initramfs, by the kernel's name, sorted.
     pub modules: Vec<String>,
+    /// What this kernel lacks that Layer0 can do without, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacks: Vec<String>,
+    /// The firmware that these modules ask for, where the build was given any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub firmware: Vec<FirmwareFile>,
     /// The files: `vmlinuz`, `initramfs.img` and `layercake-agent`, and of the forms that were asked for `layer0.efi` (UKI), `layer0-kernel.efi` (the
     /// initramfs inside the kernel), `layer0.iso` and `layer0-usb.img`. The bundle holds the manifest and is not in it.
     pub artifacts: Vec<Artifact>,

@@ -12,6 +12,7 @@
 //! | [`oci`] | descriptors, manifests, indexes, and resolving an ImageSet from its index |
 //! | [`signature`] | signatures in cosign's key layout: build, read and verify |
 //! | [`node`] | the desired and the observed document of a node |
+//! | [`facts`] | a node's hardware: what its agent reports, and images are built for |
 //! | [`api`] | request, reply and error bodies of `/v1` |
 //! | [`channel`] | logs and commands through the server: requests, frames, flow control |
 //! | [`layer0`] | `manifest.json` of a built Layer0 |
@@ -28,6 +29,7 @@ pub mod signature;
 
 pub mod api;
 pub mod channel;
+pub mod facts;
 pub mod node;
 
 pub mod layer0;

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::ChannelRequest;
+use crate::facts::Hardware;
 use crate::ids::{Digest, Mac, Name, NodeId, Version};
 use crate::reference::Reference;
 use crate::registries::RegistryEntry;
@@ -428,6 +429,9 @@ pub struct Observed {
     pub layer0: Option<ObservedLayer0>,
     /// Its ImageSets.
     pub imagesets: Vec<ObservedSet>,
+    /// What its hardware is: in the first report of a boot, and when it changes. The server keeps the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<Hardware>,
 }
 
 #[cfg(test)]

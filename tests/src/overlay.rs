@@ -162,7 +162,8 @@ fn amend_manifest(made: &Artifacts) -> Result<()> {
     for artifact in &mut manifest.artifacts {
         if [INITRAMFS, AGENT].contains(&artifact.name.as_str()) {
             let file = made.layer0.join(&artifact.name);
-            let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let bytes =
+                fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
             artifact.digest = Digest::of(&bytes);
             artifact.size = bytes.len() as u64;
             if artifact.name == AGENT {

@@ -70,6 +70,7 @@ pub const UNIT: &[Need] = &[
     Need::OpenSsl,
     Need::MkfsExt4,
     Need::Cpio,
+    Need::Rpm,
     Need::Tgt,
 ];
 

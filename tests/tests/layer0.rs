@@ -28,8 +28,7 @@ fn add(lab: &Lab, story: &Story<'_>, build: &Artifacts, name: &str) -> Result<Di
 
 /// `layercake layer0 start n1`, until it is done.
 fn start(lab: &Lab, story: &Story<'_>, layer0: &str, how: &str) -> Result<()> {
-    let args =
-        ["layer0", "start", "n1", "--layer0", layer0, "--how", how, "--timeout", PATIENCE];
+    let args = ["layer0", "start", "n1", "--layer0", layer0, "--how", how, "--timeout", PATIENCE];
     story.server.layercake(lab, &args).map(drop)
 }
 

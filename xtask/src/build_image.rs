@@ -18,6 +18,8 @@ use initramfs::modules::wanted::{self, Lists};
 
 use crate::{agent_build, crates, kernel};
 
+mod hardware;
+
 /// Builds Layer0: vmlinuz, initramfs.img, manifest.json, and the forms that are asked for.
 #[derive(Debug, Clone, Default, ClapArgs)]
 pub(crate) struct Args {
@@ -36,6 +38,8 @@ pub(crate) struct Args {
     /// Its configuration, to be checked for what Layer0 relies on
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) hardware: hardware::HardwareArgs,
     /// Use this agent, a static binary, instead of building it
     #[arg(long, value_name = "FILE")]
     pub(crate) agent: Option<PathBuf>,
@@ -176,6 +180,7 @@ pub(crate) fn config(args: &Args, notice: &dyn Fn(&str)) -> anyhow::Result<Confi
         kernel: kernel_source(args, &lists)?,
         lists,
         with: args.with.clone(),
+        hardware: args.hardware.read(args.update)?,
         required,
         ca: args.ca.clone(),
         imageset_keys: args.imageset_key.clone(),
@@ -211,15 +216,14 @@ fn kernel_source(args: &Args, lists: &Lists) -> anyhow::Result<Source> {
             let (image, modules, config) = (image.clone(), modules.clone(), args.config.clone());
             Source::Files { image, modules, config }
         }
-        _ if matches!(args.flavour, Flavour::Virt | Flavour::Hw) => {
+        _ if matches!(args.flavour, Flavour::Virt | Flavour::Hw) && !args.hardware.has_kernel() => {
             let flavour = flavour_name(args.flavour).to_owned();
             let built = kernel::built(&flavour, &[], args.update)?;
             Source::Built { flavour, dir: built.dir }
         }
         _ => {
-            let flavour = flavour_name(args.flavour).to_owned();
-            let packages = lists.packages(&flavour);
-            Source::Package { flavour, packages, update: args.update }
+            let flavour = flavour_name(args.flavour);
+            args.hardware.source(flavour, lists.packages(flavour), args.update)
         }
     })
 }

@@ -60,6 +60,7 @@ impl Facts {
             waiting,
             cache: None,
             layer0: None,
+            hardware: None,
             imagesets,
         })
     }

@@ -106,6 +106,8 @@ pub enum Need {
     EfiStub,
     /// `sbsign` and `sbverify`.
     SbSign,
+    /// `rpmbuild`, `rpm2cpio` and `rpm`.
+    Rpm,
 }
 
 /// A package manager.
@@ -187,6 +189,7 @@ impl Need {
             Self::Ovmf => ([Some("ovmf"), None, None], file("UEFI firmware (OVMF_CODE_4M.fd)", &["/usr/share/OVMF"], "OVMF_CODE_4M.fd")),
             Self::EfiStub => ([Some("systemd-boot-efi"), None, None], file("systemd's EFI stub (linuxx64.efi.stub)", &["/usr/lib/systemd/boot/efi"], "linuxx64.efi.stub")),
             Self::SbSign => ([Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")], programs(&["sbsign", "sbverify"])),
+            Self::Rpm => ([Some("rpm"), Some("rpm-build"), Some("rpm-tools")], programs(&["rpmbuild", "rpm2cpio", "rpm"])),
         }
     }
 
