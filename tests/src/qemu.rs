@@ -267,6 +267,12 @@ impl Machine {
         })
     }
 
+    /// QEMU's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Fails when QEMU has ended, with what it and the machine said last.
     ///
     /// # Errors

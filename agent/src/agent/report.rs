@@ -24,8 +24,22 @@ impl Facts {
     /// Notes the addresses of an interface.
     pub(super) fn link(&mut self, name: &str, mac: Mac, addresses: Vec<IpAddr>) {
         match self.links.iter_mut().find(|link| link.name == name) {
-            Some(link) => link.addresses = addresses,
-            None => self.links.push(ObservedLink { name: name.to_owned(), mac, addresses }),
+            Some(link) => (link.mac, link.addresses) = (mac, addresses),
+            None => {
+                let name = name.to_owned();
+                self.links.push(ObservedLink { name, mac, addresses, waiting: None });
+            }
+        }
+    }
+
+    /// Notes what an interface waits for.
+    pub(super) fn link_waits(&mut self, name: &str, mac: Mac, why: Option<String>) {
+        match self.links.iter_mut().find(|link| link.name == name) {
+            Some(link) => link.waiting = why,
+            None => {
+                let (name, addresses) = (name.to_owned(), Vec::new());
+                self.links.push(ObservedLink { name, mac, addresses, waiting: why });
+            }
         }
     }
 

@@ -1,16 +1,18 @@
 //! How the agent comes up: options and kernel command line, store, network, what an earlier agent left, then the loop.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::{fs, io};
 
 use nix::sys::signal::{SigSet, Signal};
-use protocol::boot_args::BootArgs;
+use protocol::boot_args::{BootArgs, ConsoleMode};
 use protocol::ids::{Name, NodeId, Version};
 use protocol::node::{Desired, DesiredSet, PowerAction};
 use protocol::reference::Reference;
 use protocol::signature::Policy;
 
+use super::console::Console;
 use super::event::Event;
 use super::layer0::act::{Layer0, running};
 use super::layer0::stage::Stager;
@@ -28,7 +30,7 @@ use crate::health::{Sign, Watcher};
 use crate::imageapi::service::ImageApi;
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
-use crate::paths::RunDirs;
+use crate::paths::{RunDirs, SSH, SSH_ALWAYS};
 use crate::pull::Puller;
 use crate::pull::signed::load_policy;
 use crate::registry::table::Registries;
@@ -136,6 +138,7 @@ fn bring_up_machine(
         etc: Path::new("/etc").to_path_buf(),
         set_hostname: true,
         node: args.node.clone().or_else(|| options.node.clone()),
+        wishes: options.config.network(),
     };
     let sink = events.clone();
     network::start(args, settings, move |event| sink.send(Event::Network(event)))
@@ -143,6 +146,13 @@ fn bring_up_machine(
     // Without drivers there is still a console, and somebody who reads it: go on.
     if let Err(error) = modules::start(|_| ()) {
         log::error!("{}", chain(&error));
+    }
+    if Path::new(SSH_ALWAYS).exists() {
+        thread("ssh", || match Command::new(SSH).stdin(Stdio::null()).status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => log::error!("{SSH}: {status}"),
+            Err(error) => log::error!("{SSH}: {error}"),
+        });
     }
     Ok(())
 }
@@ -191,6 +201,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         imageset: args.imageset.clone(),
         transport: transport.clone(),
     };
+    let status = !options.standalone && args.console == ConsoleMode::Status;
+    let screen = Console::open(&around.dirs, status);
     let mut agent = Agent {
         facts: Facts { node: node_id(args), identity, links: Vec::new() },
         notes,
@@ -209,6 +221,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         power_done: false,
         standalone: options.standalone,
         status: String::new(),
+        screen,
+        servers: args.servers.join(", "),
         usage: Usages::default(),
         layer0,
     };
