@@ -76,6 +76,7 @@ pub(super) async fn desired(
         desired.channels = channels.requests(std::time::Instant::now());
         let is_new = is_news(&desired, poll.after) || !desired.channels.is_empty();
         if is_new || app.files.is_news(&app.registries, &id, poll.registries.as_deref()) {
+            super::layer0::add_archives(&app, &mut desired).await?;
             return Ok(Json(app.files.tell(&app.registries, desired)).into_response());
         }
         tokio::select! {
