@@ -71,6 +71,15 @@ pub fn with_imageapi(from: &Artifacts, to: &Path, address: &str, tls: &Path) -> 
     Ok(with_shell)
 }
 
+/// Makes a directory of Layer0 artifacts like `from`, with this archive behind the initramfs.
+///
+/// # Errors
+/// When something cannot be read or written.
+pub fn with_archive(from: &Artifacts, to: &Path, archive: &Path) -> Result<Artifacts> {
+    let bytes = fs::read(archive).with_context(|| format!("cannot read {}", archive.display()))?;
+    appended(from, to, &bytes)
+}
+
 fn appended(from: &Artifacts, to: &Path, archive: &[u8]) -> Result<Artifacts> {
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
     copy_all(&from.layer0, to)?;
