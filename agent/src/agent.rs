@@ -28,6 +28,7 @@ mod set;
 mod start;
 mod steps;
 mod usage;
+mod vital;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -46,6 +47,7 @@ use self::report::Facts;
 use self::server_link::{Outbox, ServerLink};
 use self::set::{Commitment, SetEvent, SetMachine};
 use self::usage::Usages;
+use self::vital::Vital;
 use self::worker::{Job, Surroundings, Worker, uptime};
 use crate::channel::Channels;
 use crate::init::control::{Control, Request};
@@ -118,6 +120,8 @@ struct Agent {
     looked: Duration,
     /// How to reach the server, until the link is started.
     link: Option<start::LinkPlan>,
+    /// The link is started.
+    reports: bool,
     network_waiting: Option<String>,
     server_waiting: Option<String>,
     /// Standing when a power request was obeyed.
@@ -130,11 +134,16 @@ struct Agent {
     usage: Usages,
     /// Absent outside of Layer0.
     layer0: Option<layer0::act::Layer0>,
+    vital: Vital,
 }
 
 impl Agent {
     /// Takes events until asked to end.
     fn run(&mut self, inbox: &mpsc::Receiver<Event>) {
+        if let Some(Err(error)) = self.around.init.as_ref().map(|init| init.call(&Request::Steady))
+        {
+            log::debug!("steady: {}", chain(&error));
+        }
         loop {
             // What has come already belongs to the same picture: only the last of it is told.
             for event in inbox.try_iter() {
@@ -146,10 +155,12 @@ impl Agent {
             // Looked at first: what has changed until the report is in it.
             let writing = self.pulls.puller().cache().is_busy();
             self.publish();
+            self.vital.loop_waits();
             let event = match self.patience(writing) {
                 Some(patience) => inbox.recv_timeout(patience),
                 None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
             };
+            self.vital.loop_turns();
             match event {
                 Ok(Event::Terminate) => return self.terminate(),
                 Ok(event) => self.take(event),
@@ -168,9 +179,11 @@ impl Agent {
         let pulling = (self.pulls.any() || writing).then_some(PROGRESS_PACE);
         let keeps = self.sets.values().any(|slot| slot.machine.keeps());
         let looking = keeps.then_some((self.looked + PRESSURE_PACE).saturating_sub(now));
-        let drawing = self.screen.deadline();
-        let due = deadline.into_iter().chain(drawing).map(|at| at.saturating_sub(now));
-        due.chain(pulling).chain(looking).min()
+        // Nobody else gives signs of life until there are reports.
+        let alone = (!self.reports).then_some(server_link::HEARTBEAT);
+        let due = deadline.into_iter().chain(self.screen.deadline());
+        let due = due.map(|at| at.saturating_sub(now));
+        due.chain(pulling).chain(looking).chain(alone).min()
     }
 
     fn take(&mut self, event: Event) {
@@ -259,9 +272,10 @@ impl Agent {
         let channels = Channels::new(plan.transport.clone(), node.clone(), dirs, layer0);
         let link = ServerLink { servers: plan.servers, node, transport: plan.transport };
         let (poller, events) = (link.clone(), self.around.events.clone());
-        let outbox = self.outbox.clone();
+        let (outbox, vital) = (self.outbox.clone(), self.vital.clone());
         start::thread("desired", move || poller.poll_desired(&events, &channels));
-        start::thread("observed", move || link.write_observed(&outbox));
+        start::thread("observed", move || link.write_observed(&outbox, &vital));
+        self.reports = true;
     }
 
     fn desired(&mut self, desired: Desired) {

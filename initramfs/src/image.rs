@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use protocol::ids::Digest;
-use protocol::layer0::{Input, Inputs, Manifest};
+use protocol::layer0::{AGENT, Input, Inputs, Manifest};
 
 use crate::Notice;
 use crate::archive::{self, ArchiveError};
@@ -266,6 +266,7 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     sources::check_config(&kernel, &decoders)?;
     let agent_size = size(&agent);
     let mut manifest = Manifest { lacks, ..manifest(config, &kernel, &selection, &agent) };
+    let alone = Made::new(AGENT, agent.clone());
     let builtin = files::optional(&kernel.modules_dir.join("modules.builtin"))?;
     let parts = Parts { agent, selection: &selection, modules, builtin, about: &manifest };
     let mut tree = assemble(parts)?;
@@ -275,7 +276,9 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     let appended = appended.into_iter().map(|it| it.bytes).collect();
     let packed = packing::pack(tree, appended, compression, config.mtime, &config.packed, notice)?;
     let shop = Shop { out: config.out.clone(), memory: config.packed.join("forms") };
-    let made = make_files(config, &kernel, &packed.bytes, &shop)?;
+    let mut made = make_files(config, &kernel, &packed.bytes, &shop)?;
+    // For nodes that take a new agent without the rest.
+    made.push(alone);
     output::describe(&made, &mut manifest);
     manifest.inputs = Some(Inputs {
         forms: config.forms.iter().map(|form| form.word().to_owned()).collect(),

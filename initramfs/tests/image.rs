@@ -177,7 +177,7 @@ fn the_manifest_says_what_the_files_are() {
         assert_eq!(mode.mode() & 0o777, 0o644, "a server of another user reads it");
     }
     let names: Vec<_> = manifest.artifacts.iter().map(|artifact| artifact.name.as_str()).collect();
-    assert_eq!(names, ["vmlinuz", "initramfs.img"]);
+    assert_eq!(names, ["vmlinuz", "initramfs.img", "layercake-agent"]);
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn one_efi_program_holds_this_kernel_and_this_initramfs_and_goes_when_it_is_not_
     }
     assert!(fixture.build().unwrap().unchanged);
     fixture.config.forms.clear();
-    assert_eq!(fixture.build().unwrap().manifest.artifacts.len(), 2);
+    assert_eq!(fixture.build().unwrap().manifest.artifacts.len(), 3);
     assert!(!fixture.config.out.join("layer0.efi").exists());
 }
 

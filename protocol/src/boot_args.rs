@@ -39,6 +39,30 @@ pub enum LogLevel {
     Debug,
 }
 
+/// After how many seconds the hardware's watchdog resets a machine whose PID 1 is silent (`layercake.watchdog=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Watchdog {
+    /// After 60 s, where there is a watchdog. The default.
+    #[default]
+    Standard,
+    /// After so many, 5 to 3600.
+    Seconds(u16),
+    /// Never: it is left alone.
+    Off,
+}
+
+impl Watchdog {
+    /// The timeout; none where it is left alone.
+    #[must_use]
+    pub fn seconds(self) -> Option<u32> {
+        match self {
+            Self::Standard => Some(60),
+            Self::Seconds(seconds) => Some(seconds.into()),
+            Self::Off => None,
+        }
+    }
+}
+
 /// What the console shows (`layercake.console=`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ConsoleMode {
@@ -122,6 +146,8 @@ pub struct BootArgs {
     pub imageset: Option<Reference>,
     /// `layercake.rescue=`.
     pub rescue: Rescue,
+    /// `layercake.watchdog=`.
+    pub watchdog: Watchdog,
     /// `layercake.log=`.
     pub log: LogLevel,
     /// `layercake.console=`.
@@ -169,6 +195,7 @@ impl BootArgs {
             "layercake.node" => self.node = Some(value.parse().map_err(to_text)?),
             "layercake.imageset" => self.imageset = Some(value.parse().map_err(to_text)?),
             "layercake.rescue" => self.rescue = parse_rescue(value)?,
+            "layercake.watchdog" => self.watchdog = parse_watchdog(value)?,
             "layercake.log" => self.log = parse_log(value)?,
             "layercake.console" => self.console = parse_console(value)?,
             "layercake.cache" => self.cache = parse_cache(value)?,
@@ -225,6 +252,14 @@ fn parse_log(value: &str) -> Result<LogLevel, String> {
         "info" => Ok(LogLevel::Info),
         "debug" => Ok(LogLevel::Debug),
         _ => Err("expected error, warn, info or debug".to_owned()),
+    }
+}
+
+fn parse_watchdog(value: &str) -> Result<Watchdog, String> {
+    match (value, value.parse()) {
+        ("off", _) => Ok(Watchdog::Off),
+        (_, Ok(seconds @ 5..=3600)) => Ok(Watchdog::Seconds(seconds)),
+        _ => Err("expected off or a number of seconds from 5 to 3600".to_owned()),
     }
 }
 
@@ -340,6 +375,11 @@ impl fmt::Display for BootArgs {
             Rescue::OnFailure => {}
             Rescue::Always => words.push("layercake.rescue=always".to_owned()),
         }
+        match self.watchdog {
+            Watchdog::Standard => {}
+            Watchdog::Seconds(seconds) => words.push(format!("layercake.watchdog={seconds}")),
+            Watchdog::Off => words.push("layercake.watchdog=off".to_owned()),
+        }
         match self.log {
             LogLevel::Error => words.push("layercake.log=error".to_owned()),
             LogLevel::Warn => words.push("layercake.log=warn".to_owned()),
@@ -399,6 +439,10 @@ mod tests {
         assert_eq!((ip.prefix_len, ip.dns.len()), (24, 1));
         round_trip("ip=:::::eth1:dhcp");
         round_trip("layercake.rescue=always layercake.log=debug layercake.console=log ip=off");
+        let watchdog = |text| round_trip(text).watchdog.seconds();
+        assert_eq!(watchdog("layercake.watchdog=off"), None);
+        assert_eq!(watchdog("layercake.watchdog=10"), Some(10));
+        assert_eq!(watchdog(""), Some(60));
         assert_eq!(round_trip("layercake.cache=none").cache.label(), None);
         assert_eq!(round_trip("layercake.cache=blobs").cache.label(), Some("blobs"));
         assert_eq!(round_trip("").cache.label(), Some("LAYERCAKE"));
@@ -422,6 +466,8 @@ mod tests {
             ("ip=10.0.0.5:::255.0.255.0", "contiguous"),
             ("layercake.server=10.9.0.1", "http://"),
             ("layercake.imageset=x", "repository"),
+            ("layercake.watchdog=4", "5 to 3600"),
+            ("layercake.watchdog=on", "off or"),
         ] {
             let problems = BootArgs::parse(text).problems.join(";");
             assert!(problems.contains(expected), "{text}: {problems}");

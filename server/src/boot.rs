@@ -165,14 +165,8 @@ goto again
     fn the_agent_reads_back_what_the_script_says() {
         let node = "n1".parse().expect("id");
         let mac = Mac([2, 0, 0, 0, 0, 9]);
-        let script = Script {
-            node: &node,
-            mac,
-            url: "http://s:1",
-            layer0: None,
-            extra: " ",
-            overlays: &[],
-        };
+        let script =
+            Script { node: &node, mac, url: "http://s:1", layer0: None, extra: " ", overlays: &[] };
         let args = BootArgs::parse(&script.command_line());
         assert_eq!((args.node, args.bootif), (Some(node.clone()), Some(mac)));
         assert_eq!((args.servers, args.problems), (vec!["http://s:1".to_owned()], vec![]));

@@ -6,6 +6,7 @@ mod client;
 mod completions;
 mod exec;
 mod imageset;
+mod layer0;
 mod logs;
 mod man;
 mod node;
@@ -57,6 +58,9 @@ enum Command {
     /// Bring nodes to a version of an ImageSet.
     #[command(subcommand)]
     Roll(roll::Command),
+    /// List, add and sign builds of Layer0, and bring nodes to one by kexec, by reboot, or only its agent.
+    #[command(subcommand)]
+    Layer0(layer0::Command),
     /// Show what a container of a node wrote, or the node itself, and follow it.
     Logs(logs::Args),
     /// Run a command in a container of a node. Exits as the command does; 255 where it cannot be run.
@@ -81,6 +85,7 @@ impl Cli {
             Command::Why(args) => why::run(&args, &client(), output),
             Command::Imageset(command) => imageset::run(&command, &self.server, output),
             Command::Roll(command) => roll::run(command, &client(), output),
+            Command::Layer0(command) => layer0::run(command, &client(), output),
             Command::Logs(args) => logs::run(&args, &client(), &self.server, output),
             Command::Exec(args) => return Ok(exec::run(&args, &client(), &self.server)),
             Command::Completions(args) => completions::run(&args),
@@ -110,6 +115,12 @@ mod tests {
             "layercake node list --json",
             "layercake --server http://h:1 node show n1",
             "layercake node power n1 reboot",
+            "layercake layer0 list",
+            "layercake layer0 add out/layer0 --name lab",
+            "layercake layer0 sign out/layer0 --key site.key",
+            "layercake layer0 start n1,n2 --layer0 lab --how kexec --wait",
+            "layercake layer0 start all --layer0 sha256:abcdef --how agent --no-wait",
+            "layercake layer0 status --json",
             "layercake why n1 --json",
             "layercake imageset build i.toml --out dir",
             "layercake imageset push i.toml --to http://r:5000/a",

@@ -12,6 +12,7 @@ use protocol::node::{Desired, Observed};
 use super::Sender;
 use super::backoff::{jitter, retry_ceiling};
 use super::event::Event;
+use super::vital::Vital;
 use crate::channel::Channels;
 use crate::transport::Transport;
 
@@ -20,7 +21,7 @@ const LONG_POLL_S: u64 = 30;
 /// What a request may take beyond the time it is held.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A report is written at least this often, as a sign of life.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// Where the server is, and who asks.
 #[derive(Debug, Clone)]
@@ -79,9 +80,10 @@ impl ServerLink {
     }
 
     /// Writes reports for ever: each new one at once, the last one again as a heartbeat.
-    pub(super) fn write_observed(self, outbox: &Outbox) {
+    pub(super) fn write_observed(self, outbox: &Outbox, vital: &Vital) {
         let mut failures: u32 = 0;
         loop {
+            vital.vouch();
             let Some(observed) = outbox.take(HEARTBEAT) else { continue };
             match self.transport.put_json(
                 &self.url(failures, "observed"),
@@ -93,6 +95,7 @@ impl ServerLink {
                     failures = failures.saturating_add(1);
                     log::debug!("report not delivered: {}", super::chain(&error));
                     outbox.put_back();
+                    vital.vouch();
                     thread::sleep(retry_ceiling(failures).mul_f64(jitter().max(0.1)));
                 }
             }

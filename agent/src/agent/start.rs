@@ -179,6 +179,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         servers: args.servers.clone(),
         policy: policy.clone(),
         agents: dirs.agents(),
+        turn: Mutex::default(),
     };
     let layer0 = (!options.standalone)
         .then(|| Layer0::new(running(args, &identity), notes.tried_agent.clone(), stager));
@@ -205,7 +206,9 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         facts: Facts { node: node_id(args), identity, links: Vec::new() },
         notes,
         notes_file,
+        vital: super::vital::Vital::new(around.init.clone()),
         around,
+        reports: false,
         pulls: Pulls::new(puller),
         outbox: Outbox::default(),
         sets: std::collections::BTreeMap::new(),

@@ -6,8 +6,6 @@
 //! ten ends within five minutes: failing; from then on every 30 s, and a rescue shell is wanted
 //! ```
 
-use std::collections::VecDeque;
-
 /// The first wait after the restart at once, in milliseconds; doubles with every end.
 pub const FIRST_WAIT_MS: u64 = 100;
 /// The longest wait, in milliseconds.
@@ -37,11 +35,13 @@ pub struct Ended {
 }
 
 /// The state of one supervised process.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Supervisor {
     state: State,
     in_row: u32,
-    ends: VecDeque<u64>,
+    /// The last ends, in milliseconds since boot; the first `ended` from behind count.
+    ends: [u64; MANY],
+    ended: usize,
     starts: u32,
 }
 
@@ -55,7 +55,7 @@ impl Supervisor {
     /// A process that was started so often before and is to be started at once.
     #[must_use]
     pub fn new(starts: u32) -> Self {
-        Self { state: State::Waiting { until_ms: 0 }, in_row: 0, ends: VecDeque::new(), starts }
+        Self { state: State::Waiting { until_ms: 0 }, in_row: 0, ends: [0; MANY], ended: 0, starts }
     }
 
     /// How often it has been started.
@@ -94,6 +94,11 @@ impl Supervisor {
         self.state = State::Running { pid, since_ms: now_ms };
     }
 
+    /// Its next end is not held against it: it is started again at once.
+    pub fn renewed(&mut self) {
+        (self.in_row, self.ended) = (0, 0);
+    }
+
     /// It has ended, or could not be started.
     pub fn ended(&mut self, now_ms: u64) -> Ended {
         let lived_ms = match self.state {
@@ -102,12 +107,13 @@ impl Supervisor {
         };
         if lived_ms >= STEADY_MS {
             self.in_row = 0;
-            self.ends.clear();
+            self.ended = 0;
         }
-        self.ends.push_back(now_ms);
-        if self.ends.len() > MANY {
-            self.ends.pop_front();
+        self.ends.rotate_left(1);
+        if let Some(last) = self.ends.last_mut() {
+            *last = now_ms;
         }
+        self.ended = (self.ended + 1).min(MANY);
         let failing = self.failing(now_ms);
         let wait_ms = if failing { MAX_WAIT_MS } else { backoff_ms(self.in_row) };
         self.in_row = self.in_row.saturating_add(1);
@@ -116,8 +122,8 @@ impl Supervisor {
     }
 
     fn failing(&self, now_ms: u64) -> bool {
-        let first = self.ends.front().copied().unwrap_or(now_ms);
-        self.ends.len() >= MANY && now_ms.saturating_sub(first) <= WINDOW_MS
+        let first = self.ends.first().copied().unwrap_or(now_ms);
+        self.ended >= MANY && now_ms.saturating_sub(first) <= WINDOW_MS
     }
 }
 
