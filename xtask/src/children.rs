@@ -36,10 +36,8 @@ const STATIC_FLAGS: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS";
 /// an initramfs is a fifth of a megabyte smaller. Relocations are packed (RELR), which glibc's static start-up code reads since 2.36.
 const FLAGS: &str = "-C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,-z,pack-relative-relocs";
 /// The same for what is written in C. The name is that of the cc crate.
-const C_FLAGS: [&str; 2] = [
-    "CFLAGS_x86_64_unknown_linux_gnu",
-    "-fno-asynchronous-unwind-tables -fno-unwind-tables",
-];
+const C_FLAGS: [&str; 2] =
+    ["CFLAGS_x86_64_unknown_linux_gnu", "-fno-asynchronous-unwind-tables -fno-unwind-tables"];
 
 /// A build of this package with profile `agent`, without any library that a node would have to bring.
 pub(crate) fn static_build(package: &str) -> Command {

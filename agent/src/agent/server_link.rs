@@ -113,7 +113,6 @@ impl ServerLink {
                     failures = failures.saturating_add(1);
                     log::debug!("report not delivered: {}", super::chain(&error));
                     outbox.put_back();
-                    vital.vouch();
                     thread::sleep(retry_ceiling(failures).mul_f64(jitter().max(0.1)));
                 }
             }
