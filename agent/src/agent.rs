@@ -13,6 +13,7 @@
 mod adopt;
 mod backoff;
 mod busy;
+mod console;
 mod event;
 mod faults;
 mod given;
@@ -21,6 +22,7 @@ mod notes;
 mod pulls;
 mod readiness;
 mod report;
+mod screen;
 mod server_link;
 mod set;
 mod start;
@@ -37,6 +39,7 @@ use std::time::{Duration, Instant};
 use protocol::ids::{Name, NodeId};
 use protocol::node::{Desired, DesiredSet, ObservedClock, Phase, PhaseMark, PowerAction};
 
+use self::console::Console;
 use self::event::Event;
 use self::notes::{Notes, NotesFile};
 use self::pulls::Pulls;
@@ -128,6 +131,9 @@ struct Agent {
     power_done: bool,
     standalone: bool,
     status: String,
+    screen: Console,
+    /// The boot servers, as the screen has them.
+    servers: String,
     usage: Usages,
     /// Absent outside of Layer0.
     layer0: Option<layer0::act::Layer0>,
@@ -178,8 +184,9 @@ impl Agent {
         let looking = keeps.then_some((self.looked + PRESSURE_PACE).saturating_sub(now));
         // Nobody else gives signs of life until there are reports.
         let alone = (!self.reports).then_some(vital::PACE);
-        let deadline = deadline.map(|at| at.saturating_sub(now));
-        [deadline, pulling, looking, alone].into_iter().flatten().min()
+        let due = deadline.into_iter().chain(self.screen.deadline());
+        let due = due.map(|at| at.saturating_sub(now));
+        due.chain(pulling).chain(looking).chain(alone).min()
     }
 
     fn take(&mut self, event: Event) {
@@ -432,6 +439,14 @@ impl Agent {
             crate::logging::status(&status);
             self.status = status;
         }
+        let lines = screen::lines(&screen::View {
+            facts: &self.facts,
+            server: (&self.servers, self.server_waiting.as_deref()),
+            sets: &sets,
+            waiting: waiting.as_deref(),
+            event: &crate::logging::last_event(),
+        });
+        self.screen.show(lines, uptime());
         if let Some(mut observed) = self.facts.observed(&self.notes, sets, waiting) {
             observed.clock.clone_from(&self.clock);
             observed.cache = self.pulls.puller().cache().status();

@@ -46,6 +46,7 @@ pub mod pull;
 pub mod registry;
 pub mod store;
 pub mod transport;
+pub mod why;
 
 pub mod channel;
 

@@ -88,6 +88,8 @@ pub struct Config {
     pub forms: BTreeSet<Form>,
     /// What the forms are made with.
     pub options: FormOptions,
+    /// Names the program that builds: another one makes every form anew, for it may make them in another way.
+    pub maker: String,
     /// What the agent is made of, for the bundle's bill of materials.
     pub crates: Vec<Crate>,
     /// Where the files go.
@@ -275,7 +277,8 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     inputs.extend(appended.iter().map(|it| input("archive", &it.bytes)));
     let appended = appended.into_iter().map(|it| it.bytes).collect();
     let packed = packing::pack(tree, appended, compression, config.mtime, &config.packed, notice)?;
-    let shop = Shop { out: config.out.clone(), memory: config.packed.join("forms") };
+    let memory = config.packed.join("forms");
+    let shop = Shop { out: config.out.clone(), memory, maker: config.maker.clone() };
     let mut made = make_files(config, &kernel, &packed.bytes, &shop)?;
     // For nodes that take a new agent without the rest.
     made.push(alone);

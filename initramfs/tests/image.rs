@@ -65,6 +65,7 @@ impl Fixture {
             mtime: 7,
             forms: BTreeSet::new(),
             options: FormOptions::default(),
+            maker: "test".to_owned(),
             crates: Vec::new(),
             cache: at("cache"),
             packed: at("cache"),

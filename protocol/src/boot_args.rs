@@ -63,6 +63,16 @@ impl Watchdog {
     }
 }
 
+/// What the console shows (`layercake.console=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConsoleMode {
+    /// One calm screen: who the node is, what it runs, what it waits for. The default.
+    #[default]
+    Status,
+    /// The log, line by line.
+    Log,
+}
+
 /// Which disk keeps blobs across reboots (`layercake.cache=`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum CacheDisk {
@@ -109,6 +119,8 @@ pub struct BootArgs {
     pub watchdog: Watchdog,
     /// `layercake.log=`.
     pub log: LogLevel,
+    /// `layercake.console=`.
+    pub console: ConsoleMode,
     /// `layercake.cache=`.
     pub cache: CacheDisk,
     /// `layercake.layer0=`: the digest of this Layer0's manifest, said by whoever started it.
@@ -154,6 +166,7 @@ impl BootArgs {
             "layercake.rescue" => self.rescue = parse_rescue(value)?,
             "layercake.watchdog" => self.watchdog = parse_watchdog(value)?,
             "layercake.log" => self.log = parse_log(value)?,
+            "layercake.console" => self.console = parse_console(value)?,
             "layercake.cache" => self.cache = parse_cache(value)?,
             "layercake.layer0" => self.layer0 = Some(value.parse().map_err(to_text)?),
             "layercake.kexec" => self.kexec = true,
@@ -219,6 +232,14 @@ fn parse_watchdog(value: &str) -> Result<Watchdog, String> {
     }
 }
 
+fn parse_console(value: &str) -> Result<ConsoleMode, String> {
+    match value {
+        "status" => Ok(ConsoleMode::Status),
+        "log" => Ok(ConsoleMode::Log),
+        _ => Err("expected status or log".to_owned()),
+    }
+}
+
 fn parse_cache(value: &str) -> Result<CacheDisk, String> {
     match value {
         "none" => Ok(CacheDisk::Off),
@@ -260,6 +281,9 @@ impl fmt::Display for BootArgs {
             LogLevel::Warn => words.push("layercake.log=warn".to_owned()),
             LogLevel::Info => {}
             LogLevel::Debug => words.push("layercake.log=debug".to_owned()),
+        }
+        if self.console == ConsoleMode::Log {
+            words.push("layercake.console=log".to_owned());
         }
         match &self.cache {
             CacheDisk::Standard => {}
@@ -309,7 +333,7 @@ mod tests {
         assert_eq!(interface.ip.addresses, [([10, 0, 0, 5].into(), 24)]);
         assert_eq!(interface.ip.dns, [std::net::IpAddr::from([10, 0, 0, 2])]);
         round_trip("ip=:::::eth1:dhcp");
-        round_trip("layercake.rescue=always layercake.log=debug ip=off");
+        round_trip("layercake.rescue=always layercake.log=debug layercake.console=log ip=off");
         let watchdog = |text| round_trip(text).watchdog.seconds();
         assert_eq!(watchdog("layercake.watchdog=off"), None);
         assert_eq!(watchdog("layercake.watchdog=10"), Some(10));
@@ -333,6 +357,7 @@ mod tests {
     fn a_bad_value_says_what_was_expected() {
         for (text, expected) in [
             ("ip=10.0.0.5::::n", "netmask"),
+            ("layercake.console=loud", "status or log"),
             ("ip=10.0.0.5:::255.0.255.0", "contiguous"),
             ("layercake.server=10.9.0.1", "http://"),
             ("layercake.imageset=x", "repository"),

@@ -15,6 +15,7 @@
 //! | [`node`] | the desired and the observed document of a node |
 //! | [`facts`] | a node's hardware: what its agent reports, and images are built for |
 //! | [`api`] | request, reply and error bodies of `/v1` |
+//! | [`why`] | why a node is not what is wanted of it |
 //! | [`channel`] | logs and commands through the server: requests, frames, flow control |
 //! | [`layer0`] | `manifest.json` of a built Layer0 |
 
@@ -33,6 +34,7 @@ pub mod api;
 pub mod channel;
 pub mod facts;
 pub mod node;
+pub mod why;
 
 pub mod layer0;
 

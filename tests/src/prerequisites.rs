@@ -40,11 +40,26 @@ pub const STORAGE_CASES: &[Need] =
     &[Need::NfsGanesha, Need::NfsGaneshaVfs, Need::Tgt, Need::MkfsExt4, Need::OpenSsl, Need::Curl];
 
 /// What the cases with UEFI firmware need.
-pub const EFI_CASES: &[Need] =
-    &[Need::Qemu, Need::Ip, Need::UtilLinux, Need::Ovmf, Need::EfiStub, Need::SbSign];
+pub const EFI_CASES: &[Need] = &[
+    Need::Qemu,
+    Need::Ip,
+    Need::UtilLinux,
+    Need::Ovmf,
+    Need::EfiStub,
+    Need::SbSign,
+    Need::Faketime,
+];
+
+/// What the cases need that boot from disks and CDs.
+pub const FORM_CASES: &[Need] =
+    &[Need::Syslinux, Need::SyslinuxFiles, Need::Isolinux, Need::Xorriso, Need::Mtools];
 
 /// What the unit and integration tests of all crates need.
 pub const UNIT: &[Need] = &[
+    Need::Syslinux,
+    Need::SyslinuxFiles,
+    Need::Isolinux,
+    Need::Xorriso,
     Need::Dosfstools,
     Need::Mtools,
     Need::Fdisk,

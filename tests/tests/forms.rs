@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use tests::artifacts::{Artifacts, example};
 use tests::lab::case;
-use tests::prerequisites::{CASES, EFI_CASES};
+use tests::prerequisites::{CASES, EFI_CASES, FORM_CASES};
 use tests::qemu::{Boot, MachineSpec, Medium, Ovmf};
 use tests::server_peer::ServerSpec;
 use tests::story::{BOOT, Story};
@@ -14,7 +14,7 @@ const MEMORY_MB: u32 = 1024;
 
 /// Boots two machines from a form, the first one with BIOS, the second one with UEFI firmware, and asks both for what they run.
 fn boots_everywhere(name: &str, form: &str, medium: Medium) -> Result<()> {
-    let needs = [CASES, EFI_CASES].concat();
+    let needs = [CASES, EFI_CASES, FORM_CASES].concat();
     case(name, &needs, |lab| {
         let image = Artifacts::form(form)?;
         let mut story = Story::begin(lab, &ServerSpec::new(Artifacts::find()?, 2))?;

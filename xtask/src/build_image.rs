@@ -191,6 +191,7 @@ pub(crate) fn config(args: &Args, notice: &dyn Fn(&str)) -> anyhow::Result<Confi
         mtime: source_date_epoch()?,
         forms,
         options: form_options(args),
+        maker: maker(),
         crates: if bill { crates::of_the_agent(&root)? } else { Vec::new() },
         packed: target_dir(&root).join("layer0-cache"),
         cache: target_dir(&root).join("layer0-cache"),
@@ -246,6 +247,12 @@ fn form_options(args: &Args) -> FormOptions {
     }
 }
 
+/// This program, told by its size and the time it was built.
+fn maker() -> String {
+    let built = env::current_exe().and_then(fs::metadata);
+    built.map_or_else(|_| String::new(), |it| format!("{} {:?}", it.len(), it.modified().ok()))
+}
+
 /// The repository this program was built from.
 pub(crate) fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -274,7 +281,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 }
 
 /// See <https://reproducible-builds.org/specs/source-date-epoch/>; 0 where it is not set.
-fn source_date_epoch() -> anyhow::Result<u32> {
+pub(crate) fn source_date_epoch() -> anyhow::Result<u32> {
     match env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => text
             .parse()

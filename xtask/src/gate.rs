@@ -88,6 +88,7 @@ pub(crate) fn run(args: &Args, root: &Path) -> anyhow::Result<()> {
     if parts.contains(&Part::Qemu) {
         prerequisites::ensure(prerequisites::CASES)?;
         prerequisites::ensure(prerequisites::EFI_CASES)?;
+        prerequisites::ensure(prerequisites::FORM_CASES)?;
     }
     let mut results: Vec<(Part, Duration, anyhow::Result<()>)> = Vec::new();
     for part in parts {

@@ -1,16 +1,18 @@
 //! How the agent comes up: options and kernel command line, store, network, what an earlier agent left, then the loop.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::{fs, io};
 
 use nix::sys::signal::{SigSet, Signal};
-use protocol::boot_args::BootArgs;
+use protocol::boot_args::{BootArgs, ConsoleMode};
 use protocol::ids::{Name, NodeId, Version};
 use protocol::node::{Desired, DesiredSet, PowerAction};
 use protocol::reference::Reference;
 use protocol::signature::Policy;
 
+use super::console::Console;
 use super::event::Event;
 use super::layer0::act::{Layer0, running};
 use super::layer0::stage::Stager;
@@ -28,7 +30,7 @@ use crate::health::{Sign, Watcher};
 use crate::imageapi::service::ImageApi;
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
-use crate::paths::RunDirs;
+use crate::paths::{RunDirs, SSH, SSH_ALWAYS};
 use crate::pull::Puller;
 use crate::pull::signed::load_policy;
 use crate::registry::table::Registries;
@@ -149,6 +151,13 @@ fn bring_up_machine(
     if let Err(error) = modules::start(|_| ()) {
         log::error!("{}", chain(&error));
     }
+    if Path::new(SSH_ALWAYS).exists() {
+        thread("ssh", || match Command::new(SSH).stdin(Stdio::null()).status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => log::error!("{SSH}: {status}"),
+            Err(error) => log::error!("{SSH}: {error}"),
+        });
+    }
     Ok(())
 }
 
@@ -196,6 +205,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         imageset: args.imageset.clone(),
         transport: transport.clone(),
     };
+    let status = !options.standalone && args.console == ConsoleMode::Status;
+    let screen = Console::open(&around.dirs, status);
     let mut agent = Agent {
         facts: Facts { node: node_id(args), identity, links: Vec::new() },
         notes,
@@ -216,6 +227,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         power_done: false,
         standalone: options.standalone,
         status: String::new(),
+        screen,
+        servers: args.servers.join(", "),
         usage: Usages::default(),
         layer0,
     };

@@ -145,7 +145,7 @@ mod tests {
         assert_ne!(first.bytes, second.bytes);
         let plain = crate::compress::unpack(&second.bytes, 4 << 20).unwrap();
         let entries = archive::read_all(&plain).unwrap();
-        let last = entries.iter().filter(|entry| entry.path == "init").last().unwrap();
+        let last = entries.iter().rfind(|entry| entry.path == "init").unwrap();
         assert_eq!(last.contents, b"two");
         assert!(entries.iter().any(|entry| entry.path == "lib/modules/6/a.ko"));
     }

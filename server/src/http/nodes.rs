@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use protocol::api::{BusyBody, MAX_LONG_POLL_S, NodeRecord, PowerBody};
 use protocol::node::Observed;
+use protocol::why::Why;
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -40,6 +41,10 @@ pub(super) async fn show(
     id: Path<String>,
 ) -> Result<Json<NodeRecord>, ApiError> {
     Ok(Json(app.inventory.get(&node_id(&id)?)?))
+}
+
+pub(super) async fn why(State(app): Shared, id: Path<String>) -> Result<Json<Why>, ApiError> {
+    Ok(Json(crate::why::why(&app.inventory.get(&node_id(&id)?)?, now_ms())))
 }
 
 pub(super) async fn desired(
