@@ -116,7 +116,14 @@ impl Compression {
 
 fn symbol(name: &str, reason: &str) -> Symbol {
     let (name, reason) = (name.to_owned(), reason.to_owned());
-    Symbol { name, value: Value::Y, reason, need: Need::Required, without: None }
+    Symbol {
+        name,
+        value: Value::Y,
+        reason,
+        need: Need::Required,
+        without: None,
+        flavours: Vec::new(),
+    }
 }
 
 fn zstd_frame(archive: &[u8], level: u8) -> io::Result<Vec<u8>> {

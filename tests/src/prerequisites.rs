@@ -54,6 +54,10 @@ pub const EFI_CASES: &[Need] = &[
 pub const FORM_CASES: &[Need] =
     &[Need::Syslinux, Need::SyslinuxFiles, Need::Isolinux, Need::Xorriso, Need::Mtools];
 
+/// What building a kernel from source needs.
+pub const KERNEL: &[Need] =
+    &[Need::Make, Need::Gcc, Need::Flex, Need::Bison, Need::Bc, Need::Perl, Need::Xz, Need::LibElf];
+
 /// What the unit and integration tests of all crates need.
 pub const UNIT: &[Need] = &[
     Need::Syslinux,

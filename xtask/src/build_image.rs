@@ -171,6 +171,7 @@ pub(crate) fn config(args: &Args, notice: &dyn Fn(&str)) -> anyhow::Result<Confi
     let lists = lists.with_context(|| format!("in {}", lists_path.display()))?;
     let required = kconfig::parse_required(&read(&required_path)?);
     let required = required.with_context(|| format!("in {}", required_path.display()))?;
+    let required = kconfig::of_flavour(required, flavour_name(args.flavour));
     let forms = forms(&args.format);
     let bill = forms.contains(&Form::Bundle);
     Ok(Config {

@@ -30,13 +30,15 @@ pub(crate) enum Part {
     Doc,
     /// Licences, bans and sources.
     Deny,
+    /// The configurations of our own kernels, and the one for virtual machines, from its cache or built.
+    Kernel,
     /// Whole-system cases in QEMU.
     Qemu,
 }
 
 impl Part {
     /// In the order in which they run: what fails fast comes first.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Fmt,
         Self::Tidy,
         Self::Clippy,
@@ -44,6 +46,7 @@ impl Part {
         Self::Oracle,
         Self::Doc,
         Self::Deny,
+        Self::Kernel,
         Self::Qemu,
     ];
 }
@@ -58,6 +61,7 @@ impl fmt::Display for Part {
             Self::Oracle => "oracle",
             Self::Doc => "doc",
             Self::Deny => "deny",
+            Self::Kernel => "kernel",
             Self::Qemu => "qemu",
         })
     }
@@ -84,6 +88,9 @@ pub(crate) fn run(args: &Args, root: &Path) -> anyhow::Result<()> {
     let filter = args.filter.as_deref();
     if parts.iter().any(|part| matches!(part, Part::Unit | Part::Oracle)) {
         prerequisites::ensure(prerequisites::UNIT)?;
+    }
+    if parts.iter().any(|part| matches!(part, Part::Kernel | Part::Qemu)) {
+        prerequisites::ensure(prerequisites::KERNEL)?;
     }
     if parts.contains(&Part::Qemu) {
         prerequisites::ensure(prerequisites::CASES)?;
@@ -137,6 +144,7 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             let mut check = Command::new(deny);
             children::run(check.args(["check", "licenses", "bans", "sources"]).current_dir(root))
         }
+        Part::Kernel => crate::kernel::gate(),
         Part::Qemu => {
             crate::builds::everything(false)?;
             crate::builds::efi()?;

@@ -116,6 +116,22 @@ pub enum Need {
     Isolinux,
     /// `xorriso`, which writes CDs.
     Xorriso,
+    /// `make`.
+    Make,
+    /// `gcc` and `ld`.
+    Gcc,
+    /// `flex`.
+    Flex,
+    /// `bison`.
+    Bison,
+    /// `bc`.
+    Bc,
+    /// `perl`.
+    Perl,
+    /// `xz`.
+    Xz,
+    /// The headers of libelf.
+    LibElf,
     /// `rpmbuild`, `rpm2cpio` and `rpm`.
     Rpm,
 }
@@ -204,6 +220,14 @@ impl Need {
             Self::SyslinuxFiles => ([Some("syslinux-common"), None, None], file("syslinux's boot code (gptmbr.bin)", &["/usr/lib/syslinux/mbr"], "gptmbr.bin")),
             Self::Isolinux => ([Some("isolinux"), None, None], file("the boot loader of CDs (isolinux.bin)", &["/usr/lib/ISOLINUX"], "isolinux.bin")),
             Self::Xorriso => ([Some("xorriso"), Some("xorriso"), Some("libisoburn")], programs(&["xorriso"])),
+            Self::Make => (everywhere("make"), programs(&["make"])),
+            Self::Gcc => (everywhere("gcc"), programs(&["gcc", "ld"])),
+            Self::Flex => (everywhere("flex"), programs(&["flex"])),
+            Self::Bison => (everywhere("bison"), programs(&["bison"])),
+            Self::Bc => (everywhere("bc"), programs(&["bc"])),
+            Self::Perl => (everywhere("perl"), programs(&["perl"])),
+            Self::Xz => ([Some("xz-utils"), Some("xz"), Some("xz")], programs(&["xz"])),
+            Self::LibElf => ([Some("libelf-dev"), Some("elfutils-libelf-devel"), Some("libelf")], file("the headers of libelf (gelf.h)", &["/usr/include"], "gelf.h")),
             Self::Rpm => ([Some("rpm"), Some("rpm-build"), Some("rpm-tools")], programs(&["rpmbuild", "rpm2cpio", "rpm"])),
         }
     }

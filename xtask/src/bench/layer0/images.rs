@@ -6,7 +6,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use initramfs::archive::{self, Compression};
+use initramfs::archive;
+use initramfs::compress::Compression;
 use initramfs::kernel::{self, Kernel, Source};
 use initramfs::modules::wanted::{self, Lists};
 use initramfs::modules::{Catalogue, files};
@@ -98,7 +99,8 @@ impl Images {
         let bin = |name: &str| target_dir(&root()).join(STATIC_TARGET).join("agent").join(name);
         let cache = target_dir(&root()).join("layer0-cache");
         let packages = lists()?.packages("cloud");
-        let source = Source::Package { flavour: "cloud".to_owned(), packages, update: false };
+        let source =
+            Source::Package { flavour: "cloud".to_owned(), packages, version: None, update: false };
         let kernel = kernel::get(&source, &cache, &|text| eprintln!("kernel: {text}"))?;
         let vmlinuz = dir.join("vmlinuz-cloud");
         write(&vmlinuz, &kernel.image)?;
@@ -163,7 +165,7 @@ impl Images {
             tree.file(&format!("modules/{place:02}-{}", name.display()), 0o644, bytes)?;
         }
         let to = self.dir.join("floor.cpio.zst");
-        write(&to, &archive::compress(archive::write(&tree, 0)?, Compression::Zstd)?)?;
+        write(&to, &Compression::default().compress(archive::write(&tree, 0)?)?)?;
         Ok(to)
     }
 }
