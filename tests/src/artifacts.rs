@@ -14,6 +14,10 @@ pub const ENV_EXAMPLES: &str = "LAYERCAKE_EXAMPLES";
 
 /// Where Layer0 with the modules of network storage is.
 pub const STORAGE_DIR: &str = "target/storage";
+/// Where Layer0 with our own kernel for virtual machines is.
+pub const VIRT_DIR: &str = "target/virt";
+/// Where Layer0 with a kernel for real machines is.
+pub const GENERIC_DIR: &str = "target/generic";
 /// Where the EFI programs are.
 pub const EFI_DIR: &str = "target/efi";
 /// Their command line: it finds the lab's server, as its first node.
@@ -95,9 +99,17 @@ impl Artifacts {
     /// The same with the Layer0 that has the modules of network storage. `cargo xtask test qemu` builds it.
     ///
     /// # Errors
+    /// As [`Self::with_layer0`].
+    pub fn with_storage(self) -> Result<Self> {
+        self.with_layer0(STORAGE_DIR)
+    }
+
+    /// The same with the Layer0 in this directory of the workspace. `cargo xtask test qemu` builds it.
+    ///
+    /// # Errors
     /// That it is not there, and what builds it.
-    pub fn with_storage(mut self) -> Result<Self> {
-        self.layer0 = workspace_root().join(STORAGE_DIR);
+    pub fn with_layer0(mut self, dir: &str) -> Result<Self> {
+        self.layer0 = workspace_root().join(dir);
         if !self.initramfs().exists() {
             bail!("{} is not built: run `cargo xtask test qemu`", self.initramfs().display());
         }

@@ -83,6 +83,20 @@ pub(crate) fn forms() -> Result<()> {
     run(&mut layer0)
 }
 
+/// Builds Layer0 with our own kernel for virtual machines, and with Debian's for real ones.
+///
+/// # Errors
+/// What does not build.
+pub(crate) fn kernels() -> Result<()> {
+    for (flavour, out) in [("virt", VIRT_DIR), ("generic", GENERIC_DIR)] {
+        let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
+        layer0.args(["build-image", "--flavour", flavour, "--out"]);
+        layer0.arg(workspace_root().join(out)).stdout(std::io::stderr());
+        run(&mut layer0)?;
+    }
+    Ok(())
+}
+
 /// Builds Layer0 with the modules of network storage, for the cases that mount from NFS and iSCSI.
 ///
 /// # Errors
