@@ -13,6 +13,7 @@
 mod adopt;
 mod backoff;
 mod busy;
+mod console;
 mod event;
 mod faults;
 mod given;
@@ -21,6 +22,7 @@ mod notes;
 mod pulls;
 mod readiness;
 mod report;
+mod screen;
 mod server_link;
 mod set;
 mod start;
@@ -37,6 +39,7 @@ use std::time::{Duration, Instant};
 use protocol::ids::{Name, NodeId};
 use protocol::node::{Desired, DesiredSet, Phase, PhaseMark, PowerAction};
 
+use self::console::Console;
 use self::event::Event;
 use self::notes::{Notes, NotesFile};
 use self::pulls::Pulls;
@@ -125,6 +128,9 @@ struct Agent {
     power_done: bool,
     standalone: bool,
     status: String,
+    screen: Console,
+    /// The boot servers, as the screen has them.
+    servers: String,
     usage: Usages,
     /// Absent outside of Layer0.
     layer0: Option<layer0::act::Layer0>,
@@ -174,9 +180,10 @@ impl Agent {
         let keeps = self.sets.values().any(|slot| slot.machine.keeps());
         let looking = keeps.then_some((self.looked + PRESSURE_PACE).saturating_sub(now));
         // Nobody else gives signs of life until there are reports.
-        let alone = (!self.reports).then_some(server_link::HEARTBEAT);
-        let deadline = deadline.map(|at| at.saturating_sub(now));
-        [deadline, pulling, looking, alone].into_iter().flatten().min()
+        let alone = (!self.reports).then_some(vital::PACE);
+        let due = deadline.into_iter().chain(self.screen.deadline());
+        let due = due.map(|at| at.saturating_sub(now));
+        due.chain(pulling).chain(looking).chain(alone).min()
     }
 
     fn take(&mut self, event: Event) {
@@ -215,7 +222,8 @@ impl Agent {
                 word: word.clone(),
                 at_ns,
             }),
-            Event::Terminate => {}
+            // What it says goes with the next report, which is written now.
+            Event::Hardware | Event::Terminate => {}
         }
     }
 
@@ -233,6 +241,10 @@ impl Agent {
                 if self.facts.links.iter().all(|link| link.addresses.is_empty()) {
                     self.network_waiting = Some(why);
                 }
+            }
+            NetworkEvent::LinkWaits { link, mac, why } => {
+                self.facts.link_waits(&link, mac, why);
+                self.tell_facts();
             }
             NetworkEvent::Lost { link, .. } => {
                 log::warn!("{link}: address lost");
@@ -265,9 +277,12 @@ impl Agent {
         let channels = Channels::new(plan.transport.clone(), node.clone(), dirs, layer0);
         let link = ServerLink { servers: plan.servers, node, transport: plan.transport };
         let (poller, events) = (link.clone(), self.around.events.clone());
-        let (outbox, vital) = (self.outbox.clone(), self.vital.clone());
-        start::thread("desired", move || poller.poll_desired(&events, &channels));
-        start::thread("observed", move || link.write_observed(&outbox, &vital));
+        let (outbox, reports, vital) =
+            (self.outbox.clone(), self.outbox.clone(), self.vital.clone());
+        start::thread("desired", move || {
+            poller.poll_desired(&events, &channels, &reports, &vital);
+        });
+        start::thread("observed", move || link.write_observed(&outbox));
         self.reports = true;
     }
 
@@ -387,7 +402,12 @@ impl Agent {
     fn waiting(&self) -> Option<String> {
         let sets = || self.sets.values().find_map(|slot| slot.machine.waiting());
         let layer0 = || self.layer0.as_ref().and_then(|layer0| layer0.machine.waiting());
-        let link = self.network_waiting.clone().or_else(|| self.server_waiting.clone());
+        let network = self.network_waiting.clone();
+        let network = network.map(|why| match self.outbox.missing_firmware() {
+            Some(files) => format!("{why} (firmware is missing: {files})"),
+            None => why,
+        });
+        let link = network.or_else(|| self.server_waiting.clone());
         link.or_else(sets).or_else(layer0)
     }
 
@@ -404,6 +424,14 @@ impl Agent {
             crate::logging::status(&status);
             self.status = status;
         }
+        let lines = screen::lines(&screen::View {
+            facts: &self.facts,
+            server: (&self.servers, self.server_waiting.as_deref()),
+            sets: &sets,
+            waiting: waiting.as_deref(),
+            event: &crate::logging::last_event(),
+        });
+        self.screen.show(lines, uptime());
         if let Some(mut observed) = self.facts.observed(&self.notes, sets, waiting) {
             observed.cache = self.pulls.puller().cache().status();
             observed.layer0 = self.layer0.as_ref().map(|layer0| layer0.machine.observed());

@@ -18,6 +18,8 @@ pub const STORAGE_DIR: &str = "target/storage";
 pub const VIRT_DIR: &str = "target/virt";
 /// Where Layer0 with a kernel for real machines is.
 pub const GENERIC_DIR: &str = "target/generic";
+/// Where Layer0 with the oldest kernel that is tested is.
+pub const FLOOR_DIR: &str = "target/floor";
 /// Where the EFI programs are.
 pub const EFI_DIR: &str = "target/efi";
 /// Their command line: it finds the lab's server, as its first node.
@@ -26,6 +28,10 @@ pub const EFI_COMMAND_LINE: &str =
 /// Command line of the forms that carry one and boot on any machine of the lab: it runs a set without a server.
 pub const FORMS_COMMAND_LINE: &str =
     "console=ttyS0,115200n8 panic=10 layercake.imageset=http://10.9.0.1:8080/hello:1";
+/// The form that has all inside the kernel, as it is and signed with the test key.
+pub const KERNEL_FORM: &str = "layer0-kernel.efi";
+/// Where it is.
+pub const KERNEL_FORM_DIR: &str = "target/forms-virt";
 /// Where they are.
 pub const FORMS_DIR: &str = "target/forms";
 
@@ -96,6 +102,19 @@ impl Artifacts {
         Ok(file)
     }
 
+    /// Layer0 inside a kernel of ours, with [`FORMS_COMMAND_LINE`], signed or not. `cargo xtask test qemu` builds both.
+    ///
+    /// # Errors
+    /// That it is not there, and what builds it.
+    pub fn kernel_form(signed: bool) -> Result<PathBuf> {
+        let dir = workspace_root().join(KERNEL_FORM_DIR);
+        let file = dir.join(if signed { "signed" } else { "plain" }).join(KERNEL_FORM);
+        if !file.exists() {
+            bail!("{} is not built: run `cargo xtask test qemu`", file.display());
+        }
+        Ok(file)
+    }
+
     /// The same with the Layer0 that has the modules of network storage. `cargo xtask test qemu` builds it.
     ///
     /// # Errors
@@ -114,6 +133,14 @@ impl Artifacts {
             bail!("{} is not built: run `cargo xtask test qemu`", self.initramfs().display());
         }
         Ok(self)
+    }
+
+    /// The same with the Layer0 that has the oldest kernel that is tested, with the drivers of `tests/facts/floor.json`. `cargo xtask test qemu` builds it.
+    ///
+    /// # Errors
+    /// As [`Self::with_layer0`].
+    pub fn with_floor(self) -> Result<Self> {
+        self.with_layer0(FLOOR_DIR)
     }
 
     /// The initramfs.

@@ -20,7 +20,7 @@ const START: Duration = Duration::from_secs(30);
 /// How long an operator's command may take: a push of a large set on a loaded machine.
 const COMMAND: Duration = Duration::from_secs(120);
 /// What the nodes' kernels are told beyond what the server says.
-pub const CONSOLE: &str = "console=ttyS0,115200n8";
+pub const CONSOLE: &str = "console=ttyS0,115200n8 layercake.console=log";
 
 /// How the server is set up.
 #[derive(Debug, Clone)]
@@ -188,7 +188,7 @@ mod tests {
         spec.imagesets = vec!["hello:1".to_owned()];
         spec.registry = Some("http://10.9.0.1:5000".to_owned());
         let text = spec.render(Path::new("/data"), Some(Path::new("/ipxe"))).expect("render");
-        let expected = "\n[boot]\ncmdline = \"console=ttyS0,115200n8\"\n\n[registry]\nurl = \"http://10.9.0.1:5000\"\n\n\
+        let expected = "\n[boot]\ncmdline = \"console=ttyS0,115200n8 layercake.console=log\"\n\n[registry]\nurl = \"http://10.9.0.1:5000\"\n\n\
                         [[node]]\nid = \"n1\"\nmac = \"52:54:00:00:00:01\"\naddress = \"10.9.0.101\"\nimagesets = [\"hello:1\"]\n\n\
                         [[node]]\nid = \"n2\"\nmac = \"52:54:00:00:00:02\"\naddress = \"10.9.0.102\"\nimagesets = [\"hello:1\"]\n";
         assert!(text.starts_with("[server]\nlisten = \"10.9.0.1:8080\"\n"), "{text}");

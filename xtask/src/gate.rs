@@ -30,6 +30,8 @@ pub(crate) enum Part {
     Doc,
     /// Licences, bans and sources.
     Deny,
+    /// The bill of materials beside CycloneDX's schema.
+    Bill,
     /// The configurations of our own kernels, and the one for virtual machines, from its cache or built.
     Kernel,
     /// Whole-system cases in QEMU.
@@ -38,7 +40,7 @@ pub(crate) enum Part {
 
 impl Part {
     /// In the order in which they run: what fails fast comes first.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Fmt,
         Self::Tidy,
         Self::Clippy,
@@ -46,6 +48,7 @@ impl Part {
         Self::Oracle,
         Self::Doc,
         Self::Deny,
+        Self::Bill,
         Self::Kernel,
         Self::Qemu,
     ];
@@ -61,6 +64,7 @@ impl fmt::Display for Part {
             Self::Oracle => "oracle",
             Self::Doc => "doc",
             Self::Deny => "deny",
+            Self::Bill => "bill",
             Self::Kernel => "kernel",
             Self::Qemu => "qemu",
         })
@@ -95,6 +99,7 @@ pub(crate) fn run(args: &Args, root: &Path) -> anyhow::Result<()> {
     if parts.contains(&Part::Qemu) {
         prerequisites::ensure(prerequisites::CASES)?;
         prerequisites::ensure(prerequisites::EFI_CASES)?;
+        prerequisites::ensure(prerequisites::FORM_CASES)?;
     }
     let mut results: Vec<(Part, Duration, anyhow::Result<()>)> = Vec::new();
     for part in parts {
@@ -143,6 +148,7 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             let mut check = Command::new(deny);
             children::run(check.args(["check", "licenses", "bans", "sources"]).current_dir(root))
         }
+        Part::Bill => crate::bill::check(root),
         Part::Kernel => crate::kernel::gate(),
         Part::Qemu => {
             crate::builds::everything(false)?;
@@ -150,6 +156,7 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             crate::builds::forms()?;
             crate::builds::storage()?;
             crate::builds::kernels()?;
+            crate::builds::floor()?;
             let qemu =
                 ["test", "--package", "tests", "--test", "*", "--locked", "--no-fail-fast", "--"];
             cargo(root, &[&qemu[..], &["--test-threads=1"], &filter].concat())
