@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use tests::artifacts::{
-    Artifacts, EFI_COMMAND_LINE, EFI_DIR, FLOOR_DIR, FORMS_COMMAND_LINE, FORMS_DIR,
-    KERNEL_FORM_DIR, STORAGE_DIR, workspace_root,
+    Artifacts, EFI_COMMAND_LINE, EFI_DIR, FLOOR_DIR, FORMS_COMMAND_LINE, FORMS_DIR, GENERIC_DIR,
+    KERNEL_FORM_DIR, STORAGE_DIR, VIRT_DIR, workspace_root,
 };
 use tests::qemu::ovmf;
 
