@@ -32,6 +32,12 @@ pub fn path(digest: &Digest, file: &str) -> String {
     format!("/boot/layer0/{}/{file}", digest.hex())
 }
 
+/// What a [`SIGNATURE`] file holds for this signature in DER.
+#[must_use]
+pub fn signature_text(der: &[u8]) -> String {
+    STANDARD.encode(der) + "\n"
+}
+
 /// The first of these keys that made this signature ([`SIGNATURE`]) over the bytes of a manifest.
 #[must_use]
 pub fn signer<'k>(
@@ -143,7 +149,7 @@ pub struct Manifest {
     /// The firmware that these modules ask for, where the build was given any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub firmware: Vec<FirmwareFile>,
-    /// The files: `vmlinuz` and `initramfs.img`, and of the forms that were asked for `layer0.efi` (UKI), `layer0-kernel.efi` (the
+    /// The files: `vmlinuz`, `initramfs.img` and `layercake-agent`, and of the forms that were asked for `layer0.efi` (UKI), `layer0-kernel.efi` (the
     /// initramfs inside the kernel), `layer0.iso` and `layer0-usb.img`. The bundle holds the manifest and is not in it.
     pub artifacts: Vec<Artifact>,
     /// What else it was built from; absent in manifests of earlier versions.

@@ -352,6 +352,12 @@ pub struct ObservedSet {
     /// Why it stands so, or what it waits for: one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// How often in a row it failed, where it is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<u32>,
+    /// When it is tried again, milliseconds since the kernel started (CLOCK_BOOTTIME).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at_ms: Option<u64>,
     /// A pull under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullProgress>,
@@ -375,6 +381,9 @@ pub struct ObservedLink {
     pub mac: Mac,
     /// Its IP addresses.
     pub addresses: Vec<IpAddr>,
+    /// What it waits for (`no carrier`), if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
 }
 
 /// The disk that a node keeps blobs on across reboots.
@@ -421,6 +430,9 @@ pub struct Observed {
     /// What the node waits for, and why: one sentence. None when all is as desired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
+    /// How the node's kernel crashed before this boot: one line, at most 200 bytes. None when it did not, or could keep no record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_crash: Option<String>,
     /// The disk that keeps blobs across reboots, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<ObservedCache>,

@@ -273,6 +273,12 @@ impl Machine {
         })
     }
 
+    /// QEMU's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Where its files lie.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -18,14 +18,30 @@ pub(super) struct Facts {
     pub identity: Identity,
     /// The interfaces.
     pub links: Vec<ObservedLink>,
+    /// How the kernel crashed before this boot.
+    pub last_crash: Option<String>,
 }
 
 impl Facts {
     /// Notes the addresses of an interface.
     pub(super) fn link(&mut self, name: &str, mac: Mac, addresses: Vec<IpAddr>) {
         match self.links.iter_mut().find(|link| link.name == name) {
-            Some(link) => link.addresses = addresses,
-            None => self.links.push(ObservedLink { name: name.to_owned(), mac, addresses }),
+            Some(link) => (link.mac, link.addresses) = (mac, addresses),
+            None => {
+                let name = name.to_owned();
+                self.links.push(ObservedLink { name, mac, addresses, waiting: None });
+            }
+        }
+    }
+
+    /// Notes what an interface waits for.
+    pub(super) fn link_waits(&mut self, name: &str, mac: Mac, why: Option<String>) {
+        match self.links.iter_mut().find(|link| link.name == name) {
+            Some(link) => link.waiting = why,
+            None => {
+                let (name, addresses) = (name.to_owned(), Vec::new());
+                self.links.push(ObservedLink { name, mac, addresses, waiting: why });
+            }
         }
     }
 
@@ -58,6 +74,7 @@ impl Facts {
             desired_version: notes.desired.as_ref().map_or(0, |desired| desired.version),
             timeline: notes.timeline.clone(),
             waiting,
+            last_crash: self.last_crash.clone(),
             cache: None,
             layer0: None,
             hardware: None,
@@ -97,7 +114,12 @@ mod tests {
 
     fn facts() -> Facts {
         let identity = Identity { boot_id: "b".to_owned(), kernel: "6.12".to_owned(), uuid: None };
-        Facts { node: Some("n1".parse().expect("id")), identity, links: Vec::new() }
+        Facts {
+            node: Some("n1".parse().expect("id")),
+            identity,
+            links: Vec::new(),
+            last_crash: None,
+        }
     }
 
     #[test]

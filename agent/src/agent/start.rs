@@ -1,16 +1,18 @@
 //! How the agent comes up: options and kernel command line, store, network, what an earlier agent left, then the loop.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::{fs, io};
 
 use nix::sys::signal::{SigSet, Signal};
-use protocol::boot_args::BootArgs;
+use protocol::boot_args::{BootArgs, ConsoleMode};
 use protocol::ids::{Name, NodeId, Version};
 use protocol::node::{Desired, DesiredSet, PowerAction};
 use protocol::reference::Reference;
 use protocol::signature::Policy;
 
+use super::console::Console;
 use super::event::Event;
 use super::layer0::act::{Layer0, running};
 use super::layer0::stage::Stager;
@@ -28,7 +30,7 @@ use crate::health::{Sign, Watcher};
 use crate::imageapi::service::ImageApi;
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
-use crate::paths::RunDirs;
+use crate::paths::{RunDirs, SSH, SSH_ALWAYS};
 use crate::pull::Puller;
 use crate::pull::signed::load_policy;
 use crate::registry::table::Registries;
@@ -154,6 +156,7 @@ fn bring_up_machine(
         etc: Path::new("/etc").to_path_buf(),
         set_hostname: true,
         node: args.node.clone().or_else(|| options.node.clone()),
+        wishes: options.config.network(),
     };
     let sink = events.clone();
     network::start(args, settings, move |event| sink.send(Event::Network(event)))
@@ -167,6 +170,13 @@ fn bring_up_machine(
     if let Err(error) = modules::start(sink) {
         log::error!("{}", chain(&error));
     }
+    if Path::new(SSH_ALWAYS).exists() {
+        thread("ssh", || match Command::new(SSH).stdin(Stdio::null()).status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => log::error!("{SSH}: {status}"),
+            Err(error) => log::error!("{SSH}: {error}"),
+        });
+    }
     let store = args.store.map(|amount| memory::limit_store(amount, &options.run_dir));
     let zram = args.zram.map(memory::start_zram);
     for problem in [store, zram].into_iter().flatten().filter_map(Result::err) {
@@ -178,6 +188,7 @@ fn bring_up_machine(
 fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agent, String> {
     let dirs = RunDirs::new(&options.run_dir);
     let identity = identity::read();
+    let last_crash = if options.standalone { None } else { crate::last_crash::take(&dirs) };
     let notes_file = NotesFile::open(&dirs.state()).map_err(|error| {
         format!("{}: {error}; is the run directory writable?", dirs.state().display())
     })?;
@@ -198,6 +209,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         servers: args.servers.clone(),
         policy: policy.clone(),
         agents: dirs.agents(),
+        turn: Mutex::default(),
     };
     let layer0 = (!options.standalone)
         .then(|| Layer0::new(running(args, &identity), notes.tried_agent.clone(), stager));
@@ -218,11 +230,15 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         imageset: args.imageset.clone(),
         transport: transport.clone(),
     };
+    let status = !options.standalone && args.console == ConsoleMode::Status;
+    let screen = Console::open(&around.dirs, status);
     let mut agent = Agent {
-        facts: Facts { node: node_id(args), identity, links: Vec::new() },
+        facts: Facts { node: node_id(args), identity, links: Vec::new(), last_crash },
         notes,
         notes_file,
+        vital: super::vital::Vital::new(around.init.clone()),
         around,
+        reports: false,
         pulls: Pulls::new(puller),
         outbox: Outbox::default(),
         sets: std::collections::BTreeMap::new(),
@@ -234,6 +250,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         power_done: false,
         standalone: options.standalone,
         status: String::new(),
+        screen,
+        servers: args.servers.join(", "),
         usage: Usages::default(),
         layer0,
     };

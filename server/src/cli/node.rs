@@ -3,7 +3,7 @@
 mod facts;
 
 use clap::ValueEnum;
-use protocol::api::{BusyBody, MAX_LONG_POLL_S, NodeRecord, PowerBody};
+use protocol::api::{BusyBody, NodeRecord, PowerBody};
 use protocol::ids::NodeId;
 use protocol::node::{HealthState, Observed, ObservedSet, Phase, PowerAction, SetState};
 use serde_json::json;
@@ -11,9 +11,7 @@ use serde_json::json;
 use super::client::Client;
 use super::output::{Output, ago, bytes, table};
 use crate::clock::now_ms;
-
-/// A node that was not heard of for so long is called silent: two long polls. Milliseconds.
-const SILENT_MS: u64 = 2 * MAX_LONG_POLL_S * 1000;
+use crate::why::{SILENT_MS, is_new};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -122,11 +120,6 @@ fn list_text(nodes: &[NodeRecord], now_ms: u64) -> String {
     };
     let rows: Vec<Vec<String>> = nodes.iter().map(row).collect();
     table(&["NODE", "ADDRESS", "STATE", "IMAGESETS", "SEEN", "WAITING FOR"], &rows)
-}
-
-/// Whether it is only known from the config: `last_seen_ms` then says when the server read that.
-fn is_new(node: &NodeRecord) -> bool {
-    node.boot.is_empty() && node.observed.is_none() && node.last_seen_ms == node.first_seen_ms
 }
 
 fn seen(node: &NodeRecord, now_ms: u64) -> String {
