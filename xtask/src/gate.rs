@@ -155,6 +155,8 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             crate::builds::efi()?;
             crate::builds::forms()?;
             crate::builds::storage()?;
+            crate::builds::floor()?;
+            crate::builds::site()?;
             let qemu =
                 ["test", "--package", "tests", "--test", "*", "--locked", "--no-fail-fast", "--"];
             cargo(root, &[&qemu[..], &["--test-threads=1"], &filter].concat())
