@@ -261,6 +261,8 @@ fn with_every_form() -> Fixture {
     fixture.config.forms = BTreeSet::from([Form::Uki, Form::Iso, Form::Usb, Form::Bundle]);
     fixture.config.options.stub = Some(fixture.dir.path().join("stub"));
     fixture.config.options.command_line = "console=ttyS0".to_owned();
+    // As it is where nobody says otherwise; some tools take it for no time.
+    fixture.config.mtime = 0;
     fixture
 }
 
@@ -288,7 +290,7 @@ fn every_form_is_the_same_wherever_and_whenever_it_is_made() {
     }
     let inputs = report.manifest.inputs.unwrap();
     assert_eq!(inputs.forms, ["uki", "iso", "usb", "bundle"]);
-    assert_eq!((inputs.compression.as_str(), inputs.mtime), ("zstd:19", 7));
+    assert_eq!((inputs.compression.as_str(), inputs.mtime), ("zstd:19", 0));
     assert!(first.build().unwrap().unchanged);
 }
 
