@@ -124,7 +124,15 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) fn new(running: Running, tried: Option<Tried>) -> Self {
-        Self { running, tried, wanted: None, state: State::Idle, failures: 0, asked: None, staging: 0 }
+        Self {
+            running,
+            tried,
+            wanted: None,
+            state: State::Idle,
+            failures: 0,
+            asked: None,
+            staging: 0,
+        }
     }
 
     /// The document wants this.
@@ -211,18 +219,12 @@ impl Machine {
     }
 
     fn was_tried(&self, wanted: &DesiredLayer0) -> bool {
-        let is_it = |tried: &Tried| {
-            Some(tried.agent) == wanted.agent && tried.request == wanted.request
-        };
+        let is_it =
+            |tried: &Tried| Some(tried.agent) == wanted.agent && tried.request == wanted.request;
         self.tried.as_ref().is_some_and(is_it)
     }
 
-    fn staged(
-        &mut self,
-        staging: u64,
-        result: Result<Way, Failure>,
-        now: Duration,
-    ) -> Vec<Action> {
+    fn staged(&mut self, staging: u64, result: Result<Way, Failure>, now: Duration) -> Vec<Action> {
         if staging != self.staging || !matches!(self.state, State::Staging { .. }) {
             // Given up meanwhile: nothing that nobody wants stays loaded, unless another one is being staged in its place.
             let drop = result == Ok(Way::Kexec) && !matches!(self.state, State::Staging { .. });
@@ -272,9 +274,9 @@ impl Machine {
 
     fn go(&mut self, way: Way) -> Vec<Action> {
         let wanted = self.wanted.as_ref();
-        let tried = wanted.filter(|_| matches!(way, Way::Agent(_))).and_then(|wanted| {
-            Some(Tried { agent: wanted.agent?, request: wanted.request })
-        });
+        let tried = wanted
+            .filter(|_| matches!(way, Way::Agent(_)))
+            .and_then(|wanted| Some(Tried { agent: wanted.agent?, request: wanted.request }));
         if tried.is_some() {
             self.tried.clone_from(&tried);
         }
