@@ -13,6 +13,7 @@
 mod adopt;
 mod backoff;
 mod busy;
+mod console;
 mod event;
 mod faults;
 mod given;
@@ -21,11 +22,13 @@ mod notes;
 mod pulls;
 mod readiness;
 mod report;
+mod screen;
 mod server_link;
 mod set;
 mod start;
 mod steps;
 mod usage;
+mod vital;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -36,6 +39,7 @@ use std::time::{Duration, Instant};
 use protocol::ids::{Name, NodeId};
 use protocol::node::{Desired, DesiredSet, Phase, PhaseMark, PowerAction};
 
+use self::console::Console;
 use self::event::Event;
 use self::notes::{Notes, NotesFile};
 use self::pulls::Pulls;
@@ -43,6 +47,7 @@ use self::report::Facts;
 use self::server_link::{Outbox, ServerLink};
 use self::set::{Commitment, SetEvent, SetMachine};
 use self::usage::Usages;
+use self::vital::Vital;
 use self::worker::{Job, Surroundings, Worker, uptime};
 use crate::channel::Channels;
 use crate::init::control::{Control, Request};
@@ -115,20 +120,30 @@ struct Agent {
     looked: Duration,
     /// How to reach the server, until the link is started.
     link: Option<start::LinkPlan>,
+    /// The link is started.
+    reports: bool,
     network_waiting: Option<String>,
     server_waiting: Option<String>,
     /// Standing when a power request was obeyed.
     power_done: bool,
     standalone: bool,
     status: String,
+    screen: Console,
+    /// The boot servers, as the screen has them.
+    servers: String,
     usage: Usages,
     /// Absent outside of Layer0.
     layer0: Option<layer0::act::Layer0>,
+    vital: Vital,
 }
 
 impl Agent {
     /// Takes events until asked to end.
     fn run(&mut self, inbox: &mpsc::Receiver<Event>) {
+        if let Some(Err(error)) = self.around.init.as_ref().map(|init| init.call(&Request::Steady))
+        {
+            log::debug!("steady: {}", chain(&error));
+        }
         loop {
             // What has come already belongs to the same picture: only the last of it is told.
             for event in inbox.try_iter() {
@@ -140,10 +155,12 @@ impl Agent {
             // Looked at first: what has changed until the report is in it.
             let writing = self.pulls.puller().cache().is_busy();
             self.publish();
+            self.vital.loop_waits();
             let event = match self.patience(writing) {
                 Some(patience) => inbox.recv_timeout(patience),
                 None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
             };
+            self.vital.loop_turns();
             match event {
                 Ok(Event::Terminate) => return self.terminate(),
                 Ok(event) => self.take(event),
@@ -162,14 +179,18 @@ impl Agent {
         let pulling = (self.pulls.any() || writing).then_some(PROGRESS_PACE);
         let keeps = self.sets.values().any(|slot| slot.machine.keeps());
         let looking = keeps.then_some((self.looked + PRESSURE_PACE).saturating_sub(now));
-        deadline.map(|at| at.saturating_sub(now)).into_iter().chain(pulling).chain(looking).min()
+        // Nobody else gives signs of life until there are reports.
+        let alone = (!self.reports).then_some(vital::PACE);
+        let due = deadline.into_iter().chain(self.screen.deadline());
+        let due = due.map(|at| at.saturating_sub(now));
+        due.chain(pulling).chain(looking).chain(alone).min()
     }
 
     fn take(&mut self, event: Event) {
         log::debug!("{event}");
         match event {
             Event::Network(event) => self.network(event),
-            Event::Desired(desired) => self.desired(desired),
+            Event::Desired(desired) => self.desired(*desired),
             Event::ServerReachable => {
                 self.server_waiting = None;
                 self.mark(Phase::Agent);
@@ -201,7 +222,8 @@ impl Agent {
                 word: word.clone(),
                 at_ns,
             }),
-            Event::Terminate => {}
+            // What it says goes with the next report, which is written now.
+            Event::Hardware | Event::Terminate => {}
         }
     }
 
@@ -255,9 +277,13 @@ impl Agent {
         let channels = Channels::new(plan.transport.clone(), node.clone(), dirs, layer0);
         let link = ServerLink { servers: plan.servers, node, transport: plan.transport };
         let (poller, events) = (link.clone(), self.around.events.clone());
-        let outbox = self.outbox.clone();
-        start::thread("desired", move || poller.poll_desired(&events, &channels));
+        let (outbox, reports, vital) =
+            (self.outbox.clone(), self.outbox.clone(), self.vital.clone());
+        start::thread("desired", move || {
+            poller.poll_desired(&events, &channels, &reports, &vital);
+        });
         start::thread("observed", move || link.write_observed(&outbox));
+        self.reports = true;
     }
 
     fn desired(&mut self, desired: Desired) {
@@ -376,7 +402,12 @@ impl Agent {
     fn waiting(&self) -> Option<String> {
         let sets = || self.sets.values().find_map(|slot| slot.machine.waiting());
         let layer0 = || self.layer0.as_ref().and_then(|layer0| layer0.machine.waiting());
-        let link = self.network_waiting.clone().or_else(|| self.server_waiting.clone());
+        let network = self.network_waiting.clone();
+        let network = network.map(|why| match self.outbox.missing_firmware() {
+            Some(files) => format!("{why} (firmware is missing: {files})"),
+            None => why,
+        });
+        let link = network.or_else(|| self.server_waiting.clone());
         link.or_else(sets).or_else(layer0)
     }
 
@@ -393,6 +424,14 @@ impl Agent {
             crate::logging::status(&status);
             self.status = status;
         }
+        let lines = screen::lines(&screen::View {
+            facts: &self.facts,
+            server: (&self.servers, self.server_waiting.as_deref()),
+            sets: &sets,
+            waiting: waiting.as_deref(),
+            event: &crate::logging::last_event(),
+        });
+        self.screen.show(lines, uptime());
         if let Some(mut observed) = self.facts.observed(&self.notes, sets, waiting) {
             observed.cache = self.pulls.puller().cache().status();
             observed.layer0 = self.layer0.as_ref().map(|layer0| layer0.machine.observed());

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | PID 1 | [`init`]: early mounts, console, reaping, supervising the agent, pivot, shutdown |
 //! | the agent's loop | [`agent`]: events, ImageSets, rolls, the link to the boot server, the report |
-//! | the machine | [`modules`], [`network`], [`identity`], [`logging`] |
+//! | the machine | [`modules`], [`hardware`], [`memory`], [`network`], [`identity`], [`last_crash`], [`logging`] |
 //! | images | [`transport`], [`registry`], [`store`], [`cache`], [`layer`], [`pull`], [`prefetch`], [`mounts`] |
 //! | containers | [`containers`], [`health`], [`monitor`], [`container_init`], [`container_exec`] |
 //! | an operator's look inside | [`channel`]: logs and commands |
@@ -30,8 +30,11 @@ pub mod init;
 
 pub mod agent;
 
+pub mod hardware;
 pub mod identity;
+pub mod last_crash;
 pub mod logging;
+pub mod memory;
 pub mod modules;
 pub mod network;
 
@@ -44,6 +47,7 @@ pub mod pull;
 pub mod registry;
 pub mod store;
 pub mod transport;
+pub mod why;
 
 pub mod channel;
 

@@ -7,6 +7,12 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use agent::init::roles::{self, Role};
+use protocol::boot_args::LogLevel;
+
+/// PID 1 may not allocate after its start; in debug builds it cannot.
+#[cfg(debug_assertions)]
+#[global_allocator]
+static ALLOCATOR: agent::sys::allocator::Sealed = agent::sys::allocator::Sealed;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
@@ -18,7 +24,8 @@ fn main() -> ExitCode {
         }
     };
     match role {
-        Role::Init { recover } => agent::init::run(recover),
+        Role::Init(stage) => agent::init::run(stage),
+        Role::Settle => settle(),
         Role::Agent(options) => match agent::agent::run(options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(problem) => {
@@ -39,6 +46,11 @@ fn main() -> ExitCode {
             }
         },
         Role::Api(options) => ask(options),
+        Role::Why { run_dir } => {
+            let dirs = agent::paths::RunDirs::new(run_dir);
+            say(&mut std::io::stdout(), &agent::why::text(&dirs));
+            ExitCode::SUCCESS
+        }
         Role::Monitor { dir } => status(agent::monitor::run(&dir)),
         Role::ContainerInit { in_cgroup, sockets } => {
             status(agent::container_init::run(in_cgroup, sockets))
@@ -55,6 +67,17 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// For PID 1's own child alone: anywhere else it would take away what others use.
+fn settle() -> ExitCode {
+    if std::os::unix::process::parent_id() != 1 {
+        say(&mut std::io::stderr(), "layercake-agent: settle is for PID 1 to start\n");
+        return ExitCode::from(2);
+    }
+    agent::logging::init(LogLevel::Info, agent::logging::Target::Layer0("init"));
+    agent::init::settle::run();
+    ExitCode::SUCCESS
 }
 
 /// The answer's body to standard output, whatever its status; a status of 400 and above is a failure.

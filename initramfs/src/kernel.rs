@@ -1,10 +1,15 @@
-//! The kernel of an image: out of a Debian package, kept unpacked in a cache, built from source, or out of files that were given.
+//! The kernel of an image: out of Debian's archive or package files, kept unpacked in a cache, built from source, installed on a
+//! machine, or out of files that were given.
 
 pub mod apt;
 pub mod bzimage;
+pub mod contents;
 pub mod deb;
 pub mod fragments;
+pub mod installed;
 pub mod kconfig;
+pub mod newc;
+pub mod rpm;
 pub mod source;
 
 use std::fs;
@@ -18,10 +23,16 @@ use crate::Notice;
 use crate::modules::files::{self, FilesError};
 use crate::modules::{Catalogue, Module};
 use apt::{Apt, AptError};
+use contents::Contents;
 use deb::DebError;
+use installed::InstalledError;
+use rpm::RpmError;
 
 /// Form of what the cache holds. Another form is another directory.
-const CACHE_FORM: &str = "v1";
+const CACHE_FORM: &str = "v2";
+/// How directories of the cache begin that hold kernels out of package files, and how many of them are kept.
+const OF_FILES: &str = "files-";
+const KEEP_OF_FILES: usize = 4;
 
 /// How directories of the cache begin in which a package is being unpacked.
 const UNPACKING: &str = "unpack-";
@@ -35,8 +46,21 @@ pub enum Source {
         flavour: String,
         /// Metapackages that may bring it, the best first.
         packages: Vec<String>,
+        /// Only a kernel whose version begins so, `6.1`.
+        version: Option<String>,
         /// Look for a newer one although one is in the cache.
         update: bool,
+    },
+    /// Package files (`.deb`, `.rpm`) that make a kernel together.
+    PackageFiles(Vec<PathBuf>),
+    /// A kernel that is installed.
+    Installed {
+        /// The root directory of where it is installed.
+        root: PathBuf,
+        /// Which: this one, or else the running one, or else the only one.
+        release: Option<String>,
+        /// The one that runs (`uname -r`), where that is a machine's own root.
+        running: Option<String>,
     },
     /// A kernel of our own that [`source::build`] has put into the cache.
     Built {
@@ -84,6 +108,20 @@ pub enum KernelError {
     /// The package could not be unpacked.
     #[error(transparent)]
     Deb(#[from] DebError),
+    /// The package could not be unpacked.
+    #[error(transparent)]
+    Rpm(#[from] RpmError),
+    /// No installed kernel can be used.
+    #[error(transparent)]
+    Installed(#[from] InstalledError),
+    /// The packages make no kernel.
+    #[error("{packages} cannot be the kernel: {reason}")]
+    Packages {
+        /// Their names.
+        packages: String,
+        /// What is missing or does not belong together.
+        reason: &'static str,
+    },
     /// The modules could not be read.
     #[error(transparent)]
     Modules(#[from] FilesError),
@@ -129,12 +167,20 @@ struct Record {
 /// It cannot be had, or its parts do not belong together.
 pub fn get(source: &Source, cache: &Path, notice: Notice<'_>) -> Result<Kernel, KernelError> {
     match source {
-        Source::Package { flavour, packages, update } => {
-            let dir = cache.join(format!("{flavour}-{CACHE_FORM}"));
+        Source::Package { flavour, packages, version, update } => {
+            let version = version.as_deref();
+            let of = version.map_or(String::new(), |version| format!("-{version}"));
+            let dir = cache.join(format!("{flavour}{of}-{CACHE_FORM}"));
             if *update || !dir.join("record.json").exists() {
-                fetch(packages, cache, &dir, notice)?;
+                fetch((packages, version), cache, &dir, notice)?;
             }
             cached(flavour, &dir)
+        }
+        Source::PackageFiles(files) => cached("custom", &unpack_files(files, cache, notice)?),
+        Source::Installed { root, release, running } => {
+            let found = installed::find(root, release.as_deref(), running.as_deref())?;
+            notice(&format!("reading the modules in {}", found.modules.display()));
+            given(&found.image, &found.modules, found.config.as_deref())
         }
         Source::Built { flavour, dir } => cached(flavour, dir),
         Source::Files { image, modules, config } => {
@@ -145,7 +191,7 @@ pub fn get(source: &Source, cache: &Path, notice: Notice<'_>) -> Result<Kernel, 
 }
 
 fn fetch(
-    packages: &[String],
+    (packages, version): (&[String], Option<&str>),
     cache: &Path,
     dir: &Path,
     notice: Notice<'_>,
@@ -155,7 +201,7 @@ fn fetch(
     let mut apt = Apt::new(&cache.join("apt"))?;
     notice("fetching the package lists");
     apt.update()?;
-    let package = apt.resolve(packages)?;
+    let package = apt.resolve(packages, version)?;
     let there = fs::read(dir.join("record.json")).ok();
     let there = there.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
     if there.is_some_and(|record| record.digest == package.digest) {
@@ -166,19 +212,77 @@ fn fetch(
     let work = tempfile::Builder::new().prefix(UNPACKING).tempdir_in(cache).map_err(&fail)?;
     let file = apt.download(&package, work.path(), notice)?;
     notice(&format!("unpacking {}", package.name));
-    let unpacked = work.path().join("kernel");
-    fs::create_dir(&unpacked).map_err(&fail)?;
-    let release = deb::unpack(&file, &unpacked)?;
+    let record = |release| {
+        let apt::Package { name, version, digest, .. } = package;
+        Record { package: name, version, digest, release }
+    };
+    unpack(&[file], (work.path(), dir), record, notice)
+}
+
+/// Unpacks what makes a kernel together, describes its modules, and puts all that into `dir` in one step.
+fn unpack(
+    files: &[PathBuf],
+    (work, dir): (&Path, &Path),
+    record: impl FnOnce(String) -> Record,
+    notice: Notice<'_>,
+) -> Result<(), KernelError> {
+    let unpacked = work.join("kernel");
+    fs::create_dir(&unpacked).map_err(io_error(work))?;
+    let mut contents = Contents::new(&unpacked);
+    for file in files {
+        if file.extension().is_some_and(|extension| extension == "rpm") {
+            rpm::unpack(file, &mut contents)?;
+        } else {
+            deb::unpack(file, &mut contents)?;
+        }
+    }
+    let release = contents.finish().map_err(|reason| {
+        let packages = names(files).join(", ");
+        KernelError::Packages { packages, reason }
+    })?;
     notice("reading what its modules say of themselves");
     let modules = files::describe(&unpacked.join("modules"))?;
-    let record =
-        Record { package: package.name, version: package.version, digest: package.digest, release };
     write_json(&unpacked.join("modules.json"), &modules)?;
-    write_json(&unpacked.join("record.json"), &record)?;
+    write_json(&unpacked.join("record.json"), &record(release))?;
     if dir.exists() {
         fs::remove_dir_all(dir).map_err(io_error(dir))?;
     }
     fs::rename(&unpacked, dir).map_err(io_error(dir))
+}
+
+/// The directory of the cache with the kernel out of these package files, unpacked now if it was not before.
+fn unpack_files(
+    files: &[PathBuf],
+    cache: &Path,
+    notice: Notice<'_>,
+) -> Result<PathBuf, KernelError> {
+    let fail = io_error(cache);
+    let mut sums = String::new();
+    for file in files {
+        let bytes = fs::read(file).map_err(io_error(file))?;
+        sums.push_str(&Digest::of(&bytes).to_string());
+    }
+    // The sum of the package, where it is but one.
+    let digest = if files.len() == 1 { sums.parse().ok() } else { None };
+    let digest = digest.unwrap_or_else(|| Digest::of(sums.as_bytes()));
+    let dir = cache.join(format!("{OF_FILES}{}-{CACHE_FORM}", digest.hex()));
+    if !dir.join("record.json").exists() {
+        fs::create_dir_all(cache).map_err(&fail)?;
+        sweep(cache).map_err(&fail)?;
+        let work = tempfile::Builder::new().prefix(UNPACKING).tempdir_in(cache).map_err(&fail)?;
+        let package = names(files).join("+");
+        notice(&format!("unpacking {package}"));
+        let record =
+            |release: String| Record { package, version: release.clone(), digest, release };
+        unpack(files, (work.path(), &dir), record, notice)?;
+    }
+    Ok(dir)
+}
+
+fn names(files: &[PathBuf]) -> Vec<String> {
+    let name =
+        |file: &PathBuf| file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into();
+    files.iter().map(name).collect()
 }
 
 /// Keeps any other build from using this cache until the file is dropped.
@@ -189,15 +293,22 @@ pub(crate) fn lock(cache: &Path) -> io::Result<fs::File> {
     Ok(lock)
 }
 
-/// Removes what builds that were killed have left. The caller holds the cache's lock.
+/// Removes what builds that were killed have left, and the oldest kernels out of package files. The caller holds the cache's
+/// lock.
 fn sweep(cache: &Path) -> io::Result<()> {
+    let mut of_files = Vec::new();
     for entry in fs::read_dir(cache)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(UNPACKING) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(UNPACKING) {
             fs::remove_dir_all(entry.path())?;
+        } else if name.starts_with(OF_FILES) {
+            of_files.push((entry.metadata()?.modified()?, entry.path()));
         }
     }
-    Ok(())
+    of_files.sort();
+    let old = of_files.len().saturating_sub(KEEP_OF_FILES - 1);
+    of_files.iter().take(old).try_for_each(|(_, dir)| fs::remove_dir_all(dir))
 }
 
 fn cached(flavour: &str, dir: &Path) -> Result<Kernel, KernelError> {

@@ -4,7 +4,10 @@
 //! `depends` is always followed and a hole in it is an error. Soft and weak dependencies are followed where the kernel has
 //! them: that is what they mean (modprobe.d(5)).
 
+pub mod alias;
+pub mod facts;
 pub mod files;
+pub mod firmware;
 pub mod glob;
 pub mod index;
 pub mod wanted;
@@ -17,7 +20,7 @@ use crate::elf::{self, ElfError};
 use wanted::{Need, Pick, Wanted};
 
 /// What a module says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Module {
     /// The kernel's name for it, with `_` for every `-`.
     pub name: String,
@@ -33,6 +36,9 @@ pub struct Module {
     pub softdeps: Vec<String>,
     /// Modules it may ask for while it runs.
     pub weakdeps: Vec<String>,
+    /// Files it asks the kernel's firmware loader for; some are patterns.
+    #[serde(default)]
+    pub firmware: Vec<String>,
 }
 
 /// All modules a kernel has.
@@ -98,6 +104,7 @@ impl Module {
                     module.depends.extend(names.map(normal));
                 }
                 "alias" => module.aliases.push(value.to_owned()),
+                "firmware" => module.firmware.push(value.to_owned()),
                 "softdep" => module.softdeps.push(value.to_owned()),
                 "weakdep" => module.weakdeps.extend(value.split_whitespace().map(normal)),
                 _ => {}
@@ -121,7 +128,7 @@ impl Catalogue {
         let mut catalogue = Self::default();
         for module in modules {
             for alias in &module.aliases {
-                let names = catalogue.by_alias.entry(normal(alias)).or_default();
+                let names = catalogue.by_alias.entry(alias::fold(alias)).or_default();
                 names.push(module.name.clone());
             }
             catalogue.modules.insert(module.name.clone(), module);
@@ -131,7 +138,7 @@ impl Catalogue {
         for entry in builtin_modinfo.split(|byte| *byte == 0) {
             let Ok(text) = std::str::from_utf8(entry) else { continue };
             let alias = text.split_once(".alias=").filter(|(name, _)| !name.contains('='));
-            catalogue.builtin_aliases.extend(alias.map(|(_, alias)| normal(alias)));
+            catalogue.builtin_aliases.extend(alias.map(|(_, alias)| alias::fold(alias)));
         }
         catalogue
     }
@@ -140,6 +147,26 @@ impl Catalogue {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Module> {
         self.modules.get(name)
+    }
+
+    /// Whether this module is built in.
+    #[must_use]
+    pub fn is_builtin(&self, name: &str) -> bool {
+        self.builtin.contains(name)
+    }
+
+    /// The modules for a device's alias, as files, and whether something that is built in is for it.
+    #[must_use]
+    pub fn for_alias(&self, request: &str) -> (BTreeSet<&Module>, bool) {
+        let request = alias::fold(request);
+        let matching = self.by_alias.range(alias::bucket(&request).to_owned()..);
+        let matching = matching
+            .take_while(|(pattern, _)| pattern.starts_with(alias::bucket(&request)))
+            .filter(|(pattern, _)| alias::matches(pattern, &request));
+        let modules = matching.flat_map(|(_, names)| names).filter_map(|it| self.modules.get(it));
+        let mut builtin = self.builtin_aliases.range(alias::bucket(&request).to_owned()..);
+        let builtin = builtin.any(|pattern| alias::matches(pattern, &request));
+        (modules.collect(), builtin)
     }
 
     /// How many modules there are as files.

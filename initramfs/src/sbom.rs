@@ -174,6 +174,8 @@ pub fn sample() -> (Manifest, Vec<Crate>) {
             size: 1,
         }],
         inputs: None,
+        lacks: Vec::new(),
+        firmware: Vec::new(),
     };
     let one = |name: &str, licence: &str, depends: &[(&str, &str)]| Crate {
         name: name.to_owned(),

@@ -10,10 +10,12 @@ use initramfs::archive::{self, Entry};
 use initramfs::compress::{self, Compression};
 use initramfs::elf::fake;
 use initramfs::image::forms::{Form, FormOptions};
+use initramfs::image::hardware::{FirmwareSource, Hardware};
 use initramfs::image::{self, BuildError, Config, Report};
 use initramfs::kernel::{Source, bzimage, kconfig};
 use initramfs::modules::wanted;
 use initramfs::pe;
+use protocol::facts::NodeFacts;
 use protocol::ids::Digest;
 
 const RELEASE: &str = "6.12.1-test";
@@ -52,16 +54,18 @@ impl Fixture {
             kernel: Source::Files { image: at("vmlinuz"), modules, config: None },
             lists: wanted::parse(LISTS).unwrap(),
             with: Vec::new(),
+            hardware: Hardware::default(),
             required: Vec::new(),
             ca: Vec::new(),
             imageset_keys: Vec::new(),
             registries: None,
             overlays: Vec::new(),
             archives: Vec::new(),
-            compression: None,
+            compression: Compression::default(),
             mtime: 7,
             forms: BTreeSet::new(),
             options: FormOptions::default(),
+            maker: "test".to_owned(),
             crates: Vec::new(),
             cache: at("cache"),
             packed: at("cache"),
@@ -174,7 +178,7 @@ fn the_manifest_says_what_the_files_are() {
         assert_eq!(mode.mode() & 0o777, 0o644, "a server of another user reads it");
     }
     let names: Vec<_> = manifest.artifacts.iter().map(|artifact| artifact.name.as_str()).collect();
-    assert_eq!(names, ["vmlinuz", "initramfs.img"]);
+    assert_eq!(names, ["vmlinuz", "initramfs.img", "layercake-agent"]);
 }
 
 #[test]
@@ -220,7 +224,7 @@ fn overlays_and_certificates_are_in_the_image() {
     let pem = fixture.dir.path().join("site.crt");
     fs::write(&pem, "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n").unwrap();
     fixture.config.ca = vec![pem];
-    fixture.config.compression = Some(Compression::None);
+    fixture.config.compression = Compression::None;
     fixture.build().unwrap();
     let entries = archive::read(&fixture.out("initramfs.img")).unwrap();
     let find = |path: &str| entries.iter().find(|entry| entry.path == path).unwrap();
@@ -246,7 +250,7 @@ fn one_efi_program_holds_this_kernel_and_this_initramfs_and_goes_when_it_is_not_
     }
     assert!(fixture.build().unwrap().unchanged);
     fixture.config.forms.clear();
-    assert_eq!(fixture.build().unwrap().manifest.artifacts.len(), 2);
+    assert_eq!(fixture.build().unwrap().manifest.artifacts.len(), 3);
     assert!(!fixture.config.out.join("layer0.efi").exists());
 }
 
@@ -297,7 +301,7 @@ fn the_checksums_hold_in_the_directory_and_in_the_bundle() {
     run(&fixture.config.out, "tar", &["-xf", "layer0-bundle.tar", "-C", "../unpacked"]);
     for dir in [fixture.config.out.clone(), unpacked.join("layer0")] {
         let said = run(&dir, "sha256sum", &["--strict", "-c", "SHA256SUMS"]);
-        assert_eq!(said.lines().filter(|line| line.ends_with(": OK")).count(), 7, "{said}");
+        assert_eq!(said.lines().filter(|line| line.ends_with(": OK")).count(), 8, "{said}");
     }
     fs::write(fixture.config.out.join("vmlinuz"), "spoilt").unwrap();
     let verdict = Command::new("sha256sum")
@@ -411,13 +415,19 @@ fn a_kernel_that_cannot_unpack_the_initramfs_is_refused() {
     let config = fixture.dir.path().join("config");
     fs::write(&config, "CONFIG_RD_ZSTD=y\n").unwrap();
     set_kernel_config(&mut fixture.config, &config);
-    fixture.config.compression = Some(Compression::XZ);
+    fixture.config.compression = Compression::XZ;
     let error = fixture.error();
     assert!(error.contains("CONFIG_RD_XZ is n, wanted y: unpacks the initramfs"), "{error}");
-    fixture.config.compression = None;
-    assert_eq!(fixture.build().unwrap().compression, Compression::default());
     fs::write(&config, "CONFIG_RD_ZSTD=y\nCONFIG_RD_XZ=y\nCONFIG_XZ_DEC_X86=y\n").unwrap();
     assert_eq!(fixture.build().unwrap().compression, Compression::XZ);
+}
+
+#[test]
+fn the_initramfs_is_linked_into_kernels_of_ours_alone() {
+    let mut fixture = Fixture::new();
+    fixture.config.forms = BTreeSet::from([Form::Efi]);
+    let error = fixture.error();
+    assert!(error.contains(RELEASE) && error.contains("--flavour virt"), "{error}");
 }
 
 #[test]
@@ -430,4 +440,57 @@ fn a_missing_stub_names_the_package_that_has_it() {
         error.contains("nowhere: apt-get install") && error.contains("systemd-boot-efi"),
         "{error}"
     );
+}
+
+/// Facts of a node with one NIC, which asks for its driver by this alias.
+fn facts(modalias: &str) -> Vec<NodeFacts> {
+    let text = format!(
+        "{{\"node\": \"n7\", \"hardware\": {{\"kernel\": \"6.1\", \"devices\": [{{\"modalias\": \"{modalias}\", \
+         \"place\": \"0000:01:00.0\", \"driver\": \"nic\", \"class\": \"nic\"}}]}}}}"
+    );
+    protocol::facts::parse(&text).unwrap()
+}
+
+#[test]
+fn an_image_for_machines_has_their_drivers_and_no_others_and_says_whose_are_missing() {
+    let mut fixture = Fixture::new();
+    let dir = fixture.dir.path().join(RELEASE);
+    let driver = fake::module(&[("alias", "pci:v0000ABCDd00000001sv*sd*bc*sc*i*")]);
+    fs::write(dir.join("kernel/card.ko"), driver).unwrap();
+    let alias = |device: u8| format!("pci:v0000ABCDd0000000{device}sv0sd0bc02sc00i00");
+    fixture.config.hardware.nodes = Some(facts(&alias(1)));
+    let report = fixture.build().unwrap();
+    assert!(report.manifest.modules.iter().any(|name| name == "card"));
+    assert!(!report.manifest.modules.iter().any(|name| name == "other"));
+    fixture.config.hardware.nodes = Some(facts(&alias(2)));
+    let error = fixture.build().unwrap_err().to_string();
+    let expected = "node n7 would lose its NIC abcd:0002 at 0000:01:00.0, which nic drives there";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn all_modules_are_in_where_that_is_asked_for() {
+    let mut fixture = Fixture::new();
+    assert!(!fixture.build().unwrap().manifest.modules.iter().any(|name| name == "other"));
+    fixture.config.hardware.all_modules = true;
+    assert!(fixture.build().unwrap().manifest.modules.iter().any(|name| name == "other"));
+}
+
+#[test]
+fn firmware_that_modules_ask_for_is_in_the_image_and_in_the_manifest() {
+    let mut fixture = Fixture::new();
+    let dir = fixture.dir.path().join(RELEASE);
+    let overlay = fake::module(&[("firmware", "card/one.bin"), ("firmware", "card/two.bin")]);
+    fs::write(dir.join("kernel/fs/overlay.ko"), overlay).unwrap();
+    let firmware = fixture.dir.path().join("firmware");
+    fs::create_dir_all(firmware.join("card")).unwrap();
+    fs::write(firmware.join("card/one.bin"), b"microcode").unwrap();
+    assert!(fixture.build().unwrap().manifest.firmware.is_empty());
+    fixture.config.hardware.firmware = vec![FirmwareSource::Dir(firmware)];
+    let manifest = fixture.build().unwrap().manifest;
+    let sizes: Vec<_> = manifest.firmware.iter().map(|it| (it.file.as_str(), it.size)).collect();
+    assert_eq!(sizes, [("card/one.bin", Some(9)), ("card/two.bin", None)]);
+    assert_eq!(manifest.firmware[0].modules, ["overlay"]);
+    let entries = fixture.entries();
+    assert_eq!(entries["lib/firmware/card/one.bin"].contents, b"microcode");
 }

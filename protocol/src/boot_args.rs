@@ -4,11 +4,15 @@
 //! that refuses to boot for a typing slip is worse than one that says so. Quoting follows the kernel
 //! (`Documentation/admin-guide/kernel-parameters.rst`): double quotes protect spaces.
 
+mod amount;
+
 use std::fmt;
 
 use crate::ids::{Digest, Mac, NodeId};
 use crate::network::Network;
 use crate::reference::Reference;
+
+pub use amount::{Amount, InvalidAmount};
 
 /// Longest command line that is read, in bytes (x86 `COMMAND_LINE_SIZE`).
 pub const MAX_COMMAND_LINE: usize = 2048;
@@ -37,6 +41,40 @@ pub enum LogLevel {
     Info,
     /// And why.
     Debug,
+}
+
+/// After how many seconds the hardware's watchdog resets a machine whose PID 1 is silent (`layercake.watchdog=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Watchdog {
+    /// After 60 s, where there is a watchdog. The default.
+    #[default]
+    Standard,
+    /// After so many, 5 to 3600.
+    Seconds(u16),
+    /// Never: it is left alone.
+    Off,
+}
+
+impl Watchdog {
+    /// The timeout; none where it is left alone.
+    #[must_use]
+    pub fn seconds(self) -> Option<u32> {
+        match self {
+            Self::Standard => Some(60),
+            Self::Seconds(seconds) => Some(seconds.into()),
+            Self::Off => None,
+        }
+    }
+}
+
+/// What the console shows (`layercake.console=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConsoleMode {
+    /// One calm screen: who the node is, what it runs, what it waits for. The default.
+    #[default]
+    Status,
+    /// The log, line by line.
+    Log,
 }
 
 /// Which disk keeps blobs across reboots (`layercake.cache=`).
@@ -81,10 +119,18 @@ pub struct BootArgs {
     pub imageset: Option<Reference>,
     /// `layercake.rescue=`.
     pub rescue: Rescue,
+    /// `layercake.watchdog=`.
+    pub watchdog: Watchdog,
     /// `layercake.log=`.
     pub log: LogLevel,
+    /// `layercake.console=`.
+    pub console: ConsoleMode,
     /// `layercake.cache=`.
     pub cache: CacheDisk,
+    /// `layercake.store=`: how much memory what is pulled and written may fill; 80 % where it is not said.
+    pub store: Option<Amount>,
+    /// `layercake.zram=`: swap that is compressed and lies in memory itself; none where it is not said.
+    pub zram: Option<Amount>,
     /// `layercake.layer0=`: the digest of this Layer0's manifest, said by whoever started it.
     pub layer0: Option<Digest>,
     /// `layercake.kexec`: the kernel before this one started it.
@@ -126,7 +172,12 @@ impl BootArgs {
             "layercake.node" => self.node = Some(value.parse().map_err(to_text)?),
             "layercake.imageset" => self.imageset = Some(value.parse().map_err(to_text)?),
             "layercake.rescue" => self.rescue = parse_rescue(value)?,
+            "layercake.watchdog" => self.watchdog = parse_watchdog(value)?,
             "layercake.log" => self.log = parse_log(value)?,
+            "layercake.console" => self.console = parse_console(value)?,
+            "layercake.store" => self.store = Some(value.parse().map_err(to_text)?),
+            "layercake.zram" if value == "off" => self.zram = None,
+            "layercake.zram" => self.zram = Some(value.parse().map_err(to_text)?),
             "layercake.cache" => self.cache = parse_cache(value)?,
             "layercake.layer0" => self.layer0 = Some(value.parse().map_err(to_text)?),
             "layercake.kexec" => self.kexec = true,
@@ -184,6 +235,22 @@ fn parse_log(value: &str) -> Result<LogLevel, String> {
     }
 }
 
+fn parse_watchdog(value: &str) -> Result<Watchdog, String> {
+    match (value, value.parse()) {
+        ("off", _) => Ok(Watchdog::Off),
+        (_, Ok(seconds @ 5..=3600)) => Ok(Watchdog::Seconds(seconds)),
+        _ => Err("expected off or a number of seconds from 5 to 3600".to_owned()),
+    }
+}
+
+fn parse_console(value: &str) -> Result<ConsoleMode, String> {
+    match value {
+        "status" => Ok(ConsoleMode::Status),
+        "log" => Ok(ConsoleMode::Log),
+        _ => Err("expected status or log".to_owned()),
+    }
+}
+
 fn parse_cache(value: &str) -> Result<CacheDisk, String> {
     match value {
         "none" => Ok(CacheDisk::Off),
@@ -215,17 +282,27 @@ impl fmt::Display for BootArgs {
             Rescue::OnFailure => {}
             Rescue::Always => words.push("layercake.rescue=always".to_owned()),
         }
+        match self.watchdog {
+            Watchdog::Standard => {}
+            Watchdog::Seconds(seconds) => words.push(format!("layercake.watchdog={seconds}")),
+            Watchdog::Off => words.push("layercake.watchdog=off".to_owned()),
+        }
         match self.log {
             LogLevel::Error => words.push("layercake.log=error".to_owned()),
             LogLevel::Warn => words.push("layercake.log=warn".to_owned()),
             LogLevel::Info => {}
             LogLevel::Debug => words.push("layercake.log=debug".to_owned()),
         }
+        if self.console == ConsoleMode::Log {
+            words.push("layercake.console=log".to_owned());
+        }
         match &self.cache {
             CacheDisk::Standard => {}
             CacheDisk::Off => words.push("layercake.cache=none".to_owned()),
             CacheDisk::Labelled(label) => words.push(format!("layercake.cache={label}")),
         }
+        words.extend(self.store.map(|amount| format!("layercake.store={amount}")));
+        words.extend(self.zram.map(|amount| format!("layercake.zram={amount}")));
         if let Some(digest) = &self.layer0 {
             words.push(format!("layercake.layer0={digest}"));
         }
@@ -269,7 +346,11 @@ mod tests {
         assert_eq!(interface.ip.addresses, [([10, 0, 0, 5].into(), 24)]);
         assert_eq!(interface.ip.dns, [std::net::IpAddr::from([10, 0, 0, 2])]);
         round_trip("ip=:::::eth1:dhcp");
-        round_trip("layercake.rescue=always layercake.log=debug ip=off");
+        round_trip("layercake.rescue=always layercake.log=debug layercake.console=log ip=off");
+        let watchdog = |text| round_trip(text).watchdog.seconds();
+        assert_eq!(watchdog("layercake.watchdog=off"), None);
+        assert_eq!(watchdog("layercake.watchdog=10"), Some(10));
+        assert_eq!(watchdog(""), Some(60));
         assert_eq!(round_trip("layercake.cache=none").cache.label(), None);
         assert_eq!(round_trip("layercake.cache=blobs").cache.label(), Some("blobs"));
         assert_eq!(round_trip("").cache.label(), Some("LAYERCAKE"));
@@ -289,9 +370,12 @@ mod tests {
     fn a_bad_value_says_what_was_expected() {
         for (text, expected) in [
             ("ip=10.0.0.5::::n", "netmask"),
+            ("layercake.console=loud", "status or log"),
             ("ip=10.0.0.5:::255.0.255.0", "contiguous"),
             ("layercake.server=10.9.0.1", "http://"),
             ("layercake.imageset=x", "repository"),
+            ("layercake.watchdog=4", "5 to 3600"),
+            ("layercake.watchdog=on", "off or"),
         ] {
             let problems = BootArgs::parse(text).problems.join(";");
             assert!(problems.contains(expected), "{text}: {problems}");

@@ -32,6 +32,12 @@ pub fn path(digest: &Digest, file: &str) -> String {
     format!("/boot/layer0/{}/{file}", digest.hex())
 }
 
+/// What a [`SIGNATURE`] file holds for this signature in DER.
+#[must_use]
+pub fn signature_text(der: &[u8]) -> String {
+    STANDARD.encode(der) + "\n"
+}
+
 /// The first of these keys that made this signature ([`SIGNATURE`]) over the bytes of a manifest.
 #[must_use]
 pub fn signer<'k>(
@@ -105,6 +111,18 @@ pub struct Inputs {
     pub files: Vec<Input>,
 }
 
+/// A firmware file that modules ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirmwareFile {
+    /// Its path below `/lib/firmware`, or the pattern a module has instead.
+    pub file: String,
+    /// The modules that ask for it.
+    pub modules: Vec<String>,
+    /// Its size in the image in bytes; none where it was not found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
 /// `manifest.json`. The same inputs give the same bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -125,7 +143,13 @@ pub struct Manifest {
     pub agent_digest: Digest,
     /// Modules in the initramfs, by the kernel's name, sorted.
     pub modules: Vec<String>,
-    /// The files: `vmlinuz` and `initramfs.img`, and of the forms that were asked for `layer0.efi` (UKI), `layer0-kernel.efi` (the
+    /// What this kernel lacks that Layer0 can do without, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacks: Vec<String>,
+    /// The firmware that these modules ask for, where the build was given any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub firmware: Vec<FirmwareFile>,
+    /// The files: `vmlinuz`, `initramfs.img` and `layercake-agent`, and of the forms that were asked for `layer0.efi` (UKI), `layer0-kernel.efi` (the
     /// initramfs inside the kernel), `layer0.iso` and `layer0-usb.img`. The bundle holds the manifest and is not in it.
     pub artifacts: Vec<Artifact>,
     /// What else it was built from; absent in manifests of earlier versions.

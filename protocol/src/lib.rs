@@ -13,7 +13,9 @@
 //! | [`oci`] | descriptors, manifests, indexes, and resolving an ImageSet from its index |
 //! | [`signature`] | signatures in cosign's key layout: build, read and verify |
 //! | [`node`] | the desired and the observed document of a node |
+//! | [`facts`] | a node's hardware: what its agent reports, and images are built for |
 //! | [`api`] | request, reply and error bodies of `/v1` |
+//! | [`why`] | why a node is not what is wanted of it |
 //! | [`channel`] | logs and commands through the server: requests, frames, flow control |
 //! | [`layer0`] | `manifest.json` of a built Layer0 |
 
@@ -30,7 +32,9 @@ pub mod signature;
 
 pub mod api;
 pub mod channel;
+pub mod facts;
 pub mod node;
+pub mod why;
 
 pub mod layer0;
 

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::ChannelRequest;
+use crate::facts::Hardware;
 use crate::ids::{Digest, Mac, Name, NodeId, Version};
 use crate::reference::Reference;
 use crate::registries::RegistryEntry;
@@ -351,6 +352,12 @@ pub struct ObservedSet {
     /// Why it stands so, or what it waits for: one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// How often in a row it failed, where it is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<u32>,
+    /// When it is tried again, milliseconds since the kernel started (CLOCK_BOOTTIME).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at_ms: Option<u64>,
     /// A pull under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullProgress>,
@@ -423,6 +430,9 @@ pub struct Observed {
     /// What the node waits for, and why: one sentence. None when all is as desired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
+    /// How the node's kernel crashed before this boot: one line, at most 200 bytes. None when it did not, or could keep no record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_crash: Option<String>,
     /// The disk that keeps blobs across reboots, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<ObservedCache>,
@@ -431,6 +441,9 @@ pub struct Observed {
     pub layer0: Option<ObservedLayer0>,
     /// Its ImageSets.
     pub imagesets: Vec<ObservedSet>,
+    /// What its hardware is: in the first report of a boot, and when it changes. The server keeps the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<Hardware>,
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod client;
 mod completions;
 mod exec;
 mod imageset;
+mod layer0;
 mod logs;
 mod man;
 mod node;
@@ -13,6 +14,7 @@ mod output;
 mod registry;
 mod roll;
 mod serve;
+mod why;
 
 use std::process::ExitCode;
 
@@ -48,12 +50,17 @@ enum Command {
     /// Look at nodes, and switch them off or on again.
     #[command(subcommand)]
     Node(node::Command),
+    /// Say why a node is not what is wanted of it, what happens next, and what can be done.
+    Why(why::Args),
     /// Build, push, pull, inspect, compare, copy, sign and verify ImageSets.
     #[command(subcommand)]
     Imageset(imageset::Command),
     /// Bring nodes to a version of an ImageSet.
     #[command(subcommand)]
     Roll(roll::Command),
+    /// List, add and sign builds of Layer0, and bring nodes to one by kexec, by reboot, or only its agent.
+    #[command(subcommand)]
+    Layer0(layer0::Command),
     /// Show what a container of a node wrote, or the node itself, and follow it.
     Logs(logs::Args),
     /// Run a command in a container of a node. Exits as the command does; 255 where it cannot be run.
@@ -75,8 +82,10 @@ impl Cli {
         let done = match self.command {
             Command::Serve(args) => serve::run(&args, output),
             Command::Node(command) => node::run(command, &client(), output),
+            Command::Why(args) => why::run(&args, &client(), output),
             Command::Imageset(command) => imageset::run(&command, &self.server, output),
             Command::Roll(command) => roll::run(command, &client(), output),
+            Command::Layer0(command) => layer0::run(command, &client(), output),
             Command::Logs(args) => logs::run(&args, &client(), &self.server, output),
             Command::Exec(args) => return Ok(exec::run(&args, &client(), &self.server)),
             Command::Completions(args) => completions::run(&args),
@@ -106,6 +115,13 @@ mod tests {
             "layercake node list --json",
             "layercake --server http://h:1 node show n1",
             "layercake node power n1 reboot",
+            "layercake layer0 list",
+            "layercake layer0 add out/layer0 --name lab",
+            "layercake layer0 sign out/layer0 --key site.key",
+            "layercake layer0 start n1,n2 --layer0 lab --how kexec --wait",
+            "layercake layer0 start all --layer0 sha256:abcdef --how agent --no-wait",
+            "layercake layer0 status --json",
+            "layercake why n1 --json",
             "layercake imageset build i.toml --out dir",
             "layercake imageset push i.toml --to http://r:5000/a",
             "layercake imageset push i.toml --to r:5000 --ca ca.pem --authfile auth.json",
@@ -149,6 +165,7 @@ mod tests {
             "layercake serve --init a --config b",
             "layercake node power n1 explode",
             "layercake node show N_1",
+            "layercake why",
             "layercake roll start n1",
             "layercake roll start n1 --imageset hello:1 --no-wait --timeout 3",
             "layercake roll undo hello",

@@ -10,6 +10,7 @@
 //! What lies in `server.layer0_dir` is the default: it is copied here whenever its manifest changes, so that a build in the middle
 //! of its replacement is never given to anybody, and those that ran the one before can still have it.
 
+pub mod archives;
 mod import;
 pub mod upload;
 
@@ -207,7 +208,11 @@ impl Layer0Store {
         builds
     }
 
-    fn record(&self, digest: &Digest, default: Option<Digest>) -> Result<Layer0Record, Layer0Error> {
+    fn record(
+        &self,
+        digest: &Digest,
+        default: Option<Digest>,
+    ) -> Result<Layer0Record, Layer0Error> {
         let place = self.place(digest);
         let path = place.join(MANIFEST);
         let bytes = fs::read(&path).map_err(reading(&path))?;
@@ -280,7 +285,11 @@ impl Layer0Store {
     }
 }
 
-fn choose(builds: Vec<Layer0Record>, text: &str) -> Result<Layer0Record, Layer0Error> {
+/// The build among these that `text` means: see [`Layer0Store::find`].
+///
+/// # Errors
+/// If there is none, or more than one.
+pub fn choose(builds: Vec<Layer0Record>, text: &str) -> Result<Layer0Record, Layer0Error> {
     let unknown = || Layer0Error::Unknown(text.chars().take(80).collect());
     let named = |build: &&Layer0Record| {
         build.name.as_ref().is_some_and(|name| name.as_str() == text)
@@ -322,4 +331,4 @@ fn stamp(path: &Path) -> Option<Stamp> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

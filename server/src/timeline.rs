@@ -207,7 +207,13 @@ mod tests {
     #[test]
     fn a_kexec_starts_a_boot_without_firmware_at_the_time_its_kernel_began() {
         let timeline = check(
-            &[(1, Dhcp), (2, Ipxe), (3, Kernel), (4, Report("a", &[Phase::Init])), (20, Kexec("b"))],
+            &[
+                (1, Dhcp),
+                (2, Ipxe),
+                (3, Kernel),
+                (4, Report("a", &[Phase::Init])),
+                (20, Kexec("b")),
+            ],
             "kexec@17 init@20",
         );
         assert_eq!(timeline.previous_boot_id.as_deref(), Some("a"));

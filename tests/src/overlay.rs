@@ -9,15 +9,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use protocol::ids::Digest;
-use protocol::layer0::Manifest;
+use protocol::layer0::{AGENT, INITRAMFS, Manifest};
 
 use crate::artifacts::Artifacts;
 use crate::prerequisites;
 
 /// What the rescue shell can do: busybox under these names.
-const APPLETS: [&str; 23] = [
-    "sh", "ash", "awk", "cat", "cut", "dmesg", "echo", "grep", "head", "ip", "kill", "ls", "mount",
-    "pidof", "ps", "reboot", "sed", "sleep", "sort", "tail", "tr", "uniq", "wc",
+const APPLETS: [&str; 25] = [
+    "sh", "ash", "awk", "cat", "cut", "dmesg", "echo", "grep", "head", "ip", "kill", "ls", "mkdir",
+    "mount", "pidof", "ps", "reboot", "sed", "sleep", "sort", "tail", "tr", "true", "uniq", "wc",
 ];
 
 /// Makes a directory of Layer0 artifacts like `from`, with busybox and a shell in the initramfs.
@@ -107,6 +107,65 @@ pub fn with_network_peers(from: &Artifacts, to: &Path, wishes: &str) -> Result<A
     Ok(with_shell)
 }
 
+/// Makes a directory of Layer0 artifacts like `from`, with this archive behind the initramfs.
+///
+/// # Errors
+/// When something cannot be read or written.
+pub fn with_archive(from: &Artifacts, to: &Path, archive: &Path) -> Result<Artifacts> {
+    let bytes = fs::read(archive).with_context(|| format!("cannot read {}", archive.display()))?;
+    appended(from, to, &bytes)
+}
+
+/// Makes another Layer0 out of `from`: the same kernel, with one more file, `etc/layercake/NAME`.
+///
+/// # Errors
+/// When something cannot be read or written.
+pub fn with_file(from: &Artifacts, to: &Path, name: &str, bytes: &[u8]) -> Result<Artifacts> {
+    let mut archive = Newc::default();
+    archive.add(&format!("etc/layercake/{name}"), FILE, bytes);
+    appended(from, to, &archive.finish())
+}
+
+/// Makes another Layer0 out of `from` whose agent, where it is taken alone, is this program.
+///
+/// # Errors
+/// When something cannot be read or written.
+pub fn with_agent(from: &Artifacts, to: &Path, program: &[u8]) -> Result<Artifacts> {
+    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    copy_all(&from.layer0, to)?;
+    let mut made = from.clone();
+    made.layer0 = to.to_path_buf();
+    fs::write(to.join(AGENT), program).context("cannot write the agent")?;
+    amend_manifest(&made)?;
+    Ok(made)
+}
+
+/// A static program for x86-64 that says yes to `--version` and ends with a failure whatever else it is asked.
+#[must_use]
+pub fn broken_agent() -> Vec<u8> {
+    // mov rax, [rsp+16]; movzx edi, byte [rax]; sub edi, '-'; mov eax, SYS_exit; syscall
+    const CODE: [u8; 18] = [
+        0x48, 0x8b, 0x44, 0x24, 0x10, 0x0f, 0xb6, 0x38, 0x83, 0xef, 0x2d, 0xb8, 0x3c, 0, 0, 0,
+        0x0f, 0x05,
+    ];
+    const BASE: u64 = 0x40_0000;
+    let mut program = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    // elf(5): type EXEC, machine x86-64, version, entry, one program header at 64, no sections.
+    program.extend([2_u8, 0, 62, 0, 1, 0, 0, 0]);
+    for field in [BASE + 120, 64, 0] {
+        program.extend(field.to_le_bytes());
+    }
+    program.extend([0_u8, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0]);
+    // LOAD, readable and executable, the whole file.
+    program.extend([1_u8, 0, 0, 0, 5, 0, 0, 0]);
+    let size = 120 + CODE.len() as u64;
+    for field in [0, BASE, BASE, size, size, 0x1000] {
+        program.extend(field.to_le_bytes());
+    }
+    program.extend(CODE);
+    program
+}
+
 fn appended(from: &Artifacts, to: &Path, archive: &[u8]) -> Result<Artifacts> {
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
     copy_all(&from.layer0, to)?;
@@ -139,17 +198,22 @@ fn append(initramfs: &Path, archive: &[u8]) -> std::io::Result<()> {
     file.write_all(archive)
 }
 
-/// Writes the new initramfs's digest and size into the manifest, for readers that check.
+/// Writes the new files' digests and sizes into the manifest, for readers that check.
 fn amend_manifest(made: &Artifacts) -> Result<()> {
     let path = made.layer0.join("manifest.json");
     let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut manifest: Manifest =
         serde_json::from_slice(&text).with_context(|| format!("cannot read {}", path.display()))?;
-    let initramfs = fs::read(made.initramfs()).context("cannot read the initramfs")?;
     for artifact in &mut manifest.artifacts {
-        if artifact.name == "initramfs.img" {
-            artifact.digest = Digest::of(&initramfs);
-            artifact.size = initramfs.len() as u64;
+        if [INITRAMFS, AGENT].contains(&artifact.name.as_str()) {
+            let file = made.layer0.join(&artifact.name);
+            let bytes =
+                fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            artifact.digest = Digest::of(&bytes);
+            artifact.size = bytes.len() as u64;
+            if artifact.name == AGENT {
+                manifest.agent_digest = artifact.digest;
+            }
         }
     }
     let text = serde_json::to_vec_pretty(&manifest).context("cannot encode the manifest")?;
@@ -224,6 +288,18 @@ mod tests {
             .expect("busybox (package busybox-static)");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(fs::read(dir.path().join("bin/sh")).expect("through the link"), b"program");
+    }
+
+    #[test]
+    fn the_broken_agent_says_its_version_and_nothing_else() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("agent");
+        fs::write(&file, broken_agent()).expect("write");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("mode");
+        let ends = |argument: &str| std::process::Command::new(&file).arg(argument).status();
+        assert!(ends("--version").expect("runs").success());
+        assert!(!ends("agent").expect("runs").success());
     }
 
     #[test]

@@ -13,16 +13,23 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 
+use super::resident::message::{self, Asked};
+use super::shutdown::End;
+use crate::logging::Line;
 use crate::sys::session::inherited_fd;
 
 /// The environment variable with the number of the agent's end.
 pub const FD_VARIABLE: &str = "LAYERCAKE_INIT_FD";
+/// The same as an entry of the environment: the first descriptor behind the standard ones.
+pub(super) const FD_ENTRY: &std::ffi::CStr = c"LAYERCAKE_INIT_FD=3";
+/// The environment variable with the number of the pulse, an eventfd(2).
+pub const PULSE_VARIABLE: &str = "LAYERCAKE_PULSE_FD";
+/// The same as an entry of the environment.
+pub(super) const PULSE_ENTRY: &std::ffi::CStr = c"LAYERCAKE_PULSE_FD=4";
 /// Longest message, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 /// Longest path of an agent in [`Request::ReplaceAgent`], in bytes.
 pub const MAX_PROGRAM: usize = 255;
-/// Longest reply, in bytes.
-pub const MAX_REPLY: usize = 4096;
 /// Where the old root stands after a pivot, until [`detach_layer0`].
 pub const OLD_ROOT: &str = "/run/layercake/layer0";
 
@@ -80,6 +87,7 @@ pub enum ControlError {
 #[derive(Debug)]
 pub struct Control {
     socket: OwnedFd,
+    pulse: Option<OwnedFd>,
 }
 
 impl Control {
@@ -87,11 +95,21 @@ impl Control {
     #[must_use]
     pub fn from_env() -> Option<Self> {
         static TAKEN: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
-        let number = std::env::var(FD_VARIABLE).ok()?.parse().ok()?;
+        let inherited = |variable| inherited_fd(std::env::var(variable).ok()?.parse().ok()?);
         if TAKEN.swap(true, std::sync::atomic::Ordering::SeqCst) {
             return None;
         }
-        inherited_fd(number).map(|socket| Self { socket })
+        Some(Self { socket: inherited(FD_VARIABLE)?, pulse: inherited(PULSE_VARIABLE) })
+    }
+
+    /// A sign of life, to be given every ten seconds or so. It wakes nobody: PID 1 counts the signs when it feeds the watchdog,
+    /// kills an agent that has given none for 45 s, and after ten minutes without an agent lets the watchdog reset the machine.
+    pub fn beat(&self) {
+        if let Some(pulse) = &self.pulse
+            && let Err(error) = rustix::io::write(pulse, &1_u64.to_ne_bytes())
+        {
+            log::debug!("sign of life: {error}");
+        }
     }
 
     /// Sends a request and waits for the answer. Power-off, reboot and kexec are answered before they begin; the agent is
@@ -122,8 +140,8 @@ pub fn detach_layer0() -> std::io::Result<()> {
 ///
 /// # Errors
 /// What socketpair says.
-pub fn pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+pub fn pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
 /// PID 1: reads one request.
@@ -135,27 +153,27 @@ pub fn receive(socket: impl AsFd) -> Result<Request, ControlError> {
     decode(&recv_bytes(socket)?)
 }
 
-/// PID 1: answers. An agent that does not read the answer (or is gone) is not waited for.
+/// PID 1: answers. An agent that does not read the answer (or is gone) is not waited for. Allocates nothing.
 ///
 /// # Errors
-/// What happened to the socket.
-pub fn answer(socket: impl AsFd, result: Result<(), &str>) -> Result<(), ControlError> {
-    match result {
-        Ok(()) => send_bytes(socket, b"ok\0"),
-        Err(reason) => {
-            let reason =
-                reason.get(..reason.floor_char_boundary(MAX_REPLY - 4)).unwrap_or_default();
-            send_bytes(socket, &fields(["no", reason])?)
-        }
-    }
+/// What the kernel says.
+pub fn answer(socket: impl AsFd, result: Result<(), &str>) -> rustix::io::Result<()> {
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    let line = match result {
+        Ok(()) => Line::of(format_args!("ok")),
+        Err(reason) => Line::of(format_args!("no {reason}")),
+    };
+    send(socket, line.ended(0).as_bytes(), flags).map(drop)
 }
 
 fn parse_reply(bytes: &[u8]) -> Result<(), ControlError> {
-    let mut fields = Fields::new(bytes)?;
-    match fields.next() {
+    match Fields::new(bytes)?.next() {
         Some("ok") => Ok(()),
-        Some("no") => Err(ControlError::Refused(fields.next().unwrap_or_default().to_owned())),
-        _ => Err(ControlError::Format("the reply is neither ok nor no")),
+        Some(text) => Err(match text.strip_prefix("no ") {
+            Some(reason) => ControlError::Refused(reason.to_owned()),
+            None => ControlError::Format("the reply is neither ok nor no"),
+        }),
+        None => Err(ControlError::Format("an empty reply")),
     }
 }
 
@@ -227,25 +245,15 @@ pub fn decode(bytes: &[u8]) -> Result<Request, ControlError> {
     if bytes.len() > MAX_MESSAGE {
         return Err(ControlError::TooLong(bytes.len()));
     }
-    let mut fields = Fields::new(bytes)?;
-    let request = match fields.next() {
-        Some("poweroff") => Request::PowerOff,
-        Some("reboot") => Request::Reboot,
-        Some("kexec") => Request::Kexec,
-        Some("steady") => Request::Steady,
-        Some("agent") => {
-            let path = fields.next().filter(|path| path.starts_with('/'));
-            let path = path.filter(|path| path.len() <= MAX_PROGRAM);
-            let path = path.ok_or(ControlError::Format("no absolute path of at most 255 bytes"))?;
-            Request::ReplaceAgent { path: path.into() }
-        }
-        Some("pivot") => pivot(&mut fields)?,
-        _ => return Err(ControlError::Format("unknown request")),
-    };
-    if fields.next().is_some() {
-        return Err(ControlError::Format("there is more than the request takes"));
-    }
-    Ok(request)
+    Ok(match message::parse(bytes)? {
+        Asked::End(End::PowerOff) => Request::PowerOff,
+        Asked::End(End::Reboot) => Request::Reboot,
+        Asked::End(End::Kexec) => Request::Kexec,
+        Asked::End(End::Halt) => return Err(ControlError::Format("unknown request")),
+        Asked::Steady => Request::Steady,
+        Asked::Agent(path) => Request::ReplaceAgent { path: path.into() },
+        Asked::Pivot(mut fields) => pivot(&mut fields)?,
+    })
 }
 
 fn pivot(fields: &mut Fields<'_>) -> Result<Request, ControlError> {
@@ -311,7 +319,7 @@ mod tests {
     ) -> Result<(), ControlError> {
         let (ours, theirs) = pair().unwrap();
         let server = std::thread::spawn(move || serve(ours));
-        let result = Control { socket: theirs }.call(request);
+        let result = Control { socket: theirs, pulse: None }.call(request);
         server.join().unwrap();
         result
     }
@@ -337,7 +345,7 @@ mod tests {
             "agent\0bin/x\0",
             "pivot\0/r\0",
             "pivot\0/r\0x\0",
-            "pivot\0/r\02\0a\0",
+            "pivot\0/r\x002\0a\0",
             "{\"request\":\"reboot\"}",
         ] {
             assert!(matches!(decode(text.as_bytes()), Err(ControlError::Format(_))), "{text}");

@@ -14,6 +14,8 @@ use rustix::process::{Resource, Rlimit};
 
 /// The cgroup that the agent lives in: not the root's, where an image's systemd would sweep it up after a pivot.
 pub const AGENT_CGROUP: &str = "/sys/fs/cgroup/layercake-agent";
+/// Where a process is put in there.
+pub const AGENT_PROCS: &CStr = c"/sys/fs/cgroup/layercake-agent/cgroup.procs";
 /// The cgroup controllers that containers may use, where the kernel has them.
 pub const CONTROLLERS: [&str; 6] = ["cpuset", "cpu", "io", "memory", "pids", "hugetlb"];
 
@@ -75,6 +77,17 @@ pub const MOUNTS: [EarlyMount; 11] = [
     mount("/sys/kernel/security", "securityfs", NO_ALL, None, false),
     mount("/sys/fs/pstore", "pstore", NO_ALL, None, false),
 ];
+
+/// What comes before the first word can be said: a root that can be pivoted, the mounts, the console. Returns a sentence for
+/// each thing that failed, and whether it is grave.
+#[must_use]
+pub fn begin() -> Vec<(bool, String)> {
+    let root = make_root_pivotable().map_err(|e| format!("pivot mode will not work: {e}"));
+    let mut problems = mount_all();
+    let console = attach_console().map_err(|error| format!("/dev/console: {error}"));
+    problems.extend([root, console].into_iter().filter_map(Result::err).map(|text| (true, text)));
+    problems
+}
 
 /// Binds `/` to a directory, moves that over `/` and makes it the root: the initramfs itself can never be pivoted out of,
 /// a mount on top of it can.
@@ -142,7 +155,7 @@ pub fn mount_points(mountinfo: &str) -> Vec<String> {
 }
 
 /// `\040` and its like to the bytes they mean.
-fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {

@@ -1,47 +1,35 @@
 //! The shell on the console, for a person with a broken node in front of them.
 //!
-//! The image has no shell of its own: one comes by overlay, or this says so.
+//! The image has no shell of its own: one comes by overlay, or this says so. Allocates nothing.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::ffi::CStr;
 
-use crate::sys::session::in_new_session;
+use nix::errno::Errno;
+use rustix::fs::Access;
 
-/// Where a shell may lie, with the arguments that make it one.
-const SHELLS: [(&str, &[&str]); 4] =
-    [("/bin/sh", &[]), ("/bin/bash", &[]), ("/bin/busybox", &["sh"]), ("/busybox", &["sh"])];
+use crate::sys::start::{Start, start};
+
+/// What may be started, the first that is there, with the arguments that make it a shell. A leading `-` makes it a login
+/// shell, which reads /etc/profile.
+const SHELLS: [(&CStr, &[&CStr]); 5] = [
+    (c"/etc/layercake/rescue", &[c"/etc/layercake/rescue"]),
+    (c"/bin/sh", &[c"-sh"]),
+    (c"/bin/bash", &[c"-sh"]),
+    (c"/bin/busybox", &[c"/bin/busybox", c"sh"]),
+    (c"/busybox", &[c"/busybox", c"sh"]),
+];
 
 /// What is said when there is none.
-pub const NO_SHELL: &str = "no shell in this image: add one with build-image --overlay";
+pub const NO_SHELL: &str = "rescue: no shell in this image: add one with build-image --overlay";
 
-/// Starts the shell on the console, in a session of its own; returns its PID.
+/// Starts the shell on the console, in a session of its own; returns its PID, or None where there is no shell.
 ///
 /// # Errors
-/// [`NO_SHELL`], or what went wrong with the shell that was found.
-pub fn start() -> Result<i32, String> {
-    let (path, args) = SHELLS.iter().find(|(path, _)| executable(path)).ok_or(NO_SHELL)?;
-    let console = || {
-        fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/console")
-            .map_err(|e| format!("/dev/console: {e}"))
-    };
-    let mut command = Command::new(path);
-    // A leading `-` makes it a login shell, which reads /etc/profile.
-    command.arg0(if args.is_empty() { "-sh" } else { path });
-    command.args(*args).env_clear().current_dir("/");
-    command.env("PATH", super::PATH).env("HOME", "/").env("TERM", "vt220").env("PS1", "layer0# ");
-    command.stdin(Stdio::from(console()?));
-    command.stdout(Stdio::from(console()?)).stderr(Stdio::from(console()?));
-    let child = in_new_session(&mut command, true).spawn().map_err(|e| format!("{path}: {e}"))?;
-    i32::try_from(child.id()).map_err(|e| e.to_string())
-}
-
-fn executable(path: &str) -> bool {
-    fs::metadata(Path::new(path))
-        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+/// What the kernel says.
+pub fn start_shell() -> Option<Result<i32, Errno>> {
+    let usable = |path: &CStr| rustix::fs::access(path, Access::EXEC_OK).is_ok();
+    let (program, args) = SHELLS.iter().find(|(path, _)| usable(path))?;
+    let [path, home] = super::ENVIRONMENT;
+    let env = &[path, home, c"TERM=vt220", c"PS1=layer0# "];
+    Some(start(&Start { program, args, env, fds: &[], writes: &[], terminal: true }))
 }

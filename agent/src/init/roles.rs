@@ -2,8 +2,9 @@
 //!
 //! Pure: arguments in, a [`Role`] or one sentence of complaint out. The kernel's own command line is not read here.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use protocol::boot_args::LogLevel;
@@ -11,9 +12,12 @@ use protocol::ids::NodeId;
 use protocol::oci::mount::MountForm;
 use protocol::reference::Reference;
 
+use super::shutdown::End;
+use super::{PIVOT, RESUME, Stage};
 use crate::imageapi::client::ApiOptions;
 use crate::imageapi::server::SOCKET;
 use crate::paths::{BUSY_PROGRAM, ConfigDir, RUN_DIR};
+use crate::sys::crash::RECOVER;
 
 /// What `--help` prints, and wrong usage after its complaint.
 pub const USAGE: &str = "\
@@ -47,9 +51,12 @@ Roles:
       Not while an agent runs in DIR.
   api [--run-dir DIR] [--socket PATH] METHOD TARGET [JSON]
       One request of the ImageAPI: `api GET /container`. JSON `-` reads standard input.
+  why [--run-dir DIR]
+      What this node waits for and what went wrong last; for the rescue shell.
   init                PID 1 of Layer0; the kernel starts it as /init
   monitor DIR         the process beside one container (started by the agent)
   container-init ...  the first process of a container (started by a monitor)
+  settle              unmounts everything, as PID 1's last child
   container-exec      an operator's command in a container (started by the agent)
   -q -- NAME          load a module that the kernel asks for (started by the kernel)
 
@@ -128,16 +135,20 @@ pub struct PullOptions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
     /// PID 1 of Layer0.
-    Init {
-        /// It has crashed and executed itself again: children, mounts and cgroups are there already.
-        recover: bool,
-    },
+    Init(Stage),
+    /// The last child of PID 1: lets file systems and disks go.
+    Settle,
     /// What a node does.
     Agent(AgentOptions),
     /// Fetches one ImageSet and ends.
     Pull(PullOptions),
     /// Asks the ImageAPI once; a body of `-` is still to be read from standard input.
     Api(ApiOptions),
+    /// Says what the node waits for.
+    Why {
+        /// Where the agent keeps everything.
+        run_dir: PathBuf,
+    },
     /// The process beside one container.
     Monitor {
         /// The container's directory.
@@ -166,7 +177,7 @@ pub enum Role {
 /// Reads the arguments, `argv[0]` first. `pid1`: this process has PID 1 (of the machine or of a PID namespace).
 ///
 /// The kernel hands stray words of its command line to `/init` as arguments, so as PID 1 under that name only
-/// `--recover` counts. A container's first process is PID 1 too, of its namespace, but has a role's name.
+/// its own stages count. A container's first process is PID 1 too, of its namespace, but has a role's name.
 ///
 /// # Errors
 /// One sentence that names the argument.
@@ -174,15 +185,21 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
     let (program, args) = argv
         .split_first()
         .map_or((OsStr::new(""), &[][..]), |(program, args)| (program.as_os_str(), args));
-    let recover = args.iter().any(|arg| arg == "--recover");
+    let stage = |(word, stage): (&CStr, Stage)| {
+        args.iter().any(|arg| arg.as_bytes() == word.to_bytes()).then_some(stage)
+    };
+    let stages = [(RECOVER, Stage::Recover), (PIVOT, Stage::Pivot), (RESUME, Stage::Resume)];
+    let ends = End::ALL.map(|end| (end.stage(), Stage::End(end)));
+    let stage = stages.into_iter().chain(ends).find_map(stage).unwrap_or(Stage::First);
     if pid1 && Path::new(program).file_name() == Some(OsStr::new("init")) {
-        return Ok(Role::Init { recover });
+        return Ok(Role::Init(stage));
     }
     let Some((role, rest)) = args.split_first() else {
-        return if pid1 { Ok(Role::Init { recover }) } else { Err("a role is needed".to_owned()) };
+        return if pid1 { Ok(Role::Init(stage)) } else { Err("a role is needed".to_owned()) };
     };
     match role.to_str() {
-        Some("init") if pid1 => Ok(Role::Init { recover }),
+        Some("init") if pid1 => Ok(Role::Init(stage)),
+        Some("settle") => Ok(Role::Settle),
         Some("init") => Err("the role init needs PID 1: let the kernel start it".to_owned()),
         Some("agent") => parse_agent(rest),
         Some("-q") => match rest {
@@ -193,6 +210,11 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
         },
         Some("pull") => parse_pull(rest),
         Some("api") => parse_api(rest),
+        Some("why") => match rest {
+            [] => Ok(Role::Why { run_dir: PathBuf::from(RUN_DIR) }),
+            [key, dir] if key == "--run-dir" => Ok(Role::Why { run_dir: PathBuf::from(dir) }),
+            _ => Err("why takes --run-dir DIR and nothing else".to_owned()),
+        },
         Some("monitor") => match rest {
             [dir] => Ok(Role::Monitor { dir: PathBuf::from(dir) }),
             _ => Err("monitor needs exactly one directory".to_owned()),
@@ -207,7 +229,7 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
         Some("container-exec") => Ok(Role::ContainerExec),
         Some("--help" | "-h" | "help") => Ok(Role::Help),
         Some("--version" | "-V") => Ok(Role::Version),
-        _ if pid1 => Ok(Role::Init { recover }),
+        _ if pid1 => Ok(Role::Init(stage)),
         _ => Err(format!("unknown role `{}`", role.to_string_lossy())),
     }
 }
@@ -386,9 +408,17 @@ mod tests {
     #[test]
     fn the_kernel_gets_pid_1_whatever_stray_words_it_passes() {
         for line in ["/init", "/init agent", "/init quiet splash", "/sbin/x", "/sbin/x word"] {
-            assert_eq!(run(line, true), Ok(Role::Init { recover: false }), "{line}");
+            assert_eq!(run(line, true), Ok(Role::Init(Stage::First)), "{line}");
         }
-        assert_eq!(run("init --recover", true), Ok(Role::Init { recover: true }));
+        for (line, stage) in [
+            ("init --recover", Stage::Recover),
+            ("init --pivot", Stage::Pivot),
+            ("init --resume", Stage::Resume),
+            ("init --kexec", Stage::End(End::Kexec)),
+        ] {
+            assert_eq!(run(line, true), Ok(Role::Init(stage)), "{line}");
+        }
+        assert_eq!(run("init settle", false), Ok(Role::Settle));
     }
 
     #[test]

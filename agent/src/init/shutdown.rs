@@ -1,14 +1,19 @@
-//! The end in order: the agent first, then everybody, then the file systems, then the machine.
+//! The end in order, each step with its limit: the agent first, then everybody, then file systems and disks (by a child,
+//! [`super::settle`], because they can hang), then the machine.
+//!
+//! A stage of PID 1 of its own, as systemd has it: the resident part executes the program again as `init --reboot`.
 
-use std::fs;
+use std::ffi::CStr;
 use std::time::Duration;
 
-use rustix::mount::UnmountFlags;
+use nix::errno::Errno;
 use rustix::process::{Pid, Signal, WaitOptions};
 use rustix::system::RebootCommand;
 
-use super::early::mount_points;
+use super::resident::program::OWN;
+use super::resident::watchdog::Watchdog;
 use crate::identity::uptime_ms;
+use crate::sys::start::{Start, errno, kill, start};
 
 /// How long the agent may take to stop its containers, in milliseconds.
 const AGENT_MS: u64 = 10_000;
@@ -16,6 +21,8 @@ const AGENT_MS: u64 = 10_000;
 const TERM_MS: u64 = 3_000;
 /// How long SIGKILL may take to be felt, in milliseconds.
 const KILL_MS: u64 = 2_000;
+/// How long unmounting, letting go of disks and writing back may take, in milliseconds.
+const SETTLE_MS: u64 = 30_000;
 /// How often children are looked at meanwhile.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -49,59 +56,92 @@ impl End {
         }
     }
 
-    fn command(self) -> RebootCommand {
+    /// Every end.
+    pub const ALL: [Self; 4] = [Self::PowerOff, Self::Reboot, Self::Kexec, Self::Halt];
+
+    /// The argument of PID 1 that ends so.
+    #[must_use]
+    pub fn stage(self) -> &'static CStr {
         match self {
-            Self::PowerOff => RebootCommand::PowerOff,
-            Self::Reboot => RebootCommand::Restart,
-            Self::Kexec => RebootCommand::Kexec,
-            Self::Halt => RebootCommand::Halt,
+            Self::PowerOff => c"--poweroff",
+            Self::Reboot => c"--reboot",
+            Self::Kexec => c"--kexec",
+            Self::Halt => c"--halt",
         }
     }
 
-    fn text(self) -> &'static str {
+    fn parts(self) -> (RebootCommand, &'static str) {
         match self {
-            Self::PowerOff => "power off",
-            Self::Reboot => "reboot",
-            Self::Kexec => "kexec",
-            Self::Halt => "halt",
+            Self::PowerOff => (RebootCommand::PowerOff, "power off"),
+            Self::Reboot => (RebootCommand::Restart, "reboot"),
+            Self::Kexec => (RebootCommand::Kexec, "kexec"),
+            Self::Halt => (RebootCommand::Halt, "halt"),
         }
     }
 }
 
-/// Ends everything. Comes back only if the kernel refuses, with its reason.
-#[must_use]
-pub fn run(end: End, agent: Option<i32>) -> String {
-    log::info!("{}: stopping the agent and its containers", end.text());
+/// Ends everything. Comes back only if the kernel refuses; it has said so then.
+pub fn run(end: End, agent: Option<i32>, watchdog: &mut Watchdog) {
+    let (command, name) = end.parts();
+    let mut fed = 0;
+    let mut wait = |limit_ms: u64, done: &mut dyn FnMut() -> bool| {
+        let end = uptime_ms().saturating_add(limit_ms);
+        while !done() {
+            let now = uptime_ms();
+            if now >= end {
+                return false;
+            }
+            if now >= fed {
+                watchdog.feed(true);
+                fed = now + 1000;
+            }
+            std::thread::sleep(TICK);
+        }
+        true
+    };
+    log::info!("{name}: stopping the agent and its containers");
     if let Some(agent) = agent.and_then(Pid::from_raw) {
-        signal(agent, Signal::TERM);
-        if !wait_until(AGENT_MS, || reap().contains(&agent)) {
+        kill(agent.as_raw_pid(), Signal::TERM);
+        if !wait(AGENT_MS, &mut || reaped(agent)) {
             log::warn!("the agent did not stop within {} s", AGENT_MS / 1000);
         }
     }
-    log::info!("{}: stopping what is left", end.text());
+    log::info!("{name}: stopping what is left");
     signal_all(Signal::TERM);
     // An interactive shell ignores SIGTERM but not the loss of its terminal.
     signal_all(Signal::HUP);
-    if !wait_until(TERM_MS, no_children) {
+    if !wait(TERM_MS, &mut no_children) {
         log::warn!("processes that ignore SIGTERM are killed");
         signal_all(Signal::KILL);
-        if !wait_until(KILL_MS, no_children) {
+        if !wait(KILL_MS, &mut no_children) {
             log::warn!("processes hang in the kernel");
         }
     }
-    unmount_all();
-    rustix::fs::sync();
-    log::info!("{}: now", end.text());
-    match rustix::system::reboot(end.command()) {
-        Ok(()) => "the kernel went on".to_owned(),
-        Err(error) => error.to_string(),
+    match settle() {
+        Ok(child) if wait(SETTLE_MS, &mut || reaped(child)) => {}
+        Ok(_) => log::warn!("disks hang: they are left after {} s", SETTLE_MS / 1000),
+        Err(error) => log::warn!("file systems stay mounted: {error}"),
     }
+    watchdog.release(matches!(end, End::Reboot | End::Kexec));
+    log::info!("{name}: now");
+    let mut result = rustix::system::reboot(command);
+    if end == End::Kexec {
+        log::error!("kexec refused ({}): reboot", result.map_or_else(errno, |()| Errno::EINVAL));
+        result = rustix::system::reboot(RebootCommand::Restart);
+    }
+    log::error!("{name} refused: {}", result.map_or_else(errno, |()| Errno::EAGAIN));
 }
 
-fn signal(pid: Pid, signal: Signal) {
-    if let Err(error) = rustix::process::kill_process(pid, signal) {
-        log::debug!("signal {} to {}: {error}", signal.as_raw(), pid.as_raw_nonzero());
-    }
+fn settle() -> Result<Pid, Errno> {
+    let child = start(&Start {
+        program: OWN,
+        args: &[c"init", c"settle"],
+        env: &[],
+        fds: &[],
+        writes: &[],
+        terminal: false,
+    })?;
+    Pid::from_raw(child).ok_or(Errno::ESRCH)
 }
 
 /// To every process but PID 1 itself (kill(2) with -1).
@@ -113,53 +153,20 @@ fn signal_all(signal: Signal) {
     }
 }
 
+/// Reaps all that have ended; whether this one is not among the living any more.
+fn reaped(pid: Pid) -> bool {
+    no_children() || rustix::process::test_kill_process(pid).is_err()
+}
+
 /// Everything descends from PID 1 and comes back to it, so no children means no processes.
 fn no_children() -> bool {
-    reap();
-    matches!(rustix::process::wait(WaitOptions::NOHANG), Err(rustix::io::Errno::CHILD))
-}
-
-fn reap() -> Vec<Pid> {
-    let mut ended = Vec::new();
-    while let Ok(Some((pid, _))) = rustix::process::wait(WaitOptions::NOHANG) {
-        ended.push(pid);
-    }
-    ended
-}
-
-fn wait_until(limit_ms: u64, mut done: impl FnMut() -> bool) -> bool {
-    let end = uptime_ms().saturating_add(limit_ms);
     loop {
-        if done() {
-            return true;
-        }
-        if uptime_ms() >= end {
-            return false;
-        }
-        std::thread::sleep(TICK);
-    }
-}
-
-fn unmount_all() {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for point in to_unmount(&text) {
-        if let Err(error) = rustix::mount::unmount(&point, UnmountFlags::empty()) {
-            log::debug!("unmount {point}: {error}");
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+            Ok(None) => return false,
+            Err(_) => return true,
         }
     }
-}
-
-/// Mount points in the order of unmounting: last mounted first, without the kernel's own.
-fn to_unmount(mountinfo: &str) -> Vec<String> {
-    let mut points = mount_points(mountinfo);
-    points.retain(|point| {
-        point != "/"
-            && !["/proc", "/sys", "/dev"]
-                .iter()
-                .any(|own| std::path::Path::new(point).starts_with(own))
-    });
-    points.reverse();
-    points
 }
 
 #[cfg(test)]
@@ -178,14 +185,5 @@ mod tests {
         for (signal, expect) in table {
             assert_eq!(End::from_signal(signal.as_raw()), expect, "{signal:?}");
         }
-    }
-
-    #[test]
-    fn unmounting_goes_backwards_and_leaves_the_kernels_own() {
-        let line = |point: &str| format!("1 1 0:1 / {point} rw - t t rw\n");
-        let points =
-            ["/", "/proc", "/dev/pts", "/run", "/run/layercake", "/sys/fs/cgroup", "/data"];
-        let text: String = points.iter().map(|point| line(point)).collect();
-        assert_eq!(to_unmount(&text), ["/data", "/run/layercake", "/run"]);
     }
 }

@@ -9,6 +9,8 @@ use std::ptr;
 
 use nix::libc;
 
+/// The stage of PID 1 after a crash.
+pub const RECOVER: &std::ffi::CStr = c"--recover";
 const STACK_SIZE: usize = 64 * 1024;
 const SIGNALS: [(libc::c_int, &[u8]); 5] = [
     (libc::SIGSEGV, b"<26>layercake: init: SIGSEGV, starting over\n"),
@@ -18,16 +20,20 @@ const SIGNALS: [(libc::c_int, &[u8]); 5] = [
     (libc::SIGFPE, b"<26>layercake: init: SIGFPE, starting over\n"),
 ];
 
-/// Executes this program again as `init --recover`. Returns only when neither `/proc/self/exe` nor `/init` can be
-/// executed.
-pub fn restart_self() {
-    const RECOVER: [*const libc::c_char; 3] =
-        [c"init".as_ptr(), c"--recover".as_ptr(), ptr::null()];
+/// Executes this program again as `init STAGE`; children, mounts and descriptors that are not marked stay. Returns only when
+/// neither `/proc/self/exe` nor `/init` can be executed.
+pub fn restart_as(stage: &std::ffi::CStr) {
+    let arguments = [c"init".as_ptr(), stage.as_ptr(), ptr::null()];
     const ENVIRONMENT: [*const libc::c_char; 1] = [ptr::null()];
     for path in [c"/proc/self/exe", c"/init"] {
-        // SAFETY: both arrays end with a null pointer and hold pointers to static C strings.
-        unsafe { libc::execve(path.as_ptr(), RECOVER.as_ptr(), ENVIRONMENT.as_ptr()) };
+        // SAFETY: both arrays end with a null pointer and hold pointers to C strings.
+        unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), ENVIRONMENT.as_ptr()) };
     }
+}
+
+/// [`restart_as`] after a crash.
+pub fn restart_self() {
+    restart_as(RECOVER);
 }
 
 extern "C" fn on_crash(signal: libc::c_int) {

@@ -43,6 +43,13 @@ pub(super) fn check_config(kernel: &Kernel, required: &[Symbol]) -> Result<(), B
     Err(BuildError::Kconfig { release: kernel.release.clone(), problems })
 }
 
+/// What the kernel lacks that Layer0 can do without, a sentence each.
+pub(super) fn lacks(kernel: &Kernel, required: &[Symbol]) -> Vec<String> {
+    let config = kernel.config.as_deref().unwrap_or_default();
+    let lacks = if config.is_empty() { Vec::new() } else { kconfig::lacks(config, required) };
+    lacks.iter().map(ToString::to_string).collect()
+}
+
 /// Reads the chosen modules, on as many threads as there are processors, in order of their names.
 pub(super) fn read_modules(
     dir: &Path,

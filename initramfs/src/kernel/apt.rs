@@ -61,6 +61,16 @@ pub enum AptError {
         /// What fetching the lists warned of, after a colon; empty if nothing.
         warnings: String,
     },
+    /// No kernel of this version.
+    #[error(
+        "the archives this machine is set up for have no kernel {version} of this flavour, only {there}"
+    )]
+    Version {
+        /// What was asked for.
+        version: String,
+        /// The kernel packages that are there.
+        there: String,
+    },
     /// apt says something of a package that cannot be used.
     #[error("package {package} cannot be used: {reason}")]
     Odd {
@@ -108,20 +118,36 @@ impl Apt {
         Ok(())
     }
 
-    /// Finds the newest kernel package that the first known of these metapackages depends on.
+    /// Finds the newest kernel package that the first known of these metapackages depends on, of any version or of one that begins
+    /// so (`6.1`).
     ///
     /// # Errors
-    /// None of them is known, or it depends on no kernel package.
-    pub fn resolve(&self, metapackages: &[String]) -> Result<Package, AptError> {
+    /// None of them is known or of that version, or it depends on no kernel package.
+    pub fn resolve(
+        &self,
+        metapackages: &[String],
+        version: Option<&str>,
+    ) -> Result<Package, AptError> {
+        let mut others = Vec::new();
         for name in metapackages {
             let Some(meta) = self.show(name)? else { continue };
             let Some(image) = image_dependency(&meta.depends) else {
                 let reason = format!("it depends on no kernel package ({})", meta.depends);
                 return Err(AptError::Odd { package: name.clone(), reason });
             };
+            if version.is_some_and(|version| !is_of_version(image, version)) {
+                others.push(image.to_owned());
+                continue;
+            }
             return self.show(image)?.ok_or_else(|| self.unknown(image));
         }
-        Err(self.unknown(&metapackages.join(" or ")))
+        match version.filter(|_| !others.is_empty()) {
+            None => Err(self.unknown(&metapackages.join(" or "))),
+            Some(version) => {
+                let (version, there) = (version.to_owned(), others.join(" and "));
+                Err(AptError::Version { version, there })
+            }
+        }
     }
 
     /// The first of these packages that the archive has.
@@ -251,6 +277,12 @@ fn image_dependency(depends: &str) -> Option<&str> {
         .find(|name| name.starts_with("linux-image-"))
 }
 
+/// Whether a kernel package (`linux-image-6.1.0-56-amd64`) is of a version that begins so (`6.1`).
+fn is_of_version(image: &str, version: &str) -> bool {
+    let rest = image.strip_prefix("linux-image-").and_then(|rest| rest.strip_prefix(version));
+    rest.is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,6 +299,17 @@ mod tests {
         let image = image_dependency(&package.depends);
         assert_eq!(image, Some("linux-image-6.12.117+deb12-cloud-amd64"));
         assert_eq!(image_dependency("linux-base, kmod | other"), None);
+    }
+
+    #[test]
+    fn a_version_is_a_beginning_and_ends_between_numbers() {
+        assert!(is_of_version("linux-image-6.1.0-56-amd64", "6.1"));
+        assert!(!is_of_version("linux-image-6.12.117+deb12-amd64", "6.1"));
+        let show = format!("cat <<'E'\n{STANZA}E");
+        let (_dir, apt) = fake(":", &show, ":");
+        let error = apt.resolve(&["meta".to_owned()], Some("6.1")).unwrap_err().to_string();
+        assert!(error.contains("no kernel 6.1 of this flavour, only linux-image-6.12."), "{error}");
+        assert!(apt.resolve(&["meta".to_owned()], Some("6.12")).is_ok());
     }
 
     #[test]
@@ -314,7 +357,7 @@ mod tests {
         let not_found = "echo 'E: No packages found' >&2; exit 100";
         let (_dir, mut apt) = fake("echo 'W: Failed to fetch http://x' >&2", not_found, ":");
         apt.update().unwrap();
-        let error = apt.resolve(&["a".to_owned(), "b".to_owned()]).unwrap_err().to_string();
+        let error = apt.resolve(&["a".to_owned(), "b".to_owned()], None).unwrap_err().to_string();
         assert!(error.contains("no package a or b: W: Failed to fetch http://x;"), "{error}");
     }
 

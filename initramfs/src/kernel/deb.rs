@@ -1,14 +1,11 @@
-//! A Debian kernel package unpacked: ar, a compressed tar, and of that only the kernel, its configuration and its modules
-//! (deb(5)). Bounded; nothing is written outside the directory it is given.
+//! A Debian package unpacked (deb(5)): ar, a compressed tar, and of that what is to be had of a kernel ([`Contents`]).
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-/// Most bytes one package may unpack to. Debian's largest kernel package has 120 MB of compressed modules.
-const MAX_BYTES: u64 = 8 << 30;
-/// Most entries one package may hold.
-const MAX_ENTRIES: usize = 200_000;
+use super::contents::Contents;
+
 /// Memory the xz decoder may use, in KiB.
 const XZ_MEMORY_KIB: u32 = 256 << 10;
 
@@ -24,8 +21,8 @@ pub enum DebError {
         #[source]
         source: io::Error,
     },
-    /// The package is not what a kernel package looks like.
-    #[error("{path} is not a kernel package: {reason}")]
+    /// The package is not what a Debian package looks like.
+    #[error("{path} is not a Debian package: {reason}")]
     Odd {
         /// The package.
         path: PathBuf,
@@ -34,23 +31,45 @@ pub enum DebError {
     },
 }
 
-/// Where something of a package goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
-    /// The kernel image of this release.
-    Image(String),
-    /// Its configuration.
-    Config,
-    /// A file below `lib/modules/VERSION`.
-    Module(PathBuf),
-}
-
-/// Unpacks a kernel package: `vmlinuz`, `config` and `modules/` (what is in `lib/modules/VERSION`) in `into`. Returns the
-/// kernel's release as the package names it.
+/// Unpacks a package's part of a kernel.
 ///
 /// # Errors
-/// It is not a Debian package, is cut or too large, or has no kernel or no modules in it.
-pub fn unpack(package: &Path, into: &Path) -> Result<String, DebError> {
+/// It is not a Debian package, is cut or too large.
+pub fn unpack(package: &Path, contents: &mut Contents) -> Result<(), DebError> {
+    each(package, |path, size, body| match body {
+        Body::File(bytes) => contents.file(path, size, None, bytes),
+        Body::Link(_) | Body::Other => contents.count(size),
+    })
+}
+
+/// What an entry of a package is.
+pub enum Body<'a> {
+    /// A regular file with these bytes.
+    File(&'a mut dyn Read),
+    /// A symbolic link to there.
+    Link(PathBuf),
+    /// Anything else.
+    Other,
+}
+
+impl std::fmt::Debug for Body<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(_) => f.write_str("File"),
+            Self::Link(target) => f.debug_tuple("Link").field(target).finish(),
+            Self::Other => f.write_str("Other"),
+        }
+    }
+}
+
+/// Hands out every entry of a package: its path, its size, and what it is.
+///
+/// # Errors
+/// It is not a Debian package, is cut, or `take` fails.
+pub fn each(
+    package: &Path,
+    mut take: impl FnMut(&Path, u64, Body<'_>) -> io::Result<()>,
+) -> Result<(), DebError> {
     let odd = |reason| DebError::Odd { path: package.to_owned(), reason };
     let fail = |source| DebError::Unpack { path: package.to_owned(), source };
     let file = File::open(package).map_err(fail)?;
@@ -66,84 +85,27 @@ pub fn unpack(package: &Path, into: &Path) -> Result<String, DebError> {
             ".gz" => Box::new(flate2::read::MultiGzDecoder::new(member)),
             _ => return Err(odd("its data is compressed in an unknown way")),
         };
-        let found = unpack_tar(data, into).map_err(fail)?;
-        let release = found.release.ok_or_else(|| odd("it has no boot/vmlinuz-VERSION"))?;
-        if found.modules == 0 {
-            return Err(odd("it has no modules"));
+        let mut archive = tar::Archive::new(data);
+        for entry in archive.entries().map_err(fail)? {
+            let mut entry = entry.map_err(fail)?;
+            let (size, path) = (entry.size(), entry.path().map_err(fail)?.into_owned());
+            let target = entry.link_name().map_err(fail)?.map(|target| target.into_owned());
+            let body = match (entry.header().entry_type(), target) {
+                (tar::EntryType::Regular, _) => Body::File(&mut entry),
+                (tar::EntryType::Symlink, Some(target)) => Body::Link(target),
+                _ => Body::Other,
+            };
+            take(&path, size, body).map_err(fail)?;
         }
-        return Ok(release);
+        return Ok(());
     }
     Err(odd("it has no data.tar"))
 }
 
-#[derive(Debug, Default)]
-struct Found {
-    release: Option<String>,
-    modules: usize,
-}
-
-fn unpack_tar(data: impl Read, into: &Path) -> io::Result<Found> {
-    let mut found = Found::default();
-    let mut budget = MAX_BYTES;
-    let too_large = || io::Error::new(io::ErrorKind::InvalidData, "it unpacks to too much");
-    let mut archive = tar::Archive::new(data);
-    for (count, entry) in archive.entries()?.enumerate() {
-        let mut entry = entry?;
-        budget = budget.checked_sub(entry.size()).ok_or_else(too_large)?;
-        if count >= MAX_ENTRIES {
-            return Err(too_large());
-        }
-        if entry.header().entry_type() != tar::EntryType::Regular {
-            continue;
-        }
-        let path = match place(&entry.path()?) {
-            None => continue,
-            Some(Place::Image(release)) => {
-                found.release = Some(release);
-                into.join("vmlinuz")
-            }
-            Some(Place::Config) => into.join("config"),
-            Some(Place::Module(path)) => {
-                found.modules += 1;
-                into.join("modules").join(path)
-            }
-        };
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        io::copy(&mut entry, &mut File::create(&path)?)?;
-    }
-    Ok(found)
-}
-
-fn place(path: &Path) -> Option<Place> {
-    let mut parts = Vec::new();
-    for part in path.components() {
-        match part {
-            Component::CurDir => {}
-            Component::Normal(part) => parts.push(part.to_str()?),
-            _ => return None,
-        }
-    }
-    let parts = match parts.as_slice() {
-        ["usr", rest @ ..] => rest,
-        all => all,
-    };
-    match parts {
-        ["boot", file] => match file.split_once('-')? {
-            ("vmlinuz", release) => Some(Place::Image(release.to_owned())),
-            ("config", _) => Some(Place::Config),
-            _ => None,
-        },
-        ["lib", "modules", _, rest @ ..] if !rest.is_empty() => {
-            Some(Place::Module(rest.iter().collect()))
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn package(paths: &[&str], member: &str) -> Vec<u8> {
@@ -167,12 +129,14 @@ mod tests {
         deb.into_inner().unwrap()
     }
 
-    fn run(paths: &[&str], member: &str) -> (tempfile::TempDir, Result<String, DebError>) {
+    fn run(paths: &[&str], member: &str) -> (tempfile::TempDir, Result<String, String>) {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("out")).unwrap();
         fs::write(dir.path().join("x.deb"), package(paths, member)).unwrap();
-        let result = unpack(&dir.path().join("x.deb"), &dir.path().join("out"));
-        (dir, result)
+        let mut contents = Contents::new(&dir.path().join("out"));
+        let result = unpack(&dir.path().join("x.deb"), &mut contents);
+        let result = result.map_err(|error| error.to_string());
+        (dir, result.and_then(|()| contents.finish().map_err(str::to_owned)))
     }
 
     const KERNEL: &str = "./boot/vmlinuz-6.12-x";
@@ -210,9 +174,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named() {
-        let error = |paths: &[&str], member| run(paths, member).1.unwrap_err().to_string();
-        assert!(error(&[MODULE], "data.tar").ends_with("it has no boot/vmlinuz-VERSION"));
-        assert!(error(&[KERNEL], "data.tar").ends_with("it has no modules"));
+        let error = |paths: &[&str], member| run(paths, member).1.unwrap_err();
         assert!(error(&[KERNEL], "other").ends_with("it has no data.tar"));
         assert!(error(&[KERNEL], "data.tar.br").contains("unknown way"));
     }
@@ -222,6 +184,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let whole = package(&[KERNEL, MODULE], "data.tar.zst");
         fs::write(dir.path().join("x.deb"), &whole[..whole.len() - 40]).unwrap();
-        assert!(unpack(&dir.path().join("x.deb"), dir.path()).is_err());
+        let mut contents = Contents::new(dir.path());
+        assert!(unpack(&dir.path().join("x.deb"), &mut contents).is_err());
     }
 }

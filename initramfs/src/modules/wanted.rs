@@ -118,6 +118,14 @@ impl Lists {
         self.module.iter().chain(own).map(entry).collect()
     }
 
+    /// What is wanted of every kernel, whatever its flavour.
+    ///
+    /// # Errors
+    /// An entry is not complete.
+    pub fn core(&self) -> Result<Vec<Wanted>, WantedError> {
+        self.module.iter().map(entry).collect()
+    }
+
     /// The same list with these extras in it, for every flavour.
     ///
     /// # Errors

@@ -69,6 +69,62 @@ impl Client {
         parse(&url, &self.read(&url, request.send(&body))?)
     }
 
+    /// Sends bytes, for as long as it takes, with a token where there is one.
+    pub(super) fn upload<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        bytes: &[u8],
+        token: Option<&str>,
+    ) -> anyhow::Result<T> {
+        let (url, bytes) = self.send_bytes(method, path, bytes, token)?;
+        parse(&url, &bytes)
+    }
+
+    /// The same, where the answer has no body.
+    pub(super) fn upload_only(
+        &self,
+        method: &str,
+        path: &str,
+        bytes: &[u8],
+        token: Option<&str>,
+    ) -> anyhow::Result<()> {
+        self.send_bytes(method, path, bytes, token).map(drop)
+    }
+
+    /// Deletes, with a token where there is one.
+    pub(super) fn delete(&self, path: &str, token: Option<&str>) -> anyhow::Result<()> {
+        self.send_bytes("DELETE", path, &[], token).map(drop)
+    }
+
+    fn send_bytes(
+        &self,
+        method: &str,
+        path: &str,
+        bytes: &[u8],
+        token: Option<&str>,
+    ) -> anyhow::Result<(String, Vec<u8>)> {
+        let url = format!("{}{path}", self.base);
+        let mut request = ureq::http::Request::builder().method(method).uri(&url);
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let answer = match bytes.is_empty() {
+            true => self.agent.run(self.unhurried(request.body(())?)),
+            false => self.agent.run(self.unhurried(request.body(bytes)?)),
+        };
+        let bytes = self.read(&url, answer)?;
+        Ok((url, bytes))
+    }
+
+    /// A request that may take as long as it takes.
+    fn unhurried<B: ureq::AsSendBody>(
+        &self,
+        request: ureq::http::Request<B>,
+    ) -> ureq::http::Request<B> {
+        self.agent.configure_request(request).timeout_global(None).build()
+    }
+
     /// Posts what is answered without a body.
     pub(super) fn post_only(&self, path: &str, body: &impl Serialize) -> anyhow::Result<()> {
         self.send(path, body).map(drop)

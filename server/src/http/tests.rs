@@ -31,6 +31,7 @@ impl Lab {
         let text = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\nurl = \"http://127.0.0.1:1\"\n\
              data_dir = \"{path}/data\"\nlayer0_dir = \"{path}\"\n\
+             [boot]\noverlays = [\"{path}/site.cpio\"]\n\
              [[node]]\nid = \"n1\"\nmac = \"52:54:00:00:00:02\"\n"
         );
         let config = Config::parse(&text, Path::new("test.toml")).expect("config");
@@ -144,6 +145,23 @@ fn a_machine_boots_registers_and_its_phases_are_stamped() {
     let node = lab.get(&format!("/v1/nodes/{NODE}")).json();
     assert_eq!(node["uuid"], "4c4c4544-0043-3010-8052-b4c04f564231");
     assert_eq!(node["observed"]["imagesets"][0]["state"], "current");
+    let why = lab.get(&format!("/v1/nodes/{NODE}/why")).json();
+    let expected = "is on its way: hello:2 is not wanted any more";
+    assert_eq!(why["answer"], format!("{NODE} {expected}"));
+    let new = lab.get("/v1/nodes/n1/why").json();
+    assert_eq!(new["state"], "never_seen", "{new}");
+
+    // Its hardware comes with one report, and is kept beside the next ones.
+    let hardware = format!("/v1/nodes/{NODE}/hardware");
+    assert_eq!(lab.get(&hardware).json(), Value::Null);
+    let mut full: Value = serde_json::from_str(&report).expect("golden");
+    full["hardware"] = json!({"kernel": "6.1", "memory": 7});
+    assert_eq!(lab.ask("PUT", &path, &[], &full.to_string()).status, 204);
+    assert_eq!(lab.ask("PUT", &path, &[], &report).status, 204);
+    let facts = lab.get(&hardware).json();
+    assert_eq!((&facts["node"], &facts["hardware"]["memory"]), (&json!(NODE), &json!(7)));
+    assert!(lab.get(&format!("/v1/nodes/{NODE}")).json()["observed"]["hardware"].is_null());
+    lab.get("/v1/nodes/n9/hardware").is_error(404, "node_not_found", "there is no node n9");
 }
 
 #[test]
@@ -154,6 +172,14 @@ fn files_that_are_not_there_and_ranges_outside_are_errors() {
     std::fs::remove_file(lab.dir.path().join("vmlinuz")).expect("remove");
     lab.get("/boot/vmlinuz").is_error(404, "no_file", "vmlinuz does not exist");
     lab.get("/boot/ipxe.efi").is_error(404, "no_loader", "tftp.root");
+    lab.get("/boot/overlays/site.cpio").is_error(404, "no_file", "site.cpio does not exist");
+    std::fs::write(lab.dir.path().join("site.cpio"), b"070701").expect("overlay");
+    assert_eq!(lab.get("/boot/overlays/site.cpio").bytes, b"070701");
+    lab.get("/boot/overlays/vmlinuz").is_error(404, "no_overlay", "boot.overlays");
+    lab.get("/boot/overlays/..%2Fsite.cpio").is_error(404, "no_overlay", "boot.overlays");
+    let script = lab.get("/boot/ipxe?mac=52:54:00:00:00:02");
+    let text = String::from_utf8_lossy(&script.bytes).into_owned();
+    assert!(text.contains("initrd --name site.cpio http://127.0.0.1:1/boot/overlays/"), "{text}");
 }
 
 #[test]
@@ -333,4 +359,76 @@ fn hostile_paths_and_queries_of_the_boot_routes_are_refused() {
         let status = lab.get(path).status;
         assert!((400..500).contains(&status), "{status} to {path}");
     }
+}
+
+/// A report of n1 from this Layer0.
+fn report_from(layer0: &protocol::ids::Digest) -> String {
+    let mut report: Value = serde_json::from_str(REPORT).expect("golden");
+    report["layer0"] = json!({"digest": layer0, "state": "current"});
+    report.to_string()
+}
+
+#[test]
+fn a_node_boots_the_layer0_that_is_wanted_of_it_and_is_told_so() {
+    let lab = Lab::start();
+    let script = || {
+        let answer = lab.get("/boot/ipxe?mac=52:54:00:00:00:02");
+        String::from_utf8(answer.bytes).expect("text")
+    };
+    assert!(!script().contains("layercake.layer0="), "server.layer0_dir has no manifest");
+    let a = crate::layer0::tests::build(lab.dir.path(), "a");
+    let names = |text: &str, digest: &protocol::ids::Digest| {
+        text.contains(&format!("layercake.layer0={digest} "))
+            && text.contains(&format!("/boot/layer0/{}/vmlinuz?mac=", digest.hex()))
+    };
+    assert!(names(&script(), &a));
+    let file = |digest: &protocol::ids::Digest, name: &str| {
+        lab.get(&format!("/boot/layer0/{}/{name}", digest.hex()))
+    };
+    assert_eq!(file(&a, "vmlinuz").bytes, b"vmlinuz a");
+    file(&a, "passwd").is_error(404, "no_file", "has no file `passwd`");
+    lab.get("/boot/layer0/x/vmlinuz").is_error(400, "malformed", "64 digits");
+
+    // Another is uploaded, file by file.
+    let from = lab.dir.path().join("b");
+    let b = crate::layer0::tests::build(&from, "b");
+    let read = |name: &str| std::fs::read_to_string(from.join(name)).expect("read");
+    let begun = lab.ask("POST", "/v1/layer0?name=lab", &[], &read("manifest.json")).json();
+    assert_eq!(begun["digest"], json!(b));
+    for name in begun["missing"].as_array().expect("missing") {
+        let name = name.as_str().expect("name");
+        let path = format!("/v1/layer0/{}/{name}", b.hex());
+        lab.ask("PUT", &path, &[], "other").is_error(400, "layer0_wrong", "names");
+        assert_eq!(lab.ask("PUT", &path, &[], &read(name)).status, 204);
+    }
+    let start = |layer0: &str, how: &str| {
+        let body = json!({"nodes": ["n1"], "layer0": layer0, "how": how}).to_string();
+        lab.ask("POST", "/v1/layer0/start", &[], &body)
+    };
+    start("nothing", "auto").is_error(404, "layer0_not_found", "no Layer0 `nothing`");
+    assert_eq!(lab.ask("PUT", "/v1/nodes/n1/observed", &[], &report_from(&a)).status, 204);
+    let asked = start("lab", "kexec").json();
+    assert_eq!(asked[0]["boot_id"], "0b9e6c3a-8c43-4c7e-9f4b-0d7f1f9d2a11");
+    let desired = lab.get("/v1/nodes/n1/desired").json();
+    assert_eq!((&desired["layer0"]["digest"], &desired["version"]), (&json!(b), &json!(2)));
+    assert!(names(&script(), &b), "a reboot brings the same");
+    let needed = lab.ask("DELETE", &format!("/v1/layer0/{}", b.hex()), &[], "");
+    needed.is_error(409, "layer0_needed", "node n1 runs it, or shall");
+    // It does not come up: three tries, then the one that did.
+    for _ in 0..2 {
+        assert!(names(&script(), &b));
+    }
+    assert!(names(&script(), &a));
+    // It has it already, and only its agent is wanted: no boot ends.
+    assert_eq!(lab.ask("PUT", "/v1/nodes/n1/observed", &[], &report_from(&b)).status, 204);
+    assert_eq!(start(&b.hex()[..8], "auto").json()[0]["boot_id"], Value::Null);
+    start("default", "agent");
+    let layer0 = lab.get("/v1/nodes/n1/desired").json()["layer0"].clone();
+    assert_eq!((&layer0["how"], &layer0["boot_id"]), (&json!("agent"), &Value::Null));
+    assert_eq!(layer0["agent"], json!(protocol::ids::Digest::of(b"layercake-agent a")));
+    // An agent that knows nothing of it cannot be asked.
+    let mut old: Value = serde_json::from_str(REPORT).expect("golden");
+    old["layer0"] = Value::Null;
+    assert_eq!(lab.ask("PUT", "/v1/nodes/n1/observed", &[], &old.to_string()).status, 204);
+    start("lab", "auto").is_error(409, "not_in_layer0", "does not say which Layer0 it runs");
 }

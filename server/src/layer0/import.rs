@@ -18,8 +18,7 @@ const BUFFER: usize = 1 << 20;
 
 /// The manifest of a build in this directory, checked for what is relied on.
 pub(super) fn read_manifest(dir: &Path, bytes: &[u8]) -> Result<Manifest, Layer0Error> {
-    let wrong =
-        |reason: String| Layer0Error::Incomplete { dir: dir.display().to_string(), reason };
+    let wrong = |reason: String| Layer0Error::Incomplete { dir: dir.display().to_string(), reason };
     let manifest: Manifest =
         serde_json::from_slice(bytes).map_err(|error| wrong(format!("{MANIFEST}: {error}")))?;
     for name in [KERNEL, INITRAMFS] {
@@ -29,7 +28,9 @@ pub(super) fn read_manifest(dir: &Path, bytes: &[u8]) -> Result<Manifest, Layer0
     }
     let large = kept(&manifest).find(|artifact| artifact.size > MAX_ARTIFACT_BYTES);
     match large {
-        Some(artifact) => Err(wrong(format!("{} is larger than {MAX_ARTIFACT_BYTES}", artifact.name))),
+        Some(artifact) => {
+            Err(wrong(format!("{} is larger than {MAX_ARTIFACT_BYTES}", artifact.name)))
+        }
         None => Ok(manifest),
     }
 }

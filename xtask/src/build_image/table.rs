@@ -5,6 +5,8 @@ use std::path::Path;
 use initramfs::image::forms::Form;
 use initramfs::image::{INITRAMFS, KERNEL, Report};
 
+use super::hardware;
+
 /// The table, with a last line that says where the files are and how long it took.
 pub(super) fn render(report: &Report, out: &Path) -> String {
     let manifest = &report.manifest;
@@ -33,6 +35,7 @@ pub(super) fn render(report: &Report, out: &Path) -> String {
             "all of it, checksums, bill of materials",
         );
     }
+    text.push_str(&hardware::table(manifest));
     let state = if report.unchanged { "unchanged" } else { "written" };
     let took = report.took.as_secs_f64();
     text.push_str(&format!("{} {state} in {took:.2} s\n", out.display()));
@@ -48,6 +51,7 @@ fn note(name: &str) -> &'static str {
     let form = Form::ALL.into_iter().find(|form| form.file() == Some(name));
     match form {
         Some(Form::Uki) => "one EFI program",
+        Some(Form::Efi) => "one kernel with all inside",
         Some(Form::Iso) => "a CD for BIOS and UEFI",
         Some(Form::Usb) => "a disk for BIOS and UEFI",
         _ => "",

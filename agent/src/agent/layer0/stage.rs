@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use protocol::ids::Digest;
 use protocol::layer0::{
@@ -35,7 +36,7 @@ const MAX_ARCHIVES: usize = 16;
 const BUFFER: usize = 64 << 10;
 
 /// What is needed to make a Layer0 ready.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(in crate::agent) struct Stager {
     pub(in crate::agent) transport: Transport,
     /// Base URLs of the boot servers.
@@ -44,6 +45,8 @@ pub(in crate::agent) struct Stager {
     pub(in crate::agent) policy: Policy,
     /// Where agents are put.
     pub(in crate::agent) agents: PathBuf,
+    /// One at a time: what the kernel has loaded is what was asked for last.
+    pub(in crate::agent) turn: Mutex<()>,
 }
 
 /// It may work the next time.
@@ -63,6 +66,7 @@ impl Stager {
         wanted: &DesiredLayer0,
         say: &dyn Fn(String),
     ) -> Result<Way, Failure> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let manifest = self.document(wanted, MANIFEST, MAX_MANIFEST_BYTES)?;
         let found = Digest::of(&manifest);
         if found != wanted.digest {

@@ -6,8 +6,6 @@
 //! ten ends within five minutes: failing; from then on every 30 s, and a rescue shell is wanted
 //! ```
 
-use std::collections::VecDeque;
-
 /// The first wait after the restart at once, in milliseconds; doubles with every end.
 pub const FIRST_WAIT_MS: u64 = 100;
 /// The longest wait, in milliseconds.
@@ -37,25 +35,21 @@ pub struct Ended {
 }
 
 /// The state of one supervised process.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Supervisor {
     state: State,
     in_row: u32,
-    ends: VecDeque<u64>,
+    /// The last ends, in milliseconds since boot; the first `ended` from behind count.
+    ends: [u64; MANY],
+    ended: usize,
     starts: u32,
-}
-
-impl Default for Supervisor {
-    fn default() -> Self {
-        Self::new(0)
-    }
 }
 
 impl Supervisor {
     /// A process that was started so often before and is to be started at once.
     #[must_use]
     pub fn new(starts: u32) -> Self {
-        Self { state: State::Waiting { until_ms: 0 }, in_row: 0, ends: VecDeque::new(), starts }
+        Self { state: State::Waiting { until_ms: 0 }, in_row: 0, ends: [0; MANY], ended: 0, starts }
     }
 
     /// How often it has been started.
@@ -94,6 +88,11 @@ impl Supervisor {
         self.state = State::Running { pid, since_ms: now_ms };
     }
 
+    /// Its next end is not held against it: it is started again at once.
+    pub fn renewed(&mut self) {
+        (self.in_row, self.ended) = (0, 0);
+    }
+
     /// It has ended, or could not be started.
     pub fn ended(&mut self, now_ms: u64) -> Ended {
         let lived_ms = match self.state {
@@ -102,12 +101,13 @@ impl Supervisor {
         };
         if lived_ms >= STEADY_MS {
             self.in_row = 0;
-            self.ends.clear();
+            self.ended = 0;
         }
-        self.ends.push_back(now_ms);
-        if self.ends.len() > MANY {
-            self.ends.pop_front();
+        self.ends.rotate_left(1);
+        if let Some(last) = self.ends.last_mut() {
+            *last = now_ms;
         }
+        self.ended = (self.ended + 1).min(MANY);
         let failing = self.failing(now_ms);
         let wait_ms = if failing { MAX_WAIT_MS } else { backoff_ms(self.in_row) };
         self.in_row = self.in_row.saturating_add(1);
@@ -116,8 +116,8 @@ impl Supervisor {
     }
 
     fn failing(&self, now_ms: u64) -> bool {
-        let first = self.ends.front().copied().unwrap_or(now_ms);
-        self.ends.len() >= MANY && now_ms.saturating_sub(first) <= WINDOW_MS
+        let first = self.ends.first().copied().unwrap_or(now_ms);
+        self.ended >= MANY && now_ms.saturating_sub(first) <= WINDOW_MS
     }
 }
 
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_first_restart_is_at_once_and_then_waits_double() {
-        let mut supervisor = Supervisor::default();
+        let mut supervisor = Supervisor::new(0);
         assert!(supervisor.due(0));
         let mut now = 0;
         let mut waits = Vec::new();
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn ten_ends_in_five_minutes_are_failing_and_wait_the_longest() {
-        let mut supervisor = Supervisor::default();
+        let mut supervisor = Supervisor::new(0);
         for end in 1..=12_u64 {
             supervisor.started(7, end * 10);
             let ended = supervisor.ended(end * 10 + 1);
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn ten_ends_over_a_longer_time_are_not_failing() {
-        let mut supervisor = Supervisor::default();
+        let mut supervisor = Supervisor::new(0);
         for end in 0..30 {
             supervisor.started(7, end * 34_000);
             assert!(!supervisor.ended(end * 34_000 + 1).failing);
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_minute_of_life_begins_the_row_anew() {
-        let mut supervisor = Supervisor::default();
+        let mut supervisor = Supervisor::new(0);
         for _ in 0..20 {
             supervisor.started(7, 0);
             supervisor.ended(1);

@@ -1,0 +1,146 @@
+//! Layer0 changes under its node: by kexec, only its agent and under load, and by a reboot where the kernel refuses the kexec.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use protocol::ids::Digest;
+use protocol::node::{Layer0State, ObservedLayer0, Phase};
+use tests::artifacts::{Artifacts, example};
+use tests::lab::{Lab, case};
+use tests::overlay::{broken_agent, with_agent, with_file};
+use tests::prerequisites::CASES;
+use tests::probe::Probe;
+use tests::server_peer::{CONSOLE, ServerSpec};
+use tests::story::{BOOT, Story};
+
+/// How long the command that changes a Layer0 may wait.
+const PATIENCE: &str = "110";
+
+/// Adds a build to the server and gives its digest.
+fn add(lab: &Lab, story: &Story<'_>, build: &Artifacts, name: &str) -> Result<Digest> {
+    let dir = build.layer0.display().to_string();
+    let args = ["layer0", "add", &dir, "--name", name, "--json"];
+    let added: serde_json::Value = serde_json::from_str(&story.server.layercake(lab, &args)?)?;
+    Ok(added["digest"].as_str().context("no digest")?.parse()?)
+}
+
+/// `layercake layer0 start n1`, until it is done.
+fn start(lab: &Lab, story: &Story<'_>, layer0: &str, how: &str) -> Result<()> {
+    let args = ["layer0", "start", "n1", "--layer0", layer0, "--how", how, "--timeout", PATIENCE];
+    story.server.layercake(lab, &args).map(drop)
+}
+
+fn layer0(story: &mut Story<'_>) -> Result<ObservedLayer0> {
+    story.wait(1, "to say which Layer0 it runs", BOOT, |observed| observed.layer0.clone())
+}
+
+/// The phases of the node's latest boot.
+fn phases(story: &mut Story<'_>) -> Result<Vec<Phase>> {
+    let id = story.machine(1)?.id.clone();
+    let node = story.server.client.node(&id)?.context("no node n1")?;
+    Ok(node.boot.iter().map(|time| time.phase).collect())
+}
+
+#[test]
+fn a_node_goes_to_another_layer0_by_kexec_and_its_agent_is_replaced_under_load() -> Result<()> {
+    case("layer0-kexec", CASES, |lab| {
+        let built = Artifacts::find()?;
+        let mut story = Story::begin(lab, &ServerSpec::new(built.clone(), 1))?;
+        story.push(&example("hello", "v1"))?;
+        story.roll_all("hello:1")?;
+        story.switch_on(1)?;
+        let (before, _) = story.wait_running(1, "hello", "1")?;
+        let first = layer0(&mut story)?;
+        ensure!(first.state == Layer0State::Current && !first.kexec, "{first:?}");
+        let wanted = Digest::of(&std::fs::read(built.layer0.join("manifest.json"))?);
+        ensure!(first.digest == Some(wanted), "iPXE's script named another: {first:?}");
+
+        let other = with_file(&built, &lab.dir().join("b"), "motd", b"b")?;
+        let b = add(lab, &story, &other, "b")?;
+        let began = Instant::now();
+        start(lab, &story, "b", "kexec")?;
+        let second = layer0(&mut story)?;
+        ensure!(second.digest == Some(b) && second.kexec, "{second:?}");
+        let (after, set) = story.wait_running(1, "hello", "1")?;
+        ensure!(story.hello(1)? == "1");
+        println!("kexec: from the command until the set answers again {:?}", began.elapsed());
+        ensure!(after.boot_id != before.boot_id && after.node == before.node);
+        let phases = phases(&mut story)?;
+        ensure!(phases.first() == Some(&Phase::Kexec), "firmware had a part in it: {phases:?}");
+        let pid = set.containers.first().and_then(|it| it.pid);
+
+        replace_the_agent(lab, &mut story, &other, pid)
+    })
+}
+
+/// On the Layer0 that runs: a good agent and a broken one, with clients that notice neither.
+fn replace_the_agent(
+    lab: &Lab,
+    story: &mut Story<'_>,
+    build: &Artifacts,
+    pid: Option<u32>,
+) -> Result<()> {
+    let mut program = std::fs::read(build.layer0.join("layercake-agent"))?;
+    let own = Digest::of(&program);
+    program.push(0);
+    let good = with_agent(build, &lab.dir().join("good"), &program)?;
+    add(lab, story, &good, "good")?;
+    let broken = with_agent(build, &lab.dir().join("broken"), &broken_agent())?;
+    add(lab, story, &broken, "broken")?;
+
+    let address = story.machine(1)?.address;
+    let entrance = story.server.client.entrance().clone();
+    let probe = Probe::start(entrance.clone(), format!("http://{address}:8080/"))?;
+    // Half a request before, the rest after.
+    let mut connection = entrance.inside(|| TcpStream::connect((address, 8080)))??;
+    connection.set_read_timeout(Some(Duration::from_secs(30)))?;
+    connection.write_all(b"GET / HTTP/1.1\r\n")?;
+    let began = Instant::now();
+    start(lab, story, "good", "agent")?;
+    println!("agent: from the command until the new one reports {:?}", began.elapsed());
+    let new = layer0(story)?;
+    ensure!(new.agent == Some(Digest::of(&program)), "{new:?}");
+    connection.write_all(b"Host: n1\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    ensure!(answer.contains("200 OK"), "the connection was lost: {answer}");
+
+    let failed = start(lab, story, "broken", "agent").expect_err("it does not stay up");
+    ensure!(format!("{failed:#}").contains("did not stay up"), "{failed:#}");
+    let back = layer0(story)?;
+    ensure!(back.agent == Some(own) && back.state == Layer0State::Failed, "{back:?}");
+
+    let seen = probe.stop()?;
+    println!("agent: {seen:?}");
+    ensure!(seen.failures == 0 && seen.answers > 0, "{seen:?}");
+    let (observed, set) = story.wait_running(1, "hello", "1")?;
+    ensure!(set.containers.first().and_then(|it| it.pid) == pid, "{set:?}");
+    ensure!(observed.agent_starts >= 5, "the broken one was tried three times: {observed:?}");
+    Ok(())
+}
+
+#[test]
+fn a_kernel_that_refuses_a_kexec_is_left_by_a_reboot_that_says_why() -> Result<()> {
+    case("layer0-reboot", CASES, |lab| {
+        let built = Artifacts::find()?;
+        let mut spec = ServerSpec::new(built.clone(), 1);
+        spec.cmdline = format!("{CONSOLE} sysctl.kernel.kexec_load_disabled=1");
+        let mut story = Story::begin(lab, &spec)?;
+        story.switch_on(1)?;
+        layer0(&mut story)?;
+        let other = with_file(&built, &lab.dir().join("b"), "motd", b"b")?;
+        let b = add(lab, &story, &other, "b")?;
+        // By kexec or not at all: the node stays as it is and says why.
+        let failed = start(lab, &story, "b", "kexec").expect_err("it is refused");
+        ensure!(format!("{failed:#}").contains("kexec_load_disabled"), "{failed:#}");
+        start(lab, &story, "b", "auto")?;
+        let after = layer0(&mut story)?;
+        ensure!(after.digest == Some(b) && !after.kexec, "{after:?}");
+        let why = "the node will reboot instead";
+        story.machine(1)?.console.wait_for(why, Duration::from_secs(5))?;
+        ensure!(phases(&mut story)?.starts_with(&[Phase::Dhcp, Phase::Ipxe, Phase::Kernel]));
+        Ok(())
+    })
+}
