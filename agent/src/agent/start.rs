@@ -82,6 +82,10 @@ pub fn run(options: AgentOptions) -> Result<(), String> {
     if !options.standalone {
         bring_up_machine(&args, &options, &events, plugged)?;
     }
+    // Before anything makes keys; the network and the drivers, of which one may bring randomness, go on meanwhile.
+    if let Err(problem) = crate::entropy::wait(logging::status) {
+        log::error!("{problem}: whatever needs keys waits for them");
+    }
     let mut agent = build(&options, &args, events)?;
     let (outbox, events) = (agent.outbox.clone(), agent.around.events.clone());
     thread("hardware", move || {
@@ -247,6 +251,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         link: Some(link),
         network_waiting: None,
         server_waiting: None,
+        clock_keeper: None,
+        clock: None,
         power_done: false,
         standalone: options.standalone,
         status: String::new(),
