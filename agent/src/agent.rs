@@ -190,7 +190,7 @@ impl Agent {
         log::debug!("{event}");
         match event {
             Event::Network(event) => self.network(event),
-            Event::Desired(desired) => self.desired(desired),
+            Event::Desired(desired) => self.desired(*desired),
             Event::ServerReachable => {
                 self.server_waiting = None;
                 self.mark(Phase::Agent);
