@@ -228,7 +228,8 @@ impl Agent {
                 word: word.clone(),
                 at_ns,
             }),
-            Event::Terminate => {}
+            // What it says goes with the next report, which is written now.
+            Event::Hardware | Event::Terminate => {}
         }
     }
 
@@ -422,7 +423,12 @@ impl Agent {
     fn waiting(&self) -> Option<String> {
         let sets = || self.sets.values().find_map(|slot| slot.machine.waiting());
         let layer0 = || self.layer0.as_ref().and_then(|layer0| layer0.machine.waiting());
-        let link = self.network_waiting.clone().or_else(|| self.server_waiting.clone());
+        let network = self.network_waiting.clone();
+        let network = network.map(|why| match self.outbox.missing_firmware() {
+            Some(files) => format!("{why} (firmware is missing: {files})"),
+            None => why,
+        });
+        let link = network.or_else(|| self.server_waiting.clone());
         link.or_else(sets).or_else(layer0)
     }
 

@@ -10,4 +10,5 @@ pub mod packet;
 pub mod process;
 pub mod session;
 pub mod start;
+pub mod swap;
 pub mod watchdog;

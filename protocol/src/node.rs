@@ -432,6 +432,9 @@ pub struct Observed {
     /// What the node waits for, and why: one sentence. None when all is as desired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
+    /// How the node's kernel crashed before this boot: one line, at most 200 bytes. None when it did not, or could keep no record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_crash: Option<String>,
     /// The disk that keeps blobs across reboots, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<ObservedCache>,

@@ -59,6 +59,8 @@ pub enum Event {
         /// When, nanoseconds of CLOCK_BOOTTIME.
         at_ns: u64,
     },
+    /// The hardware was looked at.
+    Hardware,
     /// Something came of changing Layer0.
     Layer0(Layer0Event),
     /// The clock was compared, or could not be.
@@ -94,6 +96,7 @@ impl fmt::Display for Event {
             Self::Stopped(name) => write!(f, "{name}: stopped"),
             Self::Ended { instance, exit } => write!(f, "{instance} ended: {exit:?}"),
             Self::Word { instance, word, .. } => write!(f, "{instance}: {word:?}"),
+            Self::Hardware => f.write_str("hardware"),
             Self::Clock(clock) => write!(f, "clock: {clock:?}"),
             Self::Layer0(event) => write!(f, "layer0: {event:?}"),
             Self::Terminate => f.write_str("asked to end"),

@@ -18,6 +18,8 @@ pub(super) struct Facts {
     pub identity: Identity,
     /// The interfaces.
     pub links: Vec<ObservedLink>,
+    /// How the kernel crashed before this boot.
+    pub last_crash: Option<String>,
 }
 
 impl Facts {
@@ -72,6 +74,7 @@ impl Facts {
             desired_version: notes.desired.as_ref().map_or(0, |desired| desired.version),
             timeline: notes.timeline.clone(),
             waiting,
+            last_crash: self.last_crash.clone(),
             cache: None,
             layer0: None,
             hardware: None,
@@ -136,7 +139,12 @@ mod tests {
 
     fn facts() -> Facts {
         let identity = Identity { boot_id: "b".to_owned(), kernel: "6.12".to_owned(), uuid: None };
-        Facts { node: Some("n1".parse().expect("id")), identity, links: Vec::new() }
+        Facts {
+            node: Some("n1".parse().expect("id")),
+            identity,
+            links: Vec::new(),
+            last_crash: None,
+        }
     }
 
     #[test]
