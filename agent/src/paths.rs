@@ -55,6 +55,12 @@ impl ConfigDir {
         self.0.join("keys")
     }
 
+    /// The site's network ([`protocol::network::Network::parse_file`]), put there by an overlay: `network.toml`.
+    #[must_use]
+    pub fn network(&self) -> PathBuf {
+        self.0.join("network.toml")
+    }
+
     /// As [`REGISTRIES_FILE`].
     #[must_use]
     pub fn registries(&self) -> PathBuf {

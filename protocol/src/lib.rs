@@ -8,6 +8,7 @@
 //! | [`reference`](mod@reference) | where an image or ImageSet lives: registry, repository, tag, digest |
 //! | [`registries`] | mirrors, CA certificates and credentials of registries, for nodes and the server |
 //! | [`boot_args`] | the kernel command line: parse and render side by side |
+//! | [`network`] | interfaces, VLANs, bonds and addresses: of the command line and of the site file |
 //! | [`imageset`] | the ImageSet description that nodes read |
 //! | [`oci`] | descriptors, manifests, indexes, and resolving an ImageSet from its index |
 //! | [`signature`] | signatures in cosign's key layout: build, read and verify |
@@ -23,6 +24,7 @@ pub mod reference;
 pub mod registries;
 
 pub mod boot_args;
+pub mod network;
 
 pub mod imageset;
 pub mod oci;

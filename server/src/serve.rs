@@ -22,6 +22,7 @@ use crate::dhcp::{self, DhcpConfig, DhcpError, DhcpSeen, Reservation};
 use crate::files::{Files, Wrong};
 use crate::http::{App, error_chain, listen};
 use crate::inventory::{Inventory, InventoryError};
+use crate::layer0::archives::Archives;
 use crate::layer0::{Layer0Error, Layer0Store};
 use crate::overlays::Overlays;
 use crate::registries::Known;
@@ -294,6 +295,7 @@ impl Server {
                 config.server.data_dir.join("layer0"),
                 config.server.layer0_dir.clone(),
             )?,
+            archives: Archives::default(),
             layer0_access: access(&config),
             loader_dir: config.tftp.as_ref().and_then(|tftp| tftp.root.clone()),
             channels: Arc::default(),

@@ -14,9 +14,9 @@ use crate::artifacts::Artifacts;
 use crate::prerequisites;
 
 /// What the rescue shell can do: busybox under these names.
-const APPLETS: [&str; 23] = [
-    "sh", "ash", "awk", "cat", "cut", "dmesg", "echo", "grep", "head", "ip", "kill", "ls", "mount",
-    "pidof", "ps", "reboot", "sed", "sleep", "sort", "tail", "tr", "uniq", "wc",
+const APPLETS: [&str; 25] = [
+    "sh", "ash", "awk", "cat", "cut", "dmesg", "echo", "grep", "head", "ip", "kill", "ls", "mkdir",
+    "mount", "pidof", "ps", "reboot", "sed", "sleep", "sort", "tail", "tr", "true", "uniq", "wc",
 ];
 
 /// Makes a directory of Layer0 artifacts like `from`, with busybox and a shell in the initramfs.

@@ -93,13 +93,19 @@ fn replace_the_agent(
     let address = story.machine(1)?.address;
     let entrance = story.server.client.entrance().clone();
     let probe = Probe::start(entrance.clone(), format!("http://{address}:8080/"))?;
+    // Half a request before, the rest after.
     let mut connection = entrance.inside(|| TcpStream::connect((address, 8080)))??;
     connection.set_read_timeout(Some(Duration::from_secs(30)))?;
+    connection.write_all(b"GET / HTTP/1.1\r\n")?;
     let began = Instant::now();
     start(lab, story, "good", "agent")?;
     println!("agent: from the command until the new one reports {:?}", began.elapsed());
     let new = layer0(story)?;
     ensure!(new.agent == Some(Digest::of(&program)), "{new:?}");
+    connection.write_all(b"Host: n1\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    ensure!(answer.contains("200 OK"), "the connection was lost: {answer}");
 
     let failed = start(lab, story, "broken", "agent").expect_err("it does not stay up");
     ensure!(format!("{failed:#}").contains("did not stay up"), "{failed:#}");
@@ -109,11 +115,6 @@ fn replace_the_agent(
     let seen = probe.stop()?;
     println!("agent: {seen:?}");
     ensure!(seen.failures == 0 && seen.answers > 0, "{seen:?}");
-    // The connection from before lives, and so does its container.
-    connection.write_all(b"GET / HTTP/1.1\r\nHost: n1\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer)?;
-    ensure!(answer.contains("200 OK"), "{answer}");
     let (observed, set) = story.wait_running(1, "hello", "1")?;
     ensure!(set.containers.first().and_then(|it| it.pid) == pid, "{set:?}");
     ensure!(observed.agent_starts >= 5, "the broken one was tried three times: {observed:?}");

@@ -16,13 +16,18 @@ use crate::children::cargo;
 /// If a rule is broken (all of them are printed), or a check could not be made.
 pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     let mut problems = Vec::new();
+    let mut init = Vec::new();
     for path in tracked_files(root)? {
         let full = root.join(&path);
         if path.ends_with(".rs") && full.exists() {
             let text = std::fs::read_to_string(&full).with_context(|| path.clone())?;
             problems.extend(files::problems(&path, &text));
+            if path.starts_with("agent/src/init") {
+                init.push((path, text));
+            }
         }
     }
+    problems.extend(files::resident(init.iter().map(|(path, text)| (&**path, &**text))));
     let metadata = metadata(root)?;
     problems.extend(edges::problems(&metadata)?);
     let architecture =

@@ -1,5 +1,7 @@
 //! How a stage of PID 1 finds what the one before it left: children by its note, descriptors by their numbers.
 
+use std::time::Duration;
+
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use protocol::boot_args::{BootArgs, Rescue};
@@ -23,21 +25,21 @@ pub fn resident(args: &BootArgs) -> Resident {
     let now = uptime_ms();
     let mut this = Resident {
         rescue: args.rescue,
-        agent: Supervisor::default(),
+        agent: Supervisor::new(0),
         since_ms: now,
-        program: Program::new(""),
+        program: Program::new("", 0),
         control: kept(CONTROL_FD),
         pulse: kept(PULSE_FD),
         health: Health::default(),
         watchdog: watchdog(args),
         look_ms: 0,
-        shell: (args.rescue == Rescue::Always).then(Supervisor::default),
+        shell: (args.rescue == Rescue::Always).then(|| Supervisor::new(0)),
         signals: block_signals(),
     };
     this.health.sign(0, now);
     let mut buffer = [0; 512];
     if let Some(note) = parse(read(&mut buffer)) {
-        this.program = Program::new(note.program);
+        this.program = Program::new(note.program, 0);
         this.agent = adopted(note.agent, now).unwrap_or(Supervisor::new(note.agent.1));
         this.shell = adopted(note.shell, now).or(this.shell);
     }
@@ -67,11 +69,17 @@ fn adopted((pid, starts): (i32, u32), now: u64) -> Option<Supervisor> {
     Some(supervisor)
 }
 
-fn block_signals() -> Option<SignalFd> {
+/// A descriptor for what PID 1 is told by signals. The kernel refuses it when it is out of memory alone.
+fn block_signals() -> SignalFd {
     let set: SigSet = HANDLED.into_iter().collect();
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    let fd = set.thread_block().and_then(|()| SignalFd::with_flags(&set, flags));
-    fd.inspect_err(|error| log::error!("signalfd: {error}; looking around every 100 ms")).ok()
+    loop {
+        match set.thread_block().and_then(|()| SignalFd::with_flags(&set, flags)) {
+            Ok(fd) => return fd,
+            Err(error) => log::error!("signalfd: {error}"),
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
 }
 
 /// Reads the note's text.

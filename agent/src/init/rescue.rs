@@ -19,33 +19,17 @@ const SHELLS: [(&CStr, &[&CStr]); 5] = [
     (c"/busybox", &[c"/busybox", c"sh"]),
 ];
 
-/// Why there is no shell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum RescueError {
-    /// There is none to start.
-    #[error("no shell in this image: add one with build-image --overlay")]
-    NoShell,
-    /// It could not be started.
-    #[error("the shell could not be started: {0}")]
-    Start(Errno),
-}
+/// What is said when there is none.
+pub const NO_SHELL: &str = "rescue: no shell in this image: add one with build-image --overlay";
 
-/// Starts the shell on the console, in a session of its own; returns its PID.
+/// Starts the shell on the console, in a session of its own; returns its PID, or None where there is no shell.
 ///
 /// # Errors
-/// That there is none, or what the kernel says.
-pub fn start_shell() -> Result<i32, RescueError> {
+/// What the kernel says.
+pub fn start_shell() -> Option<Result<i32, Errno>> {
     let usable = |path: &CStr| rustix::fs::access(path, Access::EXEC_OK).is_ok();
-    let (program, args) =
-        SHELLS.iter().find(|(path, _)| usable(path)).ok_or(RescueError::NoShell)?;
+    let (program, args) = SHELLS.iter().find(|(path, _)| usable(path))?;
     let [path, home] = super::ENVIRONMENT;
-    let start = start(&Start {
-        program,
-        args,
-        env: &[path, home, c"TERM=vt220", c"PS1=layer0# "],
-        fds: &[],
-        writes: &[],
-        terminal: true,
-    });
-    start.map_err(RescueError::Start)
+    let env = &[path, home, c"TERM=vt220", c"PS1=layer0# "];
+    Some(start(&Start { program, args, env, fds: &[], writes: &[], terminal: true }))
 }

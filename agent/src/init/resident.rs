@@ -42,7 +42,6 @@ pub const PULSE_FD: i32 = 61;
 pub const WATCHDOG_FD: i32 = 62;
 /// Used while a child is started.
 const PASSED_FD: i32 = 63;
-const LONGEST_POLL_MS: u64 = 60_000;
 /// Most children that are reaped in a row before something else is looked at.
 const REAPED_IN_ROW: u32 = 512;
 
@@ -60,7 +59,7 @@ pub struct Resident {
     pub(super) look_ms: u64,
     /// Present once a shell is wanted.
     pub(super) shell: Option<Supervisor>,
-    pub(super) signals: Option<SignalFd>,
+    pub(super) signals: SignalFd,
 }
 
 impl Resident {
@@ -71,7 +70,7 @@ impl Resident {
         loop {
             self.start_due();
             let (signalled, asked) = self.wait(reaped_all);
-            if signalled && let Some(end) = self.signals.as_ref().and_then(read_signals) {
+            if signalled && let Some(end) = self.read_signals() {
                 crash::restart_as(end.stage());
             }
             reaped_all = self.reap();
@@ -98,18 +97,13 @@ impl Resident {
             }
         }
         if let Some(shell) = self.shell.as_mut().filter(|shell| shell.due(now)) {
-            match rescue::start_shell() {
-                Ok(pid) => {
-                    shell.started(pid, now);
-                    log::info!("a rescue shell is on the console");
-                    self.write_note();
-                }
-                // It is tried again, now and then; that it failed is said once.
-                Err(why) => {
-                    if shell.ended(now).wait_ms == 0 {
-                        log::info!("rescue: {why}");
-                    }
-                }
+            if let Some(Ok(pid)) = rescue::start_shell() {
+                shell.started(pid, now);
+                log::info!("a rescue shell is on the console");
+                self.write_note();
+            } else if shell.ended(now).wait_ms == 0 {
+                // It is tried again, now and then; that there is none is said once.
+                log::info!("{}", rescue::NO_SHELL);
             }
         }
     }
@@ -139,29 +133,17 @@ impl Resident {
         let now = uptime_ms();
         let shell = self.shell.as_ref().and_then(|shell| shell.wait_ms(now));
         let waits = [self.agent.wait_ms(now), shell, Some(self.look_ms.saturating_sub(now))];
-        let mut wait_ms = waits.into_iter().flatten().min().unwrap_or(LONGEST_POLL_MS);
-        if self.signals.is_none() {
-            wait_ms = wait_ms.min(100);
-        }
-        let timeout = Duration::from_millis(if reaped_all { wait_ms } else { 0 });
-        let timeout = Timespec::try_from(timeout).ok();
-        // What is not there is asked for nothing.
-        let console = rustix::stdio::stdin();
-        let signals = self.signals.as_ref().map(AsFd::as_fd);
-        let control = self.control.as_ref().map(AsFd::as_fd);
-        let mut fds = [signals, control].map(|fd| match fd {
-            Some(fd) => PollFd::from_borrowed_fd(fd, PollFlags::IN),
-            None => PollFd::from_borrowed_fd(console, PollFlags::empty()),
-        });
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                log::error!("poll: {}", errno(error));
-                std::thread::sleep(Duration::from_millis(100));
-            }
+        let wait_ms = waits.into_iter().flatten().min().filter(|_| reaped_all).unwrap_or(0);
+        let timeout = Timespec::try_from(Duration::from_millis(wait_ms)).ok();
+        let signals = self.signals.as_fd();
+        let control = self.control.as_ref().map_or(signals, AsFd::as_fd);
+        let mut fds = [signals, control].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        if poll(&mut fds, timeout.as_ref()).is_err() {
+            // Whatever it is, it is not to be repeated at full speed.
+            std::thread::sleep(Duration::from_millis(20));
         }
         let [signalled, asked] = fds.map(|fd| !fd.revents().is_empty());
-        (signalled && signals.is_some(), asked && control.is_some())
+        (signalled, asked && self.control.is_some())
     }
 
     /// Collects who has ended: ours, and the orphans of everybody else. False when there may be more.
@@ -179,12 +161,10 @@ impl Resident {
     fn ended(&mut self, pid: i32, status: WaitStatus) {
         let now = uptime_ms();
         if self.agent.pid() == Some(pid) {
-            match (status.exit_status(), status.terminating_signal()) {
+            match (status.exit_status(), status.terminating_signal().map(Signal::try_from)) {
                 (Some(code), _) => log::error!("agent (pid {pid}) exited with status {code}"),
-                (_, signal) => match Signal::try_from(signal.unwrap_or_default()) {
-                    Ok(signal) => log::error!("agent (pid {pid}) was killed by {signal}"),
-                    Err(_) => log::error!("agent (pid {pid}) was killed"),
-                },
+                (_, Some(Ok(signal))) => log::error!("agent (pid {pid}) was killed by {signal}"),
+                _ => log::error!("agent (pid {pid}) was killed"),
             }
             self.agent_ended(now);
         } else if let Some(shell) = self.shell.as_mut().filter(|shell| shell.pid() == Some(pid)) {
@@ -202,7 +182,7 @@ impl Resident {
             self.agent = Supervisor::new(self.agent.starts());
         } else if ended.failing && self.rescue == Rescue::OnFailure && self.shell.is_none() {
             log::error!("the agent keeps failing: a rescue shell is offered, the agent tries on");
-            self.shell = Some(Supervisor::default());
+            self.shell = Some(Supervisor::new(0));
         }
     }
 
@@ -213,10 +193,6 @@ impl Resident {
         let look = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
         let length = match rustix::net::recv(&socket, &mut buffer, look) {
             Ok((_, length)) if length > 0 => length,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
-                self.control = Some(socket);
-                return;
-            }
             // The agent is gone or going; its end will be reaped.
             Ok(_) | Err(_) => return,
         };
@@ -234,13 +210,11 @@ impl Resident {
                 Ok(())
             }
             Some(Ok(Asked::Agent(path))) => self.replace_agent(path),
-            Some(Ok(Asked::Pivot(_))) => Err("no stage for a pivot"),
-            Some(Err(_)) => Err("unknown request"),
+            Some(Ok(Asked::Pivot(_)) | Err(_)) => Err("unknown request"),
             None => Err("the request is too long"),
         };
-        if let Err(error) = control::answer(&socket, result) {
-            log::warn!("answer to the agent: {}", errno(error));
-        }
+        // An agent that cannot take the answer is ending.
+        let _ = control::answer(&socket, result);
         self.control = Some(socket);
     }
 
@@ -250,12 +224,10 @@ impl Resident {
             return Err("there is no such program");
         }
         log::info!("agents are started from {path} from here on");
-        self.program = Program::new(path);
-        if let Some(pid) = self.agent.pid() {
-            kill(pid, Killed::KILL);
-            self.agent.renewed();
-            self.program.expect_a_death();
-        }
+        // The death of the present agent is not the new one's.
+        self.program = Program::new(path, -1);
+        self.agent.renewed();
+        kill(self.agent.pid().unwrap_or(0), Killed::KILL);
         Ok(())
     }
 
@@ -276,29 +248,24 @@ impl Resident {
             log::error!("agent (pid {pid}) gives no sign of life: it is killed");
             kill(pid, Killed::KILL);
         }
-        let shell = self.shell.as_ref().is_some_and(|shell| shell.pid().is_some());
-        if self.health.feeds(shell, now) {
-            self.watchdog.feed();
-        } else {
-            log::error!("no agent, no shell: the watchdog is not fed any more");
-        }
+        let shell = self.shell.as_ref().and_then(Supervisor::pid);
+        self.watchdog.feed(self.health.feeds(shell.is_some(), now));
     }
 
     fn write_note(&self) {
         let agent = (self.agent.pid().unwrap_or(0), self.agent.starts());
         let shell = self.shell.as_ref().map_or((0, 0), |it| (it.pid().unwrap_or(0), it.starts()));
         let program = self.program.other().to_str().unwrap_or_default();
-        if let Err(error) = (Note { agent, shell, program }).write() {
-            log::error!("PID 1's note: {}", errno(error));
-        }
+        let written = Note { agent, shell, program }.write();
+        written.unwrap_or_else(|error| log::error!("PID 1's note: {}", errno(error)));
     }
-}
 
-/// Reads what has come; the last that means an end counts. SIGCHLD needs no answer: children are looked at anyway.
-fn read_signals(signals: &SignalFd) -> Option<End> {
-    let mut end = None;
-    while let Ok(Some(info)) = signals.read_signal() {
-        end = End::from_signal(i32::try_from(info.ssi_signo).unwrap_or(0)).or(end);
+    /// Reads what has come; the last that means an end counts. SIGCHLD needs no answer: children are looked at anyway.
+    fn read_signals(&self) -> Option<End> {
+        let mut end = None;
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            end = End::from_signal(i32::try_from(info.ssi_signo).unwrap_or(0)).or(end);
+        }
+        end
     }
-    end
 }

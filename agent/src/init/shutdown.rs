@@ -92,7 +92,7 @@ pub fn run(end: End, agent: Option<i32>, watchdog: &mut Watchdog) {
                 return false;
             }
             if now >= fed {
-                watchdog.feed();
+                watchdog.feed(true);
                 fed = now + 1000;
             }
             std::thread::sleep(TICK);

@@ -108,6 +108,32 @@ pub enum Need {
     EfiStub,
     /// `sbsign` and `sbverify`.
     SbSign,
+    /// `faketime`, which holds the clock for a signature.
+    Faketime,
+    /// `syslinux`, which makes a disk boot.
+    Syslinux,
+    /// Its boot code and modules.
+    SyslinuxFiles,
+    /// `isolinux.bin`, which a CD boots.
+    Isolinux,
+    /// `xorriso`, which writes CDs.
+    Xorriso,
+    /// `make`.
+    Make,
+    /// `gcc` and `ld`.
+    Gcc,
+    /// `flex`.
+    Flex,
+    /// `bison`.
+    Bison,
+    /// `bc`.
+    Bc,
+    /// `perl`.
+    Perl,
+    /// `xz`.
+    Xz,
+    /// The headers of libelf.
+    LibElf,
     /// `rpmbuild`, `rpm2cpio` and `rpm`.
     Rpm,
 }
@@ -192,6 +218,19 @@ impl Need {
             Self::Ovmf => ([Some("ovmf"), None, None], file("UEFI firmware (OVMF_CODE_4M.fd)", &["/usr/share/OVMF"], "OVMF_CODE_4M.fd")),
             Self::EfiStub => ([Some("systemd-boot-efi"), None, None], file("systemd's EFI stub (linuxx64.efi.stub)", &["/usr/lib/systemd/boot/efi"], "linuxx64.efi.stub")),
             Self::SbSign => ([Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")], programs(&["sbsign", "sbverify"])),
+            Self::Faketime => ([Some("faketime"), Some("libfaketime"), Some("libfaketime")], programs(&["faketime"])),
+            Self::Syslinux => (everywhere("syslinux"), programs(&["syslinux"])),
+            Self::SyslinuxFiles => ([Some("syslinux-common"), None, None], file("syslinux's boot code (gptmbr.bin)", &["/usr/lib/syslinux/mbr"], "gptmbr.bin")),
+            Self::Isolinux => ([Some("isolinux"), None, None], file("the boot loader of CDs (isolinux.bin)", &["/usr/lib/ISOLINUX"], "isolinux.bin")),
+            Self::Xorriso => ([Some("xorriso"), Some("xorriso"), Some("libisoburn")], programs(&["xorriso"])),
+            Self::Make => (everywhere("make"), programs(&["make"])),
+            Self::Gcc => (everywhere("gcc"), programs(&["gcc", "ld"])),
+            Self::Flex => (everywhere("flex"), programs(&["flex"])),
+            Self::Bison => (everywhere("bison"), programs(&["bison"])),
+            Self::Bc => (everywhere("bc"), programs(&["bc"])),
+            Self::Perl => (everywhere("perl"), programs(&["perl"])),
+            Self::Xz => ([Some("xz-utils"), Some("xz"), Some("xz")], programs(&["xz"])),
+            Self::LibElf => ([Some("libelf-dev"), Some("elfutils-libelf-devel"), Some("libelf")], file("the headers of libelf (gelf.h)", &["/usr/include"], "gelf.h")),
             Self::Rpm => ([Some("rpm"), Some("rpm-build"), Some("rpm-tools")], programs(&["rpmbuild", "rpm2cpio", "rpm"])),
         }
     }

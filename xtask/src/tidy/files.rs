@@ -3,6 +3,11 @@
 /// Most lines of a file before its inline tests.
 const MAX_LINES: usize = 500;
 
+/// The part of PID 1 that stays, and most lines of code that it may have: neither blank nor comment, before the tests.
+const RESIDENT: [&str; 3] =
+    ["agent/src/init/resident.rs", "agent/src/init/resident/", "agent/src/init/rescue.rs"];
+const MAX_RESIDENT: usize = 499;
+
 /// Unsafe code. Split, as below.
 const UNSAFE: [&str; 3] =
     [concat!("uns", "afe {"), concat!("uns", "afe fn"), concat!("uns", "afe impl")];
@@ -69,6 +74,22 @@ pub(crate) fn problems(path: &str, text: &str) -> Vec<String> {
     problems
 }
 
+/// PID 1's resident part, if it has grown too large. `files` are all of the workspace's, as path and text.
+pub(crate) fn resident<'a>(files: impl Iterator<Item = (&'a str, &'a str)>) -> Option<String> {
+    let code = |text: &str| {
+        let lines = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]"));
+        lines.map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).count()
+    };
+    let of_it = files.filter(|(path, _)| RESIDENT.iter().any(|room| path.starts_with(room)));
+    let lines: usize = of_it.map(|(_, text)| code(text)).sum();
+    (lines > MAX_RESIDENT).then(|| {
+        format!(
+            "agent/src/init/resident: {lines} lines of code, more than {MAX_RESIDENT}: what needs not stay \
+             with PID 1 belongs to a stage of its own"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +108,23 @@ mod tests {
         check("a.rs", &format!("//! A.\n{}\n", UNFINISHED[0]), "left in the code");
         check("server/src/a.rs", concat!("//! A.\nuns", "afe { x }\n"), "agent/src/sys");
         check("protocol/src/a.rs", "//! A.\nuse std::fs;\n", "protocol is pure");
+    }
+
+    #[test]
+    fn pid_1_is_counted_without_comments_and_tests() {
+        let code = "x();\n".repeat(MAX_RESIDENT - 1);
+        let text = format!("//! A.\n\n    /// B\n{code}#[cfg(test)]\nmod tests {{ a(); }}\n");
+        let other = ("agent/src/init.rs", text.as_str());
+        let count = |extra| {
+            let files = [
+                other,
+                ("agent/src/init/resident.rs", &text),
+                ("agent/src/init/resident/a.rs", extra),
+            ];
+            resident(files.into_iter())
+        };
+        assert_eq!(count("a();\n"), None);
+        assert!(count("a();\nb();\n").is_some_and(|problem| problem.contains("500 lines")));
     }
 
     #[test]

@@ -18,19 +18,14 @@ pub struct Program {
 }
 
 impl Program {
-    /// The program at this path; the empty path is PID 1's own.
+    /// The program at this path, which has died so often; the empty path is PID 1's own.
     #[must_use]
-    pub fn new(path: &str) -> Self {
-        let mut this = Self { path: [0; MAX_PROGRAM + 1], steady: false, deaths: 0 };
+    pub fn new(path: &str, deaths: i32) -> Self {
+        let mut this = Self { path: [0; MAX_PROGRAM + 1], steady: false, deaths };
         for (to, from) in this.path.iter_mut().take(MAX_PROGRAM).zip(path.bytes()) {
             *to = from;
         }
         this
-    }
-
-    /// The agent that runs is killed for this one: that death is not its own.
-    pub fn expect_a_death(&mut self) {
-        self.deaths = -1;
     }
 
     /// The path; empty for PID 1's own program.
@@ -56,7 +51,7 @@ impl Program {
         let given_up = failing || (!self.steady && self.deaths >= TRIES);
         let back = given_up && !self.other().is_empty();
         if back {
-            *self = Self::new("");
+            *self = Self::new("", 0);
         }
         back
     }
@@ -68,15 +63,14 @@ mod tests {
 
     #[test]
     fn another_program_has_three_lives_before_it_is_steady_and_many_after() {
-        let mut program = Program::new("/new");
+        let mut program = Program::new("/new", 0);
         assert_eq!((program.path(), program.other()), (c"/new", c"/new"));
         assert!(!program.died(false) && !program.died(false));
         assert!(program.died(false));
         assert_eq!((program.path(), program.other()), (OWN, c""));
-        let mut program = Program::new("/new");
-        program.expect_a_death();
+        let mut program = Program::new("/new", -1);
         assert_eq!([(); 4].map(|()| program.died(false)), [false, false, false, true]);
-        let mut program = Program::new("/new");
+        let mut program = Program::new("/new", 0);
         program.steady();
         assert!((0..9).all(|_| !program.died(false)));
         assert!(program.died(true));

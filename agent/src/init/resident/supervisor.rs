@@ -45,12 +45,6 @@ pub struct Supervisor {
     starts: u32,
 }
 
-impl Default for Supervisor {
-    fn default() -> Self {
-        Self::new(0)
-    }
-}
-
 impl Supervisor {
     /// A process that was started so often before and is to be started at once.
     #[must_use]
@@ -141,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_first_restart_is_at_once_and_then_waits_double() {
-        let mut supervisor = Supervisor::default();
+        let mut supervisor = Supervisor::new(0);
         assert!(supervisor.due(0));
         let mut now = 0;
         let mut waits = Vec::new();
@@ -159,7 +153,7 @@ mod tests {
 
     #[test]
     fn ten_ends_in_five_minutes_are_failing_and_wait_the_longest() {
-        let mut supervisor = Supervisor::default();
+        let mut supervisor = Supervisor::new(0);
         for end in 1..=12_u64 {
             supervisor.started(7, end * 10);
             let ended = supervisor.ended(end * 10 + 1);
@@ -170,7 +164,7 @@ mod tests {
 
     #[test]
     fn ten_ends_over_a_longer_time_are_not_failing() {
-        let mut supervisor = Supervisor::default();
+        let mut supervisor = Supervisor::new(0);
         for end in 0..30 {
             supervisor.started(7, end * 34_000);
             assert!(!supervisor.ended(end * 34_000 + 1).failing);
@@ -179,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_minute_of_life_begins_the_row_anew() {
-        let mut supervisor = Supervisor::default();
+        let mut supervisor = Supervisor::new(0);
         for _ in 0..20 {
             supervisor.started(7, 0);
             supervisor.ended(1);

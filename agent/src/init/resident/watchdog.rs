@@ -68,9 +68,13 @@ impl Watchdog {
         self.seconds.map_or(PACE_MS, |s| (u64::from(s) * 500).min(PACE_MS))
     }
 
-    /// Feeds it; opens it where it has appeared meanwhile.
-    pub fn feed(&mut self) {
+    /// Feeds it if that is deserved; opens it where it has appeared meanwhile.
+    pub fn feed(&mut self, deserved: bool) {
         let Some(seconds) = self.seconds else { return };
+        if !deserved {
+            log::error!("no agent and no shell: the watchdog is not fed any more");
+            return;
+        }
         if self.device.is_none() {
             let Some((fd, index)) = device::find() else { return };
             match device::set_timeout(&fd, seconds) {
@@ -92,7 +96,7 @@ impl Watchdog {
         if armed {
             // A device that cannot wait so long keeps the timeout that it has.
             device::set_timeout(device, REBOOT_S).unwrap_or_default();
-            self.feed();
+            self.feed(true);
         } else if rustix::io::write(device, b"V").is_ok() {
             self.device = None;
         }
