@@ -13,6 +13,7 @@
 mod adopt;
 mod backoff;
 mod busy;
+mod console;
 mod event;
 mod faults;
 mod given;
@@ -21,6 +22,7 @@ mod notes;
 mod pulls;
 mod readiness;
 mod report;
+mod screen;
 mod server_link;
 mod set;
 mod start;
@@ -35,8 +37,9 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use protocol::ids::{Name, NodeId};
-use protocol::node::{Desired, DesiredSet, Phase, PhaseMark, PowerAction};
+use protocol::node::{Desired, DesiredSet, ObservedClock, Phase, PhaseMark, PowerAction};
 
+use self::console::Console;
 use self::event::Event;
 use self::notes::{Notes, NotesFile};
 use self::pulls::Pulls;
@@ -49,6 +52,7 @@ use self::worker::{Job, Surroundings, Worker, uptime};
 use crate::channel::Channels;
 use crate::init::control::{Control, Request};
 use crate::network::NetworkEvent;
+use crate::time::Clock;
 
 pub use self::start::run;
 
@@ -121,10 +125,15 @@ struct Agent {
     reports: bool,
     network_waiting: Option<String>,
     server_waiting: Option<String>,
+    clock_keeper: Option<Clock>,
+    clock: Option<ObservedClock>,
     /// Standing when a power request was obeyed.
     power_done: bool,
     standalone: bool,
     status: String,
+    screen: Console,
+    /// The boot servers, as the screen has them.
+    servers: String,
     usage: Usages,
     /// Absent outside of Layer0.
     layer0: Option<layer0::act::Layer0>,
@@ -174,21 +183,25 @@ impl Agent {
         let keeps = self.sets.values().any(|slot| slot.machine.keeps());
         let looking = keeps.then_some((self.looked + PRESSURE_PACE).saturating_sub(now));
         // Nobody else gives signs of life until there are reports.
-        let alone = (!self.reports).then_some(server_link::HEARTBEAT);
-        let deadline = deadline.map(|at| at.saturating_sub(now));
-        [deadline, pulling, looking, alone].into_iter().flatten().min()
+        let alone = (!self.reports).then_some(vital::PACE);
+        let due = deadline.into_iter().chain(self.screen.deadline());
+        let due = due.map(|at| at.saturating_sub(now));
+        due.chain(pulling).chain(looking).chain(alone).min()
     }
 
     fn take(&mut self, event: Event) {
         log::debug!("{event}");
         match event {
             Event::Network(event) => self.network(event),
-            Event::Desired(desired) => self.desired(desired),
+            Event::Desired(desired) => self.desired(*desired),
             Event::ServerReachable => {
                 self.server_waiting = None;
                 self.mark(Phase::Agent);
             }
-            Event::ServerUnreachable(why) => self.server_waiting = Some(why),
+            Event::ServerUnreachable(why) => {
+                self.server_waiting = Some(report::with_clock(why, self.clock.as_ref()));
+            }
+            Event::Clock(state) => self.clock = Some(state),
             Event::Pulled(name, result) => self.pulled(&name, result),
             Event::Staged(name, result) => {
                 if result.is_ok() {
@@ -215,24 +228,30 @@ impl Agent {
                 word: word.clone(),
                 at_ns,
             }),
-            Event::Terminate => {}
+            // What it says goes with the next report, which is written now.
+            Event::Hardware | Event::Terminate => {}
         }
     }
 
     fn network(&mut self, event: NetworkEvent) {
         match event {
-            NetworkEvent::Configured { link, mac, addresses, .. } => {
+            NetworkEvent::Configured { link, mac, addresses, ntp, .. } => {
                 self.network_waiting = None;
                 let text: Vec<String> = addresses.iter().map(ToString::to_string).collect();
                 log::info!("{link}: {}", text.join(", "));
                 self.facts.link(&link, mac, addresses);
                 self.tell_facts();
+                self.look_after_clock(ntp);
                 self.connect(mac);
             }
             NetworkEvent::Waiting(why) => {
                 if self.facts.links.iter().all(|link| link.addresses.is_empty()) {
                     self.network_waiting = Some(why);
                 }
+            }
+            NetworkEvent::LinkWaits { link, mac, why } => {
+                self.facts.link_waits(&link, mac, why);
+                self.tell_facts();
             }
             NetworkEvent::Lost { link, .. } => {
                 log::warn!("{link}: address lost");
@@ -243,6 +262,20 @@ impl Agent {
                     self.network_waiting = Some(format!("{link}: no address yet"));
                 }
             }
+        }
+    }
+
+    /// Lets these servers, or else the boot server, say what time it is. A standalone agent leaves its host's clock alone.
+    fn look_after_clock(&mut self, servers: Vec<std::net::IpAddr>) {
+        if let Some(keeper) = &self.clock_keeper {
+            return keeper.set_servers(servers);
+        }
+        let Some(plan) = self.link.as_ref().filter(|_| !self.standalone) else { return };
+        let events = self.around.events.clone();
+        let told = move |state| events.send(Event::Clock(state));
+        match Clock::start(servers, plan.servers.clone(), plan.transport.clone(), told) {
+            Ok(keeper) => self.clock_keeper = Some(keeper),
+            Err(error) => log::error!("no thread for the clock: {error}"),
         }
     }
 
@@ -259,15 +292,17 @@ impl Agent {
         if plan.servers.is_empty() {
             return;
         }
-        self.server_waiting =
-            Some(format!("boot server {}: no answer yet", plan.servers.join(", ")));
+        self.server_waiting = Some("boot server: no answer yet".to_owned());
         let (dirs, layer0) = (self.around.dirs.clone(), !self.standalone);
         let channels = Channels::new(plan.transport.clone(), node.clone(), dirs, layer0);
         let link = ServerLink { servers: plan.servers, node, transport: plan.transport };
         let (poller, events) = (link.clone(), self.around.events.clone());
-        let (outbox, vital) = (self.outbox.clone(), self.vital.clone());
-        start::thread("desired", move || poller.poll_desired(&events, &channels));
-        start::thread("observed", move || link.write_observed(&outbox, &vital));
+        let (outbox, reports, vital) =
+            (self.outbox.clone(), self.outbox.clone(), self.vital.clone());
+        start::thread("desired", move || {
+            poller.poll_desired(&events, &channels, &reports, &vital);
+        });
+        start::thread("observed", move || link.write_observed(&outbox));
         self.reports = true;
     }
 
@@ -387,7 +422,12 @@ impl Agent {
     fn waiting(&self) -> Option<String> {
         let sets = || self.sets.values().find_map(|slot| slot.machine.waiting());
         let layer0 = || self.layer0.as_ref().and_then(|layer0| layer0.machine.waiting());
-        let link = self.network_waiting.clone().or_else(|| self.server_waiting.clone());
+        let network = self.network_waiting.clone();
+        let network = network.map(|why| match self.outbox.missing_firmware() {
+            Some(files) => format!("{why} (firmware is missing: {files})"),
+            None => why,
+        });
+        let link = network.or_else(|| self.server_waiting.clone());
         link.or_else(sets).or_else(layer0)
     }
 
@@ -404,7 +444,16 @@ impl Agent {
             crate::logging::status(&status);
             self.status = status;
         }
+        let lines = screen::lines(&screen::View {
+            facts: &self.facts,
+            server: (&self.servers, self.server_waiting.as_deref()),
+            sets: &sets,
+            waiting: waiting.as_deref(),
+            event: &crate::logging::last_event(),
+        });
+        self.screen.show(lines, uptime());
         if let Some(mut observed) = self.facts.observed(&self.notes, sets, waiting) {
+            observed.clock.clone_from(&self.clock);
             observed.cache = self.pulls.puller().cache().status();
             observed.layer0 = self.layer0.as_ref().map(|layer0| layer0.machine.observed());
             let machines = self.sets.iter().map(|(name, slot)| (name, &slot.machine));

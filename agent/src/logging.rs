@@ -8,6 +8,7 @@
 use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -34,7 +35,15 @@ struct Backend {
     target: Target,
     kmsg: Option<File>,
     status: Mutex<String>,
+    /// The last line, as the console has it.
+    event: Mutex<String>,
 }
+
+/// The least important level that still goes to the console ([`LevelFilter`] as a number).
+static CONSOLE: AtomicUsize = AtomicUsize::new(LevelFilter::Trace as usize);
+
+/// Target of the lines that say how things stand rather than what happened.
+const STATUS: &str = "agent::status";
 
 static BACKEND: OnceLock<Backend> = OnceLock::new();
 
@@ -59,6 +68,7 @@ pub fn init(level: LogLevel, target: Target) {
             Target::Standalone => None,
         },
         status: Mutex::new(String::new()),
+        event: Mutex::new(String::new()),
     });
     if log::set_logger(backend).is_ok() {
         std::panic::set_hook(Box::new(|info| log::error!("{}", panic_text(info))));
@@ -88,8 +98,20 @@ pub fn status(line: &str) {
     if *last != line {
         line.clone_into(&mut last);
         drop(last);
-        log::info!("{line}");
+        log::info!(target: STATUS, "{line}");
     }
+}
+
+/// From now on only records of this level and more important ones go to the console. The kernel log gets all of them.
+pub fn limit_console(level: LevelFilter) {
+    CONSOLE.store(level as usize, Ordering::Relaxed);
+}
+
+/// What happened last, with its time.
+#[must_use]
+pub fn last_event() -> String {
+    let event = BACKEND.get().map(|backend| backend.event.lock());
+    event.map(|event| event.unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
 }
 
 /// Lets only kernel warnings of level 3 and above reach the console, and takes our own lines unthrottled. PID 1 calls it.
@@ -121,6 +143,15 @@ impl Log for Backend {
             Target::Layer0(role) => console_line(identity::uptime_ms(), role, level, text),
             Target::Standalone => stderr_line(level, text),
         };
+        let told = record.level() <= Level::Info && record.target() != STATUS;
+        // PID 1 has no screen.
+        if told && self.target != Target::Layer0("init") {
+            let mut event = self.event.lock().unwrap_or_else(PoisonError::into_inner);
+            String::from_utf8_lossy(line.as_bytes()).trim_end().clone_into(&mut event);
+        }
+        if record.level() as usize > CONSOLE.load(Ordering::Relaxed) {
+            return;
+        }
         write(rustix::stdio::stderr(), &line);
     }
 

@@ -46,6 +46,11 @@ fn main() -> ExitCode {
             }
         },
         Role::Api(options) => ask(options),
+        Role::Why { run_dir } => {
+            let dirs = agent::paths::RunDirs::new(run_dir);
+            say(&mut std::io::stdout(), &agent::why::text(&dirs));
+            ExitCode::SUCCESS
+        }
         Role::Monitor { dir } => status(agent::monitor::run(&dir)),
         Role::ContainerInit { in_cgroup, sockets } => {
             status(agent::container_init::run(in_cgroup, sockets))

@@ -1,32 +1,42 @@
-//! The node's network: loopback, every Ethernet interface, DHCP or a fixed address, and the files that name it.
+//! The node's network: loopback, every Ethernet and InfiniBand interface, bonds and VLANs, DHCP or fixed addresses, and the
+//! files that name it.
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`client`] | the DHCP client's state machine, pure |
-//! | [`message`] | DHCP messages, pure |
+//! | [`client`], [`client6`] | the state machines of the DHCP and the DHCPv6 client, pure |
+//! | [`message`], [`message6`] | their messages, pure |
+//! | [`advertisement`], `six` | what IPv6 routers say, and what is known of an interface's IPv6, pure |
 //! | [`frame`] | IPv4 and UDP headers, pure |
-//! | `manager`, `nic` | the thread: interfaces as they come and go, one task each |
-//! | `links`, `socket`, `files` | rtnetlink, packet and UDP sockets, `/etc` |
+//! | `manager`, `nic`, `nic6` | the thread: interfaces as they come and go, bonds, VLANs; a task for each interface |
+//! | `links`, `socket`, `socket6`, `files` | rtnetlink, packet, UDP and ICMPv6 sockets, `/etc` |
 //!
 //! Everything is driven by netlink notifications and timers; nothing polls. An agent that starts again finds the
-//! address of its earlier life, keeps it in use and asks for it again. There is no IPv6 beyond what the kernel does by
-//! itself, and virtual interfaces (bridges, veths) are left alone unless `BOOTIF=` or `ip=` names them.
+//! address of its earlier life, keeps it in use and asks for it again. What is wished for is
+//! [`protocol::network`]'s; virtual interfaces (bridges, veths) are left alone unless the wish names or makes them. IPv6
+//! addresses by router advertisement are the kernel's work; name servers and DHCPv6 are ours.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use protocol::boot_args::BootArgs;
 use protocol::ids::{Mac, NodeId};
+use protocol::network::Network;
 
+pub mod advertisement;
 pub mod client;
+pub mod client6;
 mod files;
 pub mod frame;
 mod links;
 mod manager;
 pub mod message;
+pub mod message6;
 mod nic;
+mod nic6;
+mod six;
 mod socket;
+mod socket6;
 
 /// What belongs to the place that the agent runs in rather than to the command line.
 #[derive(Debug, Clone)]
@@ -37,6 +47,8 @@ pub struct Settings {
     pub set_hostname: bool,
     /// The node's id; it is the host name when known.
     pub node: Option<NodeId>,
+    /// The site's wishes, [`crate::paths::ConfigDir::network`]; need not exist.
+    pub wishes: PathBuf,
 }
 
 /// What happened on the network.
@@ -49,7 +61,7 @@ pub enum NetworkEvent {
         /// Its address on the link.
         mac: Mac,
     },
-    /// An interface has an address, new or changed. The files in `/etc` are written before this is said.
+    /// An interface has addresses, new or changed. The files in `/etc` are written before this is said.
     Configured {
         /// Its name.
         link: String,
@@ -61,14 +73,25 @@ pub enum NetworkEvent {
         router: Option<Ipv4Addr>,
         /// The node's host name.
         hostname: Option<String>,
+        /// Time servers.
+        ntp: Vec<IpAddr>,
     },
-    /// Nothing goes on until something happens; one sentence what.
+    /// What is waited for, of all interfaces, the boot interface first.
     Waiting(String),
-    /// An interface has lost its address or has disappeared.
+    /// What one interface waits for, or that it does not any more.
+    LinkWaits {
+        /// Its name.
+        link: String,
+        /// Its address on the link.
+        mac: Mac,
+        /// What for.
+        why: Option<String>,
+    },
+    /// An interface has lost its last address or has disappeared.
     Lost {
         /// Its name.
         link: String,
-        /// The address that is gone.
+        /// The address that is gone, the first of them.
         address: IpAddr,
     },
 }
@@ -111,7 +134,7 @@ pub fn start(
     sink: impl Fn(NetworkEvent) + Send + 'static,
 ) -> Result<(), NetworkError> {
     let (ready, is_ready) = std::sync::mpsc::channel();
-    let (ip, bootif) = (args.ip.clone(), args.bootif);
+    let (wish, bootif) = (args.network.clone().before(read_wishes(&settings.wishes)), args.bootif);
     let body = move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
@@ -121,7 +144,7 @@ pub fn start(
             }
         };
         runtime.block_on(async {
-            match manager::Manager::begin(ip, bootif, settings, Box::new(sink)).await {
+            match manager::Manager::begin(wish, bootif, settings, Box::new(sink)).await {
                 Ok(manager) => {
                     tell(&ready, Ok(()));
                     manager.run().await;
@@ -135,6 +158,23 @@ pub fn start(
         .spawn(body)
         .map_err(|source| NetworkError::Start { action: "start a thread", source })?;
     is_ready.recv().map_err(|_| NetworkError::Died)?
+}
+
+/// The site's wishes; what is wrong with them is said, and the rest holds.
+fn read_wishes(path: &Path) -> Network {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Network::default(),
+        Err(error) => {
+            log::error!("network: cannot read {}: {error}", path.display());
+            return Network::default();
+        }
+    };
+    let (network, problems) = Network::parse_file(&text);
+    for problem in problems {
+        log::error!("network: {}: {problem}", path.display());
+    }
+    network
 }
 
 fn tell(

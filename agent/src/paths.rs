@@ -18,6 +18,10 @@ pub const KEYS_DIR: &str = "/etc/layercake/keys";
 pub const IMAGEAPI_DIR: &str = "/etc/layercake/imageapi";
 /// Modules that are loaded at start whatever the hardware says, one name a line.
 pub const MODULES_LOAD: &str = "/etc/layercake/modules";
+/// Starts ssh: put there by an overlay, and run by the rescue shell.
+pub const SSH: &str = "/etc/layercake/ssh";
+/// Where this is, ssh is started with the agent.
+pub const SSH_ALWAYS: &str = "/etc/layercake/ssh.always";
 /// A program that says whether the node is busy: it ends with 0 when the node is free, otherwise the first line that it writes
 /// is the reason. Put there by an overlay; absent: the node is free.
 pub const BUSY_PROGRAM: &str = "/etc/layercake/busy";
@@ -49,6 +53,12 @@ impl ConfigDir {
     #[must_use]
     pub fn keys(&self) -> PathBuf {
         self.0.join("keys")
+    }
+
+    /// The site's network ([`protocol::network::Network::parse_file`]), put there by an overlay: `network.toml`.
+    #[must_use]
+    pub fn network(&self) -> PathBuf {
+        self.0.join("network.toml")
     }
 
     /// As [`REGISTRIES_FILE`].

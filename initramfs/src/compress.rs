@@ -41,7 +41,7 @@ const XZ_MEMORY_KIB: u32 = 1 << 17;
 pub enum Compression {
     /// One zstd frame of this level.
     Zstd(u8),
-    /// One xz stream of this preset, x86 code filtered. A tenth smaller than zstd, and slower to unpack.
+    /// One xz stream of this preset, x86 code filtered. A tenth smaller than zstd, and six times as long to unpack.
     Xz(u8),
     /// Not at all.
     None,
@@ -116,7 +116,14 @@ impl Compression {
 
 fn symbol(name: &str, reason: &str) -> Symbol {
     let (name, reason) = (name.to_owned(), reason.to_owned());
-    Symbol { name, value: Value::Y, reason, need: Need::Required, without: None }
+    Symbol {
+        name,
+        value: Value::Y,
+        reason,
+        need: Need::Required,
+        without: None,
+        flavours: Vec::new(),
+    }
 }
 
 fn zstd_frame(archive: &[u8], level: u8) -> io::Result<Vec<u8>> {

@@ -5,6 +5,7 @@
 //! | [`image`] | the whole build, from a [`image::Config`] to `vmlinuz`, `initramfs.img` and `manifest.json` |
 //! | [`tree`] | the file tree that goes into the archive. Pure |
 //! | [`registries`] | the registry table, from TOML to what the agent reads |
+//! | [`site`] | the site's archive beside the image: keys, configuration, a rescue shell, ssh |
 //! | [`overlay`] | what the operator adds: directories and CA certificates, read from disk |
 //! | [`archive`] | the tree as newc cpio, and read back. Pure |
 //! | [`compress`] | how that is compressed, and what the kernel needs to unpack it. Pure |
@@ -32,6 +33,7 @@ pub mod overlay;
 pub mod pe;
 pub mod registries;
 pub mod sbom;
+pub mod site;
 pub mod tree;
 pub mod uki;
 

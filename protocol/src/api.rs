@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | GET /v1/nodes | | `Vec<NodeRecord>` |
 //! | GET /v1/nodes/{id} | | [`NodeRecord`] |
+//! | GET /v1/nodes/{id}/why | | [`crate::why::Why`] |
 //! | GET /v1/nodes/{id}/desired?after=V&wait=S&registries=TAG | | [`crate::node::Desired`] with the registry table and the node's files; 204 when nothing newer came in S seconds |
 //! | PUT /v1/nodes/{id}/observed | [`crate::node::Observed`] | 204 |
 //! | POST /v1/nodes/{id}/channels | [`crate::channel::ChannelBody`] | 201 [`crate::channel::ChannelCreated`] |

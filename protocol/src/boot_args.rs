@@ -4,11 +4,15 @@
 //! that refuses to boot for a typing slip is worse than one that says so. Quoting follows the kernel
 //! (`Documentation/admin-guide/kernel-parameters.rst`): double quotes protect spaces.
 
+mod amount;
+
 use std::fmt;
-use std::net::Ipv4Addr;
 
 use crate::ids::{Digest, Mac, NodeId};
+use crate::network::Network;
 use crate::reference::Reference;
+
+pub use amount::{Amount, InvalidAmount};
 
 /// Longest command line that is read, in bytes (x86 `COMMAND_LINE_SIZE`).
 pub const MAX_COMMAND_LINE: usize = 2048;
@@ -63,6 +67,16 @@ impl Watchdog {
     }
 }
 
+/// What the console shows (`layercake.console=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConsoleMode {
+    /// One calm screen: who the node is, what it runs, what it waits for. The default.
+    #[default]
+    Status,
+    /// The log, line by line.
+    Log,
+}
+
 /// Which disk keeps blobs across reboots (`layercake.cache=`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum CacheDisk {
@@ -92,37 +106,6 @@ impl CacheDisk {
     }
 }
 
-/// A static IPv4 configuration from `ip=` (kernel `Documentation/admin-guide/nfs/nfsroot.rst`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StaticIp {
-    /// The node's address.
-    pub address: Ipv4Addr,
-    /// Length of the network prefix in bits, 0 to 32.
-    pub prefix_len: u8,
-    /// The default gateway.
-    pub gateway: Option<Ipv4Addr>,
-    /// The host name.
-    pub hostname: Option<String>,
-    /// The interface (`eth0`); any when absent.
-    pub device: Option<String>,
-    /// Name servers.
-    pub dns: Vec<Ipv4Addr>,
-}
-
-/// How the node gets its address.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum IpConfig {
-    /// By DHCP on every interface, the boot interface first. The default.
-    #[default]
-    Dhcp,
-    /// By DHCP on this interface alone.
-    DhcpOn(String),
-    /// Fixed.
-    Static(StaticIp),
-    /// Not at all.
-    Off,
-}
-
 /// What the command line says to Layer0.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BootArgs {
@@ -140,16 +123,22 @@ pub struct BootArgs {
     pub watchdog: Watchdog,
     /// `layercake.log=`.
     pub log: LogLevel,
+    /// `layercake.console=`.
+    pub console: ConsoleMode,
     /// `layercake.cache=`.
     pub cache: CacheDisk,
+    /// `layercake.store=`: how much memory what is pulled and written may fill; 80 % where it is not said.
+    pub store: Option<Amount>,
+    /// `layercake.zram=`: swap that is compressed and lies in memory itself; none where it is not said.
+    pub zram: Option<Amount>,
     /// `layercake.layer0=`: the digest of this Layer0's manifest, said by whoever started it.
     pub layer0: Option<Digest>,
     /// `layercake.kexec`: the kernel before this one started it.
     pub kexec: bool,
     /// `BOOTIF=`: the interface that the firmware booted from.
     pub bootif: Option<Mac>,
-    /// `ip=`.
-    pub ip: IpConfig,
+    /// `ip=`, `vlan=`, `bond=`, `nameserver=` and `layercake.mtu=`.
+    pub network: Network,
     /// What was not understood, each as a sentence for the console.
     pub problems: Vec<String>,
 }
@@ -185,11 +174,15 @@ impl BootArgs {
             "layercake.rescue" => self.rescue = parse_rescue(value)?,
             "layercake.watchdog" => self.watchdog = parse_watchdog(value)?,
             "layercake.log" => self.log = parse_log(value)?,
+            "layercake.console" => self.console = parse_console(value)?,
+            "layercake.store" => self.store = Some(value.parse().map_err(to_text)?),
+            "layercake.zram" if value == "off" => self.zram = None,
+            "layercake.zram" => self.zram = Some(value.parse().map_err(to_text)?),
             "layercake.cache" => self.cache = parse_cache(value)?,
             "layercake.layer0" => self.layer0 = Some(value.parse().map_err(to_text)?),
             "layercake.kexec" => self.kexec = true,
             "BOOTIF" => self.bootif = Some(value.parse().map_err(to_text)?),
-            "ip" => self.ip = parse_ip(value)?,
+            _ if self.network.word(key, value)? => {}
             _ if key.starts_with("layercake.") => return Err("unknown key, ignored".to_owned()),
             _ => {}
         }
@@ -250,6 +243,14 @@ fn parse_watchdog(value: &str) -> Result<Watchdog, String> {
     }
 }
 
+fn parse_console(value: &str) -> Result<ConsoleMode, String> {
+    match value {
+        "status" => Ok(ConsoleMode::Status),
+        "log" => Ok(ConsoleMode::Log),
+        _ => Err("expected status or log".to_owned()),
+    }
+}
+
 fn parse_cache(value: &str) -> Result<CacheDisk, String> {
     match value {
         "none" => Ok(CacheDisk::Off),
@@ -257,79 +258,6 @@ fn parse_cache(value: &str) -> Result<CacheDisk, String> {
         "" => Err("expected none or the label of a file system".to_owned()),
         label if label.len() > MAX_LABEL => Err(format!("longer than {MAX_LABEL} bytes")),
         label => Ok(CacheDisk::Labelled(label.to_owned())),
-    }
-}
-
-fn prefix_len(mask: Ipv4Addr) -> Option<u8> {
-    let bits = u32::from(mask);
-    let ones = bits.leading_ones();
-    (bits.checked_shl(ones).unwrap_or(0) == 0).then(|| u8::try_from(ones).unwrap_or(32))
-}
-
-fn parse_ip(value: &str) -> Result<IpConfig, String> {
-    match value {
-        "dhcp" | "on" | "any" | "both" => return Ok(IpConfig::Dhcp),
-        "off" | "none" => return Ok(IpConfig::Off),
-        _ => {}
-    }
-    // <client>:<server>:<gateway>:<netmask>:<hostname>:<device>:<autoconf>[:<dns0>[:<dns1>]]
-    let fields: Vec<&str> = value.split(':').collect();
-    let field = |index: usize| fields.get(index).copied().filter(|text| !text.is_empty());
-    let address = |index: usize, what: &str| match field(index) {
-        None => Ok(None),
-        Some(text) => text
-            .parse::<Ipv4Addr>()
-            .map(Some)
-            .map_err(|_| format!("{what} `{text}` is not an IPv4 address")),
-    };
-    let device = field(5).map(str::to_owned);
-    let Some(client) = address(0, "client")? else {
-        return match (field(6), device) {
-            (Some("off" | "none"), _) => Ok(IpConfig::Off),
-            (_, Some(device)) => Ok(IpConfig::DhcpOn(device)),
-            (Some(_), None) => Ok(IpConfig::Dhcp),
-            (None, None) => {
-                Err("expected dhcp, off, or CLIENT:SERVER:GATEWAY:NETMASK:HOSTNAME:DEVICE:AUTOCONF"
-                    .to_owned())
-            }
-        };
-    };
-    let mask =
-        address(3, "netmask")?.ok_or("a fixed address needs a netmask in the fourth field")?;
-    let prefix_len = prefix_len(mask).ok_or_else(|| format!("netmask {mask} is not contiguous"))?;
-    let dns = [address(7, "dns0")?, address(8, "dns1")?].into_iter().flatten().collect();
-    Ok(IpConfig::Static(StaticIp {
-        address: client,
-        prefix_len,
-        gateway: address(2, "gateway")?,
-        hostname: field(4).map(str::to_owned),
-        device,
-        dns,
-    }))
-}
-
-impl fmt::Display for IpConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Dhcp => f.write_str("dhcp"),
-            Self::Off => f.write_str("off"),
-            Self::DhcpOn(device) => write!(f, ":::::{device}:dhcp"),
-            Self::Static(ip) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(ip.prefix_len)).unwrap_or(0);
-                let text =
-                    |address: Option<Ipv4Addr>| address.map_or(String::new(), |a| a.to_string());
-                write!(
-                    f,
-                    "{}::{}:{}:{}:{}:off",
-                    ip.address,
-                    text(ip.gateway),
-                    Ipv4Addr::from(mask),
-                    ip.hostname.as_deref().unwrap_or(""),
-                    ip.device.as_deref().unwrap_or(""),
-                )?;
-                ip.dns.iter().take(2).try_for_each(|dns| write!(f, ":{dns}"))
-            }
-        }
     }
 }
 
@@ -365,11 +293,16 @@ impl fmt::Display for BootArgs {
             LogLevel::Info => {}
             LogLevel::Debug => words.push("layercake.log=debug".to_owned()),
         }
+        if self.console == ConsoleMode::Log {
+            words.push("layercake.console=log".to_owned());
+        }
         match &self.cache {
             CacheDisk::Standard => {}
             CacheDisk::Off => words.push("layercake.cache=none".to_owned()),
             CacheDisk::Labelled(label) => words.push(format!("layercake.cache={label}")),
         }
+        words.extend(self.store.map(|amount| format!("layercake.store={amount}")));
+        words.extend(self.zram.map(|amount| format!("layercake.zram={amount}")));
         if let Some(digest) = &self.layer0 {
             words.push(format!("layercake.layer0={digest}"));
         }
@@ -379,9 +312,7 @@ impl fmt::Display for BootArgs {
         if let Some(mac) = self.bootif {
             words.push(format!("BOOTIF=01-{}", mac.to_string().replace(':', "-")));
         }
-        if self.ip != IpConfig::Dhcp {
-            words.push(format!("ip={}", self.ip));
-        }
+        self.network.words(&mut words);
         f.write_str(&words.join(" "))
     }
 }
@@ -411,10 +342,11 @@ mod tests {
     #[test]
     fn a_fixed_address_round_trips() {
         let args = round_trip("ip=10.0.0.5::10.0.0.1:255.255.255.0:n5:eth0:off:10.0.0.2");
-        let IpConfig::Static(ip) = args.ip else { panic!("{:?}", args.ip) };
-        assert_eq!((ip.prefix_len, ip.dns.len()), (24, 1));
+        let [interface] = args.network.interfaces.as_slice() else { panic!("{:?}", args.network) };
+        assert_eq!(interface.ip.addresses, [([10, 0, 0, 5].into(), 24)]);
+        assert_eq!(interface.ip.dns, [std::net::IpAddr::from([10, 0, 0, 2])]);
         round_trip("ip=:::::eth1:dhcp");
-        round_trip("layercake.rescue=always layercake.log=debug ip=off");
+        round_trip("layercake.rescue=always layercake.log=debug layercake.console=log ip=off");
         let watchdog = |text| round_trip(text).watchdog.seconds();
         assert_eq!(watchdog("layercake.watchdog=off"), None);
         assert_eq!(watchdog("layercake.watchdog=10"), Some(10));
@@ -438,6 +370,7 @@ mod tests {
     fn a_bad_value_says_what_was_expected() {
         for (text, expected) in [
             ("ip=10.0.0.5::::n", "netmask"),
+            ("layercake.console=loud", "status or log"),
             ("ip=10.0.0.5:::255.0.255.0", "contiguous"),
             ("layercake.server=10.9.0.1", "http://"),
             ("layercake.imageset=x", "repository"),
@@ -453,7 +386,7 @@ mod tests {
         #[test]
         fn no_command_line_makes_the_parser_panic(text in "\\PC{0,200}") {
             let _ = BootArgs::parse(&text);
-            let _ = BootArgs::parse(&format!("ip={text} BOOTIF={text}"));
+            let _ = BootArgs::parse(&format!("ip={text} BOOTIF={text} bond={text} vlan={text}"));
         }
     }
 }

@@ -126,6 +126,9 @@ pub struct Hardware {
     /// Memory that the kernel manages, in bytes.
     #[serde(default)]
     pub memory: u64,
+    /// Most bytes that what is pulled and written may fill (`layercake.store=`); 0 where that is not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub store: u64,
     /// Size of the compressed swap in memory, in bytes; 0 where there is none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub zram: u64,
@@ -230,6 +233,13 @@ mod tests {
             None
         );
         assert_eq!(missing_firmware(": firmware: failed to load "), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_alias_and_any_line_is_something_or_nothing(text in "(pci:v0000|virtio:d|: firmware: failed to load )?\\PC{0,40}") {
+            let _read = (DeviceClass::of_alias(&text), pci_id(&text), missing_firmware(&text), parse(&text));
+        }
     }
 
     #[test]

@@ -8,12 +8,14 @@
 //! | [`reference`](mod@reference) | where an image or ImageSet lives: registry, repository, tag, digest |
 //! | [`registries`] | mirrors, CA certificates and credentials of registries, for nodes and the server |
 //! | [`boot_args`] | the kernel command line: parse and render side by side |
+//! | [`network`] | interfaces, VLANs, bonds and addresses: of the command line and of the site file |
 //! | [`imageset`] | the ImageSet description that nodes read |
 //! | [`oci`] | descriptors, manifests, indexes, and resolving an ImageSet from its index |
 //! | [`signature`] | signatures in cosign's key layout: build, read and verify |
 //! | [`node`] | the desired and the observed document of a node |
 //! | [`facts`] | a node's hardware: what its agent reports, and images are built for |
 //! | [`api`] | request, reply and error bodies of `/v1` |
+//! | [`why`] | why a node is not what is wanted of it |
 //! | [`channel`] | logs and commands through the server: requests, frames, flow control |
 //! | [`layer0`] | `manifest.json` of a built Layer0 |
 
@@ -22,6 +24,7 @@ pub mod reference;
 pub mod registries;
 
 pub mod boot_args;
+pub mod network;
 
 pub mod imageset;
 pub mod oci;
@@ -31,6 +34,7 @@ pub mod api;
 pub mod channel;
 pub mod facts;
 pub mod node;
+pub mod why;
 
 pub mod layer0;
 

@@ -12,9 +12,11 @@ use crate::ids::{Digest, Mac, Name, NodeId, Version};
 use crate::reference::Reference;
 use crate::registries::RegistryEntry;
 
+mod clock;
 mod given;
 mod layer0;
 
+pub use clock::ObservedClock;
 pub use given::{FileContent, GivenFile, Usage};
 pub use layer0::{DesiredLayer0, Layer0Archive, Layer0How, Layer0State, ObservedLayer0};
 
@@ -352,6 +354,12 @@ pub struct ObservedSet {
     /// Why it stands so, or what it waits for: one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// How often in a row it failed, where it is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<u32>,
+    /// When it is tried again, milliseconds since the kernel started (CLOCK_BOOTTIME).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at_ms: Option<u64>,
     /// A pull under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullProgress>,
@@ -375,6 +383,9 @@ pub struct ObservedLink {
     pub mac: Mac,
     /// Its IP addresses.
     pub addresses: Vec<IpAddr>,
+    /// What it waits for (`no carrier`), if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
 }
 
 /// The disk that a node keeps blobs on across reboots.
@@ -430,6 +441,9 @@ pub struct Observed {
     /// Its Layer0; none from an agent that is not in one (`--standalone`) or does not know how to change it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer0: Option<ObservedLayer0>,
+    /// Its clock; none from an agent that does not look after it (`--standalone`) or has not compared it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<ObservedClock>,
     /// Its ImageSets.
     pub imagesets: Vec<ObservedSet>,
     /// What its hardware is: in the first report of a boot, and when it changes. The server keeps the last one.

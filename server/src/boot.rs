@@ -32,6 +32,8 @@ pub struct Script<'a> {
     pub layer0: Option<Digest>,
     /// More kernel arguments, `console=ttyS0,115200n8`.
     pub extra: &'a str,
+    /// Names of the archives beside the initramfs, in their order ([`crate::overlays`]).
+    pub overlays: &'a [&'a str],
 }
 
 impl Script<'_> {
@@ -54,6 +56,7 @@ impl Script<'_> {
     /// # Errors
     /// If the template does not fit its values, which a test rules out.
     pub fn render(&self) -> Result<String, RenderError> {
+        let overlays: Vec<String> = self.overlays.iter().map(|name| (*name).to_owned()).collect();
         let file = |name: &str| match &self.layer0 {
             Some(digest) => layer0::path(digest, name),
             None => format!("/boot/{name}"),
@@ -65,6 +68,7 @@ impl Script<'_> {
             initramfs => file(INITRAMFS),
             url => self.url,
             cmdline => self.command_line(),
+            overlays,
         };
         render("boot.ipxe", SCRIPT, values)
     }
@@ -103,6 +107,7 @@ mod tests {
             url: "http://10.9.0.1:8080",
             layer0: None,
             extra: "console=ttyS0,115200n8",
+            overlays: &[],
         };
         let expected = "\
 #!ipxe
@@ -117,6 +122,19 @@ sleep 5
 reboot
 ";
         assert_eq!(script.render().expect("render"), expected);
+
+        let names = ["site.cpio.zst", "n1.cpio"];
+        let text = Script { overlays: &names, ..script.clone() }.render().expect("render");
+        let initrds = " initrd=initramfs.img initrd=site.cpio.zst initrd=n1.cpio layercake.server=";
+        assert!(text.contains(initrds), "{text}");
+        // In the order in which the kernel is to unpack them.
+        let base = "http://10.9.0.1:8080/boot";
+        let fetched = format!(
+            "initrd --name initramfs.img {base}/initramfs.img?mac=52:54:00:00:00:01 || goto failed\n\
+             initrd --name site.cpio.zst {base}/overlays/site.cpio.zst || goto failed\n\
+             initrd --name n1.cpio {base}/overlays/n1.cpio || goto failed\nboot || goto failed\n"
+        );
+        assert!(text.contains(&fetched), "{text}");
         // With a digest, files and command line name the same Layer0.
         let digest = Digest::of(b"b");
         let script = Script { layer0: Some(digest), ..script };
@@ -147,7 +165,8 @@ goto again
     fn the_agent_reads_back_what_the_script_says() {
         let node = "n1".parse().expect("id");
         let mac = Mac([2, 0, 0, 0, 0, 9]);
-        let script = Script { node: &node, mac, url: "http://s:1", layer0: None, extra: " " };
+        let script =
+            Script { node: &node, mac, url: "http://s:1", layer0: None, extra: " ", overlays: &[] };
         let args = BootArgs::parse(&script.command_line());
         assert_eq!((args.node, args.bootif), (Some(node.clone()), Some(mac)));
         assert_eq!((args.servers, args.problems), (vec!["http://s:1".to_owned()], vec![]));

@@ -14,6 +14,7 @@ mod output;
 mod registry;
 mod roll;
 mod serve;
+mod why;
 
 use std::process::ExitCode;
 
@@ -49,6 +50,8 @@ enum Command {
     /// Look at nodes, and switch them off or on again.
     #[command(subcommand)]
     Node(node::Command),
+    /// Say why a node is not what is wanted of it, what happens next, and what can be done.
+    Why(why::Args),
     /// Build, push, pull, inspect, compare, copy, sign and verify ImageSets.
     #[command(subcommand)]
     Imageset(imageset::Command),
@@ -79,6 +82,7 @@ impl Cli {
         let done = match self.command {
             Command::Serve(args) => serve::run(&args, output),
             Command::Node(command) => node::run(command, &client(), output),
+            Command::Why(args) => why::run(&args, &client(), output),
             Command::Imageset(command) => imageset::run(&command, &self.server, output),
             Command::Roll(command) => roll::run(command, &client(), output),
             Command::Layer0(command) => layer0::run(command, &client(), output),
@@ -117,6 +121,7 @@ mod tests {
             "layercake layer0 start n1,n2 --layer0 lab --how kexec --wait",
             "layercake layer0 start all --layer0 sha256:abcdef --how agent --no-wait",
             "layercake layer0 status --json",
+            "layercake why n1 --json",
             "layercake imageset build i.toml --out dir",
             "layercake imageset push i.toml --to http://r:5000/a",
             "layercake imageset push i.toml --to r:5000 --ca ca.pem --authfile auth.json",
@@ -160,6 +165,7 @@ mod tests {
             "layercake serve --init a --config b",
             "layercake node power n1 explode",
             "layercake node show N_1",
+            "layercake why",
             "layercake roll start n1",
             "layercake roll start n1 --imageset hello:1 --no-wait --timeout 3",
             "layercake roll undo hello",

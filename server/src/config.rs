@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use self::values::{BaseUrl, Subnet};
 use crate::files::{self, FileSource, Files};
+use crate::overlays;
 use crate::registries::Known;
 use crate::registry::TokenHash;
 use crate::sources::SetName;
@@ -182,6 +183,10 @@ pub struct BootSection {
     /// More kernel arguments for every node.
     #[serde(default)]
     pub cmdline: String,
+    /// Archives that every node gets beside the initramfs: see [`crate::overlays`]. A relative path begins at the config's
+    /// directory.
+    #[serde(default)]
+    pub overlays: Vec<PathBuf>,
 }
 
 /// `[[node]]`.
@@ -197,6 +202,9 @@ pub struct NodeSection {
     /// What it runs until an operator says otherwise, `NAME:VERSION` each.
     #[serde(default)]
     pub imagesets: Vec<SetName>,
+    /// Archives that it gets after those of `[boot]`.
+    #[serde(default)]
+    pub overlays: Vec<PathBuf>,
 }
 
 fn default_listen() -> SocketAddr {
@@ -289,6 +297,11 @@ impl Config {
         self.registry.problems(&mut problems);
         problems.extend(files::problems(&self.files).into_iter().map(Problem::of_file));
         self.node_problems(&mut problems);
+        let overlays = overlays::problems(self).into_iter();
+        problems.extend(overlays.map(|wrong| {
+            let overlays::Wrong { section, nth, text } = wrong;
+            Problem { section, nth, key: "overlays", text }
+        }));
         problems
     }
 
@@ -396,6 +409,10 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     config.server.layer0_dir = dir.join(&config.server.layer0_dir);
     if let Some(root) = config.tftp.as_mut().and_then(|tftp| tftp.root.as_mut()) {
         *root = dir.join(&*root);
+    }
+    let own = config.nodes.iter_mut().flat_map(|node| &mut node.overlays);
+    for overlay in config.boot.overlays.iter_mut().chain(own) {
+        *overlay = dir.join(&*overlay);
     }
     for source in &mut config.registries {
         let files = source.ca.iter_mut().chain(&mut source.password_file);

@@ -35,6 +35,8 @@ use crate::channels::relay::Socket;
 use crate::files::Files;
 use crate::inventory::Inventory;
 use crate::layer0::Layer0Store;
+use crate::layer0::archives::Archives;
+use crate::overlays::Overlays;
 use crate::registries::Known;
 use crate::registry::Access;
 use crate::sources::Sources;
@@ -59,8 +61,12 @@ pub struct App {
     pub cmdline: String,
     /// Where `vmlinuz` and `initramfs.img` are.
     pub layer0_dir: PathBuf,
+    /// The archives that nodes get beside the initramfs.
+    pub overlays: Overlays,
     /// The Layer0 builds.
     pub layer0: Layer0Store,
+    /// What is in the archives, for nodes that go to another Layer0.
+    pub archives: Archives,
     /// Who may bring Layer0 builds: those who may push to the registry.
     pub layer0_access: Access,
     /// Where `ipxe.efi` is, for UEFI HTTP Boot: the TFTP server's directory.
@@ -90,7 +96,9 @@ pub fn router(app: Arc<App>, registry: Router) -> Router {
         .route("/v1/version", get(version))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{id}", get(nodes::show))
+        .route("/v1/nodes/{id}/why", get(nodes::why))
         .route("/v1/nodes/{id}/desired", get(nodes::desired))
+        .route("/v1/nodes/{id}/hardware", get(nodes::hardware))
         .route("/v1/nodes/{id}/observed", put(nodes::observed))
         .route("/v1/nodes/{id}/power", post(nodes::power))
         .route("/v1/nodes/{id}/channels", post(channels::ask))
@@ -112,6 +120,7 @@ pub fn router(app: Arc<App>, registry: Router) -> Router {
         .route("/boot/ipxe", get(boot::ipxe))
         .route("/boot/vmlinuz", get(boot::vmlinuz))
         .route("/boot/initramfs.img", get(boot::initramfs))
+        .route("/boot/overlays/{name}", get(boot::overlay))
         .route("/boot/layer0/{digest}/{file}", get(layer0::serve))
         .route("/boot/ipxe.efi", get(boot::loader));
     api.merge(boot)

@@ -10,6 +10,7 @@
 //! What lies in `server.layer0_dir` is the default: it is copied here whenever its manifest changes, so that a build in the middle
 //! of its replacement is never given to anybody, and those that ran the one before can still have it.
 
+pub mod archives;
 mod import;
 pub mod upload;
 

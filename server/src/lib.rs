@@ -3,7 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`config`] | `layercake.toml`: types, checks, errors that name file, line and key |
-//! | [`timeline`], [`rolls`], [`desired`], [`boot`] | what is decided, without I/O |
+//! | [`timeline`], [`rolls`], [`desired`], [`boot`], [`overlays`], [`why`] | what is decided, without I/O |
 //! | [`storage`] | the storage trait, and SQLite behind it |
 //! | [`inventory`] | every node and roll in RAM; the one place where they change |
 //! | [`layer0`] | Layer0 builds by digest, and which of them a machine boots |
@@ -18,8 +18,10 @@ pub mod config;
 
 pub mod boot;
 pub mod desired;
+pub mod overlays;
 pub mod rolls;
 pub mod timeline;
+pub mod why;
 
 pub mod inventory;
 pub mod layer0;

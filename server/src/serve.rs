@@ -22,7 +22,9 @@ use crate::dhcp::{self, DhcpConfig, DhcpError, DhcpSeen, Reservation};
 use crate::files::{Files, Wrong};
 use crate::http::{App, error_chain, listen};
 use crate::inventory::{Inventory, InventoryError};
+use crate::layer0::archives::Archives;
 use crate::layer0::{Layer0Error, Layer0Store};
+use crate::overlays::Overlays;
 use crate::registries::Known;
 use crate::registry::{Access, RegistryError, RegistryStore, collect_regularly};
 use crate::sources::{SetName, Sources, Wanted};
@@ -273,6 +275,13 @@ impl Server {
                 );
             }
         }
+        let overlays = Overlays::of_config(&config);
+        for overlay in overlays.all().filter(|overlay| !overlay.path.is_file()) {
+            let path = overlay.path.display();
+            tracing::warn!(
+                "{path} is not there yet; nodes that get it cannot boot until it is (overlays)"
+            );
+        }
         let app = App {
             inventory: Arc::clone(&inventory),
             sources,
@@ -281,10 +290,12 @@ impl Server {
             url: config.server.url.to_string(),
             cmdline: config.boot.cmdline.clone(),
             layer0_dir: config.server.layer0_dir.clone(),
+            overlays,
             layer0: Layer0Store::open(
                 config.server.data_dir.join("layer0"),
                 config.server.layer0_dir.clone(),
             )?,
+            archives: Archives::default(),
             layer0_access: access(&config),
             loader_dir: config.tftp.as_ref().and_then(|tftp| tftp.root.clone()),
             channels: Arc::default(),

@@ -33,6 +33,7 @@ pub const CASES: &[Need] = &[
     Need::Skopeo,
     Need::Podman,
     Need::Runc,
+    Need::Ssh,
 ];
 
 /// What the cases with network storage need beside [`CASES`].
@@ -40,11 +41,30 @@ pub const STORAGE_CASES: &[Need] =
     &[Need::NfsGanesha, Need::NfsGaneshaVfs, Need::Tgt, Need::MkfsExt4, Need::OpenSsl, Need::Curl];
 
 /// What the cases with UEFI firmware need.
-pub const EFI_CASES: &[Need] =
-    &[Need::Qemu, Need::Ip, Need::UtilLinux, Need::Ovmf, Need::EfiStub, Need::SbSign];
+pub const EFI_CASES: &[Need] = &[
+    Need::Qemu,
+    Need::Ip,
+    Need::UtilLinux,
+    Need::Ovmf,
+    Need::EfiStub,
+    Need::SbSign,
+    Need::Faketime,
+];
+
+/// What the cases need that boot from disks and CDs.
+pub const FORM_CASES: &[Need] =
+    &[Need::Syslinux, Need::SyslinuxFiles, Need::Isolinux, Need::Xorriso, Need::Mtools];
+
+/// What building a kernel from source needs.
+pub const KERNEL: &[Need] =
+    &[Need::Make, Need::Gcc, Need::Flex, Need::Bison, Need::Bc, Need::Perl, Need::Xz, Need::LibElf];
 
 /// What the unit and integration tests of all crates need.
 pub const UNIT: &[Need] = &[
+    Need::Syslinux,
+    Need::SyslinuxFiles,
+    Need::Isolinux,
+    Need::Xorriso,
     Need::Dosfstools,
     Need::Mtools,
     Need::Fdisk,
@@ -57,6 +77,7 @@ pub const UNIT: &[Need] = &[
     Need::DockerRegistry,
     Need::Busybox,
     Need::Dnsmasq,
+    Need::KeaDhcp6,
     Need::Skopeo,
     Need::Umoci,
     Need::Podman,
@@ -94,6 +115,10 @@ pub const BENCH_PULL: &[Need] = &[
 /// What `cargo xtask bench roll` needs.
 pub const BENCH_ROLL: &[Need] =
     &[Need::Ip, Need::UtilLinux, Need::Podman, Need::Runc, Need::Crun, Need::Busybox];
+
+/// What `cargo xtask bench layer0` needs.
+pub const BENCH_LAYER0: &[Need] =
+    &[Need::Qemu, Need::Ip, Need::UtilLinux, Need::Dnsmasq, Need::Mmdebstrap];
 
 /// The packages that bring these things, each once, in order.
 #[must_use]

@@ -3,6 +3,7 @@
 
 mod figures;
 mod image;
+mod layer0;
 mod load;
 mod measure;
 mod mount;
@@ -30,6 +31,8 @@ pub(crate) enum Bench {
     Mount(mount::Args),
     /// How long a service is away: replaced beside podman's stop and run, handed over, killed; and how long starts take
     Roll(roll::Args),
+    /// Layer0 itself: sizes, boots and memory beside initramfs-tools, dracut and the floor; builds; idle
+    Layer0(layer0::Args),
     /// OCI layout to registry: layercake imageset copy beside skopeo copy --all
     Push(push::Args),
     /// The embedded registry: serving blobs beside nginx, taking pushes beside docker-registry
@@ -45,6 +48,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
         Bench::Pull(args) => pull::run(args),
         Bench::Mount(args) => mount::run(args),
         Bench::Roll(args) => roll::run(args),
+        Bench::Layer0(args) => layer0::run(args),
         Bench::Push(args) => push::run(args),
         Bench::Registry(args) => registry::run(args),
     }

@@ -30,13 +30,17 @@ pub(crate) enum Part {
     Doc,
     /// Licences, bans and sources.
     Deny,
+    /// The bill of materials beside CycloneDX's schema.
+    Bill,
+    /// The configurations of our own kernels, and the one for virtual machines, from its cache or built.
+    Kernel,
     /// Whole-system cases in QEMU.
     Qemu,
 }
 
 impl Part {
     /// In the order in which they run: what fails fast comes first.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Fmt,
         Self::Tidy,
         Self::Clippy,
@@ -44,6 +48,8 @@ impl Part {
         Self::Oracle,
         Self::Doc,
         Self::Deny,
+        Self::Bill,
+        Self::Kernel,
         Self::Qemu,
     ];
 }
@@ -58,6 +64,8 @@ impl fmt::Display for Part {
             Self::Oracle => "oracle",
             Self::Doc => "doc",
             Self::Deny => "deny",
+            Self::Bill => "bill",
+            Self::Kernel => "kernel",
             Self::Qemu => "qemu",
         })
     }
@@ -85,9 +93,13 @@ pub(crate) fn run(args: &Args, root: &Path) -> anyhow::Result<()> {
     if parts.iter().any(|part| matches!(part, Part::Unit | Part::Oracle)) {
         prerequisites::ensure(prerequisites::UNIT)?;
     }
+    if parts.iter().any(|part| matches!(part, Part::Kernel | Part::Qemu)) {
+        prerequisites::ensure(prerequisites::KERNEL)?;
+    }
     if parts.contains(&Part::Qemu) {
         prerequisites::ensure(prerequisites::CASES)?;
         prerequisites::ensure(prerequisites::EFI_CASES)?;
+        prerequisites::ensure(prerequisites::FORM_CASES)?;
     }
     let mut results: Vec<(Part, Duration, anyhow::Result<()>)> = Vec::new();
     for part in parts {
@@ -136,11 +148,16 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             let mut check = Command::new(deny);
             children::run(check.args(["check", "licenses", "bans", "sources"]).current_dir(root))
         }
+        Part::Bill => crate::bill::check(root),
+        Part::Kernel => crate::kernel::gate(),
         Part::Qemu => {
             crate::builds::everything(false)?;
             crate::builds::efi()?;
             crate::builds::forms()?;
             crate::builds::storage()?;
+            crate::builds::kernels()?;
+            crate::builds::floor()?;
+            crate::builds::site()?;
             let qemu =
                 ["test", "--package", "tests", "--test", "*", "--locked", "--no-fail-fast", "--"];
             cargo(root, &[&qemu[..], &["--test-threads=1"], &filter].concat())

@@ -4,6 +4,7 @@
 
 mod agent_build;
 mod bench;
+mod bill;
 mod build_image;
 mod builds;
 mod children;
@@ -11,6 +12,7 @@ mod crates;
 mod demo;
 mod gate;
 mod kernel;
+mod overlay;
 mod push;
 mod tidy;
 mod verify_image;
@@ -26,14 +28,15 @@ const INTERRUPTED: u8 = 130;
 /// Builds, shows and checks Layercake.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
-#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 enum Cli {
     /// Build Layer0: vmlinuz, initramfs.img, manifest.json, and other forms
     BuildImage(build_image::Args),
     /// Build a Layer0 again from the same inputs and compare it bit for bit
-    VerifyImage(verify_image::Args),
+    VerifyImage(verify_image::VerifyArgs),
     /// Build a kernel of our own from the distribution's source and the fragments in kernel-config
     Kernel(kernel::Args),
+    /// Make the site's archive beside the image: keys, certificates, configuration, a rescue shell, ssh
+    Overlay(overlay::Args),
     /// Boot machines in a private lab, run an ImageSet on them and roll it
     Demo(demo::Args),
     /// Measure us beside the peers, and judge the goals
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Cli::BuildImage(args) => build_image::run(&args),
         Cli::VerifyImage(args) => verify_image::run(&args),
         Cli::Kernel(args) => kernel::run(&args),
+        Cli::Overlay(args) => overlay::run(&args),
         Cli::Demo(args) => demo::run(&args),
         Cli::Bench(bench) => bench::run(&bench),
         Cli::Push(args) => push::run(&args),

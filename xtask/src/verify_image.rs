@@ -19,49 +19,16 @@ use crate::build_image::{self, Flavour, Format, root, target_dir};
 
 /// Builds a Layer0 again from the same inputs and compares it bit for bit.
 ///
-/// Forms, kernel flavour, command line and compression are taken from its manifest.json; what was given by files (overlays, keys and the like)
-/// must be given again, in the same order. The agent is built from nothing in a directory of its own; the kernel comes from the cache.
-/// Exits with 0 when every file is the same, else with 1 and says what differs.
+/// Forms, kernel flavour, command line, compression and the time in it are taken from its manifest.json, whatever is said here; what was given
+/// by files (kernels, facts, firmware, overlays, archives, keys) must be given again, in the same order. The agent is built from
+/// nothing in a directory of its own; kernels of ours and packages come from the cache. Exits with 0 when every file is the same,
+/// else with 1 and says what differs.
 #[derive(Debug, Clone, ClapArgs)]
-pub(crate) struct Args {
+pub(crate) struct VerifyArgs {
     /// The Layer0 [default: out/layer0 in this repository]
     dir: Option<PathBuf>,
-    /// Use this agent instead of building it
-    #[arg(long, value_name = "FILE")]
-    agent: Option<PathBuf>,
-    /// The kernel that it was built from, where that was a file
-    #[arg(long, value_name = "FILE", requires = "modules")]
-    kernel: Option<PathBuf>,
-    /// That kernel's modules
-    #[arg(long, value_name = "DIR", requires = "kernel")]
-    modules: Option<PathBuf>,
-    /// The --ca it was built with (repeatable)
-    #[arg(long, value_name = "FILE")]
-    ca: Vec<PathBuf>,
-    /// The --imageset-key it was built with (repeatable)
-    #[arg(long, value_name = "FILE")]
-    imageset_key: Vec<PathBuf>,
-    /// The --registries it was built with
-    #[arg(long, value_name = "FILE")]
-    registries: Option<PathBuf>,
-    /// The --overlay it was built with (repeatable)
-    #[arg(long, value_name = "DIR")]
-    overlay: Vec<PathBuf>,
-    /// The --archive it was built with (repeatable)
-    #[arg(long, value_name = "FILE")]
-    archive: Vec<PathBuf>,
-    /// The --stub it was built with
-    #[arg(long, value_name = "FILE")]
-    stub: Option<PathBuf>,
-    /// The key that signed it for Secure Boot
-    #[arg(long, value_name = "FILE", requires = "secure_boot_cert")]
-    secure_boot_key: Option<PathBuf>,
-    /// Certificate of that key
-    #[arg(long, value_name = "FILE", requires = "secure_boot_key")]
-    secure_boot_cert: Option<PathBuf>,
-    /// Print the verdict as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    build: build_image::Args,
 }
 
 /// What came out.
@@ -81,7 +48,7 @@ struct Verdict {
 ///
 /// # Errors
 /// Something differs, the inputs are not the same, or it cannot be built.
-pub(crate) fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
     let dir = args.dir.clone().unwrap_or_else(|| root().join("out/layer0"));
     let manifest = read_manifest(&dir)?;
     let inputs = manifest.inputs.as_ref().with_context(|| {
@@ -90,14 +57,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             dir.join(MANIFEST).display()
         )
     })?;
-    check_given(args, inputs)?;
+    check_given(&args.build, inputs)?;
     check_files(&dir, &manifest)?;
     let scratch = Scratch::new()?;
     let again = scratch.path.join("out");
-    build(args, &manifest, inputs, &scratch, &again)?;
+    build(&args.build, &manifest, inputs, &scratch, &again)?;
     let names = names(&manifest, inputs);
     let verdict = compare(dir, &again, names)?;
-    if args.json {
+    if args.build.json {
         println!("{}", serde_json::to_string_pretty(&verdict)?);
     } else {
         for difference in &verdict.differences {
@@ -105,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     ensure!(verdict.same, "{} of {} files differ", verdict.differences.len(), verdict.files.len());
-    if !args.json {
+    if !args.build.json {
         println!("{}: all {} files are the same", verdict.dir.display(), verdict.files.len());
     }
     Ok(())
@@ -118,7 +85,7 @@ fn read_manifest(dir: &Path) -> Result<Manifest> {
 }
 
 /// Refuses inputs that are not as many as there were. Whether they are the same ones, the manifest that is built again will tell.
-fn check_given(args: &Args, inputs: &Inputs) -> Result<()> {
+fn check_given(args: &build_image::Args, inputs: &Inputs) -> Result<()> {
     let given = [
         ("ca", args.ca.len()),
         ("imageset-key", args.imageset_key.len()),
@@ -164,7 +131,7 @@ fn names(manifest: &Manifest, inputs: &Inputs) -> Vec<String> {
 }
 
 fn build(
-    args: &Args,
+    args: &build_image::Args,
     manifest: &Manifest,
     inputs: &Inputs,
     scratch: &Scratch,
@@ -199,41 +166,31 @@ fn build(
 
 /// The arguments of the build that made it.
 fn as_build_args(
-    args: &Args,
+    args: &build_image::Args,
     manifest: &Manifest,
     inputs: &Inputs,
     agent: PathBuf,
 ) -> Result<build_image::Args> {
-    let flavour = match (manifest.flavour.as_str(), &args.kernel) {
-        (_, Some(_)) => Flavour::default(),
-        ("custom", None) => {
-            bail!("it was built with --kernel FILE --modules DIR: give the same ones")
-        }
-        (name, None) => Flavour::from_str(name, false)
-            .map_err(|_| anyhow::anyhow!("there is no kernel flavour {name:?} here"))?,
+    let given = args.kernel.is_some() || args.hardware.has_kernel();
+    let flavour = match Flavour::from_str(&manifest.flavour, false) {
+        Ok(flavour) => flavour,
+        Err(_) if given => Flavour::default(),
+        Err(_) => bail!(
+            "it was built from a kernel that was given ({}): give it again",
+            manifest.kernel_source
+        ),
     };
     let format = |word: &String| {
         Format::from_str(word, false).map_err(|_| anyhow::anyhow!("there is no form {word:?} here"))
     };
-    let args = args.clone();
     Ok(build_image::Args {
         flavour,
-        kernel: args.kernel,
-        modules: args.modules,
         agent: Some(agent),
-        ca: args.ca,
-        imageset_key: args.imageset_key,
-        registries: args.registries,
-        overlay: args.overlay,
-        archive: args.archive,
         with: inputs.with.clone(),
-        compression: Some(inputs.compression.parse()?),
+        compression: inputs.compression.parse()?,
         format: inputs.forms.iter().map(format).collect::<Result<_>>()?,
         cmdline: inputs.command_line.clone(),
-        stub: args.stub,
-        secure_boot_key: args.secure_boot_key,
-        secure_boot_cert: args.secure_boot_cert,
-        ..build_image::Args::default()
+        ..args.clone()
     })
 }
 
@@ -276,11 +233,11 @@ mod tests {
 
     use super::*;
 
-    fn args(line: &[&str]) -> Args {
+    fn args(line: &[&str]) -> VerifyArgs {
         #[derive(clap::Parser)]
         struct Cli {
             #[command(flatten)]
-            args: Args,
+            args: VerifyArgs,
         }
         <Cli as clap::Parser>::parse_from([&["verify-image"], line].concat()).args
     }
@@ -289,10 +246,11 @@ mod tests {
     fn what_was_given_by_files_must_be_given_again() {
         let overlay = Input { option: "overlay".to_owned(), digest: Digest::of(b"x") };
         let inputs = Inputs { files: vec![overlay], ..Inputs::default() };
-        let error = check_given(&args(&[]), &inputs).unwrap_err().to_string();
+        let error = check_given(&args(&[]).build, &inputs).unwrap_err().to_string();
         assert!(error.contains("1 --overlay, and 0 are given"), "{error}");
-        assert!(check_given(&args(&["--overlay", "d"]), &inputs).is_ok());
-        let error = check_given(&args(&["--overlay", "d", "--ca", "f"]), &inputs).unwrap_err();
+        assert!(check_given(&args(&["--overlay", "d"]).build, &inputs).is_ok());
+        let error =
+            check_given(&args(&["--overlay", "d", "--ca", "f"]).build, &inputs).unwrap_err();
         assert!(error.to_string().contains("0 --ca, and 1 are given"), "{error}");
     }
 
@@ -305,13 +263,13 @@ mod tests {
             compression: "zstd:3".to_owned(),
             ..Inputs::default()
         };
-        let built = as_build_args(&args(&[]), &manifest, &inputs, "a".into()).unwrap();
+        let built = as_build_args(&args(&[]).build, &manifest, &inputs, "a".into()).unwrap();
         assert_eq!((built.flavour, built.cmdline.as_str()), (Flavour::Cloud, "quiet"));
         assert_eq!(built.format, [Format::Uki]);
-        assert_eq!(built.compression.unwrap().to_string(), "zstd:3");
+        assert_eq!(built.compression.to_string(), "zstd:3");
         manifest.flavour = "custom".to_owned();
-        let error = as_build_args(&args(&[]), &manifest, &inputs, "a".into()).unwrap_err();
-        assert!(error.to_string().contains("--kernel FILE"), "{error}");
+        let error = as_build_args(&args(&[]).build, &manifest, &inputs, "a".into()).unwrap_err();
+        assert!(error.to_string().contains("give it again"), "{error}");
     }
 
     #[test]

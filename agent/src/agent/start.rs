@@ -1,16 +1,18 @@
 //! How the agent comes up: options and kernel command line, store, network, what an earlier agent left, then the loop.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::{fs, io};
 
 use nix::sys::signal::{SigSet, Signal};
-use protocol::boot_args::BootArgs;
+use protocol::boot_args::{BootArgs, ConsoleMode};
 use protocol::ids::{Name, NodeId, Version};
 use protocol::node::{Desired, DesiredSet, PowerAction};
 use protocol::reference::Reference;
 use protocol::signature::Policy;
 
+use super::console::Console;
 use super::event::Event;
 use super::layer0::act::{Layer0, running};
 use super::layer0::stage::Stager;
@@ -28,13 +30,13 @@ use crate::health::{Sign, Watcher};
 use crate::imageapi::service::ImageApi;
 use crate::init::control::Control;
 use crate::init::roles::AgentOptions;
-use crate::paths::RunDirs;
+use crate::paths::{RunDirs, SSH, SSH_ALWAYS};
 use crate::pull::Puller;
 use crate::pull::signed::load_policy;
 use crate::registry::table::Registries;
 use crate::store::Store;
 use crate::transport::Transport;
-use crate::{identity, logging, modules, network};
+use crate::{hardware, identity, logging, memory, modules, network};
 
 /// How the node will reach its server, once it has an address.
 #[derive(Debug)]
@@ -58,6 +60,10 @@ pub fn run(options: AgentOptions) -> Result<(), String> {
     };
     logging::init(args.log, target);
     log::info!("agent {} starts", env!("CARGO_PKG_VERSION"));
+    if !options.standalone && args.console == ConsoleMode::Status {
+        // The screen follows; until then what is wrong is still said.
+        logging::limit_console(log::LevelFilter::Warn);
+    }
     for problem in &args.problems {
         log::warn!("{problem}");
     }
@@ -76,10 +82,31 @@ pub fn run(options: AgentOptions) -> Result<(), String> {
             }
         }
     });
+    let (plugged, hardware_news) = mpsc::channel();
     if !options.standalone {
-        bring_up_machine(&args, &options, &events)?;
+        bring_up_machine(&args, &options, &events, plugged)?;
+    }
+    // Before anything makes keys; the network and the drivers, of which one may bring randomness, go on meanwhile.
+    if let Err(problem) = crate::entropy::wait(logging::status) {
+        log::error!("{problem}: whatever needs keys waits for them");
     }
     let mut agent = build(&options, &args, events)?;
+    let (outbox, events) = (agent.outbox.clone(), agent.around.events.clone());
+    thread("hardware", move || {
+        let mut known = Vec::new();
+        hardware::watch(&hardware_news, |found| {
+            for it in found.firmware_missing.iter().filter(|it| !known.contains(*it)) {
+                log::warn!(
+                    "firmware {} is not in this image; {} asks for it",
+                    it.file,
+                    it.asked_by
+                );
+            }
+            known.clone_from(&found.firmware_missing);
+            outbox.put_hardware(found);
+            events.send(Event::Hardware);
+        });
+    });
     imageapi.start(&options, &agent.around.hostname, agent.pulls.puller())?;
     agent.adopt();
     if options.standalone {
@@ -131,18 +158,37 @@ fn bring_up_machine(
     args: &BootArgs,
     options: &AgentOptions,
     events: &Sender,
+    plugged: mpsc::Sender<()>,
 ) -> Result<(), String> {
     let settings = network::Settings {
         etc: Path::new("/etc").to_path_buf(),
         set_hostname: true,
         node: args.node.clone().or_else(|| options.node.clone()),
+        wishes: options.config.network(),
     };
     let sink = events.clone();
     network::start(args, settings, move |event| sink.send(Event::Network(event)))
         .map_err(|error| chain(&error))?;
     // Without drivers there is still a console, and somebody who reads it: go on.
-    if let Err(error) = modules::start(|_| ()) {
+    let sink = move |event: &modules::uevent::Event| {
+        if event.is_hardware() && plugged.send(()).is_err() {
+            log::debug!("nobody looks at the hardware any more");
+        }
+    };
+    if let Err(error) = modules::start(sink) {
         log::error!("{}", chain(&error));
+    }
+    if Path::new(SSH_ALWAYS).exists() {
+        thread("ssh", || match Command::new(SSH).stdin(Stdio::null()).status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => log::error!("{SSH}: {status}"),
+            Err(error) => log::error!("{SSH}: {error}"),
+        });
+    }
+    let store = args.store.map(|amount| memory::limit_store(amount, &options.run_dir));
+    let zram = args.zram.map(memory::start_zram);
+    for problem in [store, zram].into_iter().flatten().filter_map(Result::err) {
+        log::error!("{problem}");
     }
     Ok(())
 }
@@ -192,6 +238,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         imageset: args.imageset.clone(),
         transport: transport.clone(),
     };
+    let status = !options.standalone && args.console == ConsoleMode::Status;
+    let screen = Console::open(&around.dirs, status);
     let mut agent = Agent {
         facts: Facts { node: node_id(args), identity, links: Vec::new(), last_crash },
         notes,
@@ -207,9 +255,13 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         link: Some(link),
         network_waiting: None,
         server_waiting: None,
+        clock_keeper: None,
+        clock: None,
         power_done: false,
         standalone: options.standalone,
         status: String::new(),
+        screen,
+        servers: args.servers.join(", "),
         usage: Usages::default(),
         layer0,
     };

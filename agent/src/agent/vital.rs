@@ -1,10 +1,14 @@
 //! The agent's signs of life to PID 1, which feeds the watchdog by them. They cost no wake-up: they are given by whoever
-//! wakes anyway. Once there is a server, that is the thread of the reports; it vouches for the loop, too.
+//! wakes anyway. Once there is a server, that is the thread of the long polls; it vouches for the loop, too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::Init;
+
+/// How often the loop gives a sign while nobody else does.
+pub(super) const PACE: Duration = Duration::from_secs(10);
 
 /// What the loop and the reports' thread share.
 #[derive(Debug, Clone)]
@@ -18,7 +22,7 @@ struct State {
     /// The loop waits for events: nothing is wrong with it however long it does.
     waits: AtomicBool,
     turns: AtomicU64,
-    /// The turns at the last sign that the reports' thread has given.
+    /// The turns at the last sign that the polls' thread has given.
     seen: AtomicU64,
 }
 

@@ -58,6 +58,23 @@ impl Kmsg {
     }
 }
 
+/// The last lines in which PID 1 or the agent says that something is wrong, oldest first, with their ends. Nothing where the
+/// kernel's log cannot be read.
+pub(crate) fn last_problems(count: usize) -> Vec<String> {
+    let mut kept = VecDeque::new();
+    let Ok(mut log) = Kmsg::open(None) else { return Vec::new() };
+    while let Ok(Some(line)) = log.record() {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        if line.contains("layercake: error: ") || line.contains("layercake: warning: ") {
+            kept.push_back(line);
+            if kept.len() > count {
+                kept.pop_front();
+            }
+        }
+    }
+    kept.into()
+}
+
 impl Source for Kmsg {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.waiting.len() < buffer.len() {

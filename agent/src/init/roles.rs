@@ -51,6 +51,8 @@ Roles:
       Not while an agent runs in DIR.
   api [--run-dir DIR] [--socket PATH] METHOD TARGET [JSON]
       One request of the ImageAPI: `api GET /container`. JSON `-` reads standard input.
+  why [--run-dir DIR]
+      What this node waits for and what went wrong last; for the rescue shell.
   init                PID 1 of Layer0; the kernel starts it as /init
   monitor DIR         the process beside one container (started by the agent)
   container-init ...  the first process of a container (started by a monitor)
@@ -142,6 +144,11 @@ pub enum Role {
     Pull(PullOptions),
     /// Asks the ImageAPI once; a body of `-` is still to be read from standard input.
     Api(ApiOptions),
+    /// Says what the node waits for.
+    Why {
+        /// Where the agent keeps everything.
+        run_dir: PathBuf,
+    },
     /// The process beside one container.
     Monitor {
         /// The container's directory.
@@ -203,6 +210,11 @@ pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
         },
         Some("pull") => parse_pull(rest),
         Some("api") => parse_api(rest),
+        Some("why") => match rest {
+            [] => Ok(Role::Why { run_dir: PathBuf::from(RUN_DIR) }),
+            [key, dir] if key == "--run-dir" => Ok(Role::Why { run_dir: PathBuf::from(dir) }),
+            _ => Err("why takes --run-dir DIR and nothing else".to_owned()),
+        },
         Some("monitor") => match rest {
             [dir] => Ok(Role::Monitor { dir: PathBuf::from(dir) }),
             _ => Err("monitor needs exactly one directory".to_owned()),

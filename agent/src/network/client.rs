@@ -238,7 +238,7 @@ impl Client {
         match self.state.clone() {
             State::Stopped => Vec::new(),
             State::Selecting => {
-                let mut actions = self.complaint("DISCOVER");
+                let mut actions = self.complaint("DHCP", now);
                 actions.extend(self.transmit(now));
                 actions
             }
@@ -276,7 +276,7 @@ impl Client {
                 self.transmit(now)
             }
             State::Renewing(lease) if now < lease.rebind_at => {
-                let mut actions = self.complaint("renewal");
+                let mut actions = self.complaint("a renewal by DHCP", now);
                 actions.extend(self.transmit(now));
                 actions
             }
@@ -285,18 +285,19 @@ impl Client {
                 self.transmit(now)
             }
             State::Rebinding(_) => {
-                let mut actions = self.complaint("broadcast renewal");
+                let mut actions = self.complaint("a renewal by any DHCP server", now);
                 actions.extend(self.transmit(now));
                 actions
             }
         }
     }
 
-    fn complaint(&self, what: &str) -> Vec<Action> {
+    fn complaint(&self, what: &str, now: Instant) -> Vec<Action> {
         if self.sent < PATIENCE {
             return Vec::new();
         }
-        vec![Action::Say(format!("DHCP: no answer to {} {what}s", self.sent))]
+        let seconds = now.saturating_duration_since(self.began).as_secs();
+        vec![Action::Say(format!("waiting for {what}, no answer for {seconds} s"))]
     }
 
     fn heard(&mut self, answer: Answer, now: Instant) -> Vec<Action> {

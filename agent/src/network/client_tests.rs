@@ -17,6 +17,7 @@ fn grant(address: Ipv4Addr) -> Grant {
         prefix_len: 24,
         router: None,
         dns: vec![],
+        ntp: vec![],
         domain: None,
         hostname: None,
         mtu: None,
@@ -85,7 +86,7 @@ fn discovers_come_at_one_to_sixty_four_seconds_and_silence_is_said() {
         assert_eq!(said, index >= 2, "{actions:?}");
     }
     let (_, actions) = life.wait();
-    assert_eq!(actions[0], Action::Say("DHCP: no answer to 10 DISCOVERs".to_owned()));
+    assert_eq!(actions[0], Action::Say("waiting for DHCP, no answer for 318 s".to_owned()));
 }
 
 #[test]

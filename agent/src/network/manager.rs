@@ -1,28 +1,30 @@
-//! Interfaces as they come and go: starts a task for each, merges what they are given into the files of `/etc`.
+//! Interfaces as they come and go: what happens to them, and the files of `/etc` that come of what they are given.
+//! What an interface is to do, `adopt` sees to; what a task of an interface does, `nic` and `nic6`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use futures_util::{Stream, StreamExt as _};
 use netlink_packet_route::RouteNetlinkMessage;
-use protocol::boot_args::IpConfig;
+use netlink_packet_route::address::AddressMessage;
 use protocol::ids::{Mac, NodeId};
+use protocol::network::{Addressing, Network, Role};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
-use super::links::{self, Link};
+use super::links::{self, Link, Standing};
 use super::message::Grant;
-use super::nic::{self, Mode, Nic, Report};
-use super::{NetworkError, NetworkEvent, Settings, files};
+use super::nic::{Nic, Report};
+use super::six::Six;
+use super::socket6::RouterSocket;
+use super::{NetworkError, NetworkEvent, Settings, advertisement, client6, files, message6, nic6};
 
-/// Metric of the boot interface's default route: it wins.
-const BOOT_METRIC: u32 = 100;
-/// Metric of the others' default routes, plus their index.
-const OTHER_METRIC: u32 = 200;
+mod adopt;
 
 /// Receives what happened.
 pub(super) type Sink = Box<dyn Fn(NetworkEvent) + Send>;
@@ -30,72 +32,111 @@ type Notifications = std::pin::Pin<
     Box<dyn Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)>>,
 >;
 
-/// An interface that is looked after. Its task ends when this is dropped.
+/// An interface that is looked after. Its tasks end when this is dropped.
 #[derive(Debug)]
 struct Known {
     link: Link,
+    /// Its address before a bond gave it another one.
+    own: Mac,
+    role: Role,
     carrier: watch::Sender<bool>,
     metric: u32,
     grant: Option<Grant>,
+    /// Fixed IPv4 addresses that the kernel took.
+    fixed: Vec<IpAddr>,
+    six: Six,
+    /// Its DHCPv6 task, once a router has offered something.
+    asks: Option<UnboundedSender<client6::Event>>,
+    /// What it waits for.
+    waits: Option<String>,
+    /// The addresses that were told last.
+    told: Vec<IpAddr>,
+}
+
+impl Known {
+    fn ip(&self) -> Option<&Addressing> {
+        match &self.role {
+            Role::Address { ip, .. } => Some(ip),
+            _ => None,
+        }
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        let granted = self.grant.iter().map(|grant| IpAddr::V4(grant.address));
+        let six = self.six.addresses.iter().copied().map(IpAddr::V6);
+        granted.chain(self.fixed.iter().copied()).chain(six).collect()
+    }
 }
 
 pub(super) struct Manager {
-    ip: IpConfig,
+    wish: Network,
     bootif: Option<Mac>,
     settings: Settings,
     sink: Sink,
     handle: Handle,
     notifications: Notifications,
+    /// None where the kernel has no IPv6.
+    routers: Option<RouterSocket>,
     reports: UnboundedReceiver<Report>,
     reporter: UnboundedSender<Report>,
     known: BTreeMap<u32, Known>,
-    static_taken: Arc<AtomicBool>,
+    shared: Arc<AtomicBool>,
+    /// What could not be made, and why.
+    troubles: BTreeMap<String, String>,
+    /// What was said to be waited for.
+    said: String,
 }
 
 impl Manager {
-    /// Connects to the kernel, brings loopback up and takes on the interfaces that exist.
+    /// Connects to the kernel, brings loopback up, makes bonds and takes on the interfaces that exist.
     pub(super) async fn begin(
-        ip: IpConfig,
+        wish: Network,
         bootif: Option<Mac>,
         settings: Settings,
         sink: Sink,
     ) -> Result<Self, NetworkError> {
-        let (connection, handle, notifications) =
-            rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
-                .map_err(|source| NetworkError::Start { action: "open netlink", source })?;
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv6Ifaddr];
+        let (connection, handle, notifications) = rtnetlink::new_multicast_connection(&groups)
+            .map_err(|source| NetworkError::Start { action: "open netlink", source })?;
         tokio::spawn(connection);
         let fail =
             |action| move |source| NetworkError::Netlink { action, source: Box::new(source) };
         links::loopback_up(&handle).await.map_err(fail("bring up loopback"))?;
         let (reporter, reports) = unbounded_channel();
         let mut manager = Self {
-            ip,
+            wish,
             bootif,
             settings,
             sink,
             handle,
             notifications: Box::pin(notifications),
+            routers: None,
             reports,
             reporter,
             known: BTreeMap::new(),
-            static_taken: Arc::default(),
+            shared: Arc::default(),
+            troubles: BTreeMap::new(),
+            said: String::new(),
         };
         manager.write_files();
-        if manager.ip != IpConfig::Off {
+        if !manager.wish.is_off {
+            manager.routers = RouterSocket::open()
+                .inspect_err(|error| log::warn!("network: no IPv6: {error}"))
+                .ok();
+            manager.make_bonds().await;
             manager.look().await.map_err(fail("list interfaces"))?;
-            if manager.known.is_empty() {
-                (manager.sink)(NetworkEvent::Waiting(manager.nothing_yet()));
-            }
+            manager.say_waits();
         }
         Ok(manager)
     }
 
     /// Serves until the process ends.
     pub(super) async fn run(mut self) {
-        if self.ip == IpConfig::Off {
+        if self.wish.is_off {
             return;
         }
         loop {
+            let deadline = self.known.values().filter_map(|known| known.six.deadline()).min();
             tokio::select! {
                 notification = self.notifications.next() => match notification {
                     Some((message, _)) => self.notified(message).await,
@@ -105,24 +146,41 @@ impl Manager {
                     }
                 },
                 Some(report) = self.reports.recv() => self.reported(report),
+                said = async {
+                    match &self.routers {
+                        Some(routers) => routers.receive().await,
+                        None => std::future::pending().await,
+                    }
+                } => match said {
+                    Ok((index, bytes)) => self.advertised(index, &bytes),
+                    Err(error) => {
+                        log::error!("network: routers are not heard any more: {error}");
+                        self.routers = None;
+                    }
+                },
+                () = async {
+                    match deadline {
+                        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                        None => std::future::pending().await,
+                    }
+                } => self.expire(),
             }
-        }
-    }
-
-    fn nothing_yet(&self) -> String {
-        match &self.ip {
-            IpConfig::DhcpOn(device) => format!("{device}: there is no such interface yet"),
-            IpConfig::Static(ip) if ip.device.is_some() => {
-                let device = ip.device.as_deref().unwrap_or_default();
-                format!("{device}: there is no such interface yet")
-            }
-            _ => "no Ethernet interface yet: is its driver in the image?".to_owned(),
+            self.say_waits();
         }
     }
 
     async fn look(&mut self) -> Result<(), rtnetlink::Error> {
-        for link in links::list(&self.handle).await? {
-            self.link(link);
+        let mut found = links::list(&self.handle).await?;
+        // Bonds before their slaves, and the slave that booted before the others, whose address the bond would take.
+        found.sort_by_key(|link| {
+            let is_bond = self.wish.bonds.iter().any(|bond| bond.name == link.name);
+            (!is_bond, self.bootif != Some(link.mac()))
+        });
+        for link in found {
+            self.link(link).await;
+        }
+        for message in links::addresses(&self.handle).await? {
+            self.address(&message, true);
         }
         Ok(())
     }
@@ -131,13 +189,22 @@ impl Manager {
         match message.payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => {
                 if let Some(link) = links::read(&message) {
-                    self.link(link);
+                    self.link(link).await;
                 }
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) => {
-                if let Some(known) = self.known.remove(&message.header.index) {
+                // A bridge says so too when it lets go of a port.
+                if links::read(&message).is_some()
+                    && let Some(known) = self.known.remove(&message.header.index)
+                {
                     self.gone(&known);
                 }
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(message)) => {
+                self.address(&message, true);
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(message)) => {
+                self.address(&message, false);
             }
             // Notifications were lost: ask how things are.
             NetlinkPayload::Overrun(_) => {
@@ -152,114 +219,179 @@ impl Manager {
     fn gone(&mut self, known: &Known) {
         log::warn!("{}: the interface is gone", known.link.name);
         self.write_files();
-        if let Some(grant) = &known.grant {
-            let address = IpAddr::V4(grant.address);
-            (self.sink)(NetworkEvent::Lost { link: known.link.name.clone(), address });
+        if let Some(address) = known.told.first() {
+            (self.sink)(NetworkEvent::Lost { link: known.link.name.clone(), address: *address });
         }
     }
 
-    /// How this interface is to get its address; `None` to leave it alone.
-    fn mode(&self, link: &Link) -> Option<Mode> {
-        let is_boot = self.bootif == Some(link.mac);
-        match &self.ip {
-            IpConfig::Off => None,
-            IpConfig::Dhcp => (is_boot || !link.is_virtual).then_some(Mode::Dhcp),
-            IpConfig::DhcpOn(device) => (*device == link.name).then_some(Mode::Dhcp),
-            IpConfig::Static(ip) => {
-                let wanted = match (&ip.device, self.bootif) {
-                    (Some(device), _) => *device == link.name,
-                    (None, Some(_)) => is_boot,
-                    (None, None) => !link.is_virtual,
-                };
-                wanted.then(|| Mode::Static(ip.clone(), Arc::clone(&self.static_taken)))
-            }
+    /// The kernel has an IPv6 address, or has it no more.
+    fn address(&mut self, message: &AddressMessage, exists: bool) {
+        let Some((index, address, standing)) = links::read_v6(message) else { return };
+        let Some(known) = self.known.get_mut(&index) else { return };
+        if standing == Standing::Duplicate
+            && let Some(asks) = &known.asks
+        {
+            send(asks, client6::Event::Duplicate(address));
+        }
+        if known.six.address(address, exists && standing == Standing::Good) {
+            self.tell(index);
         }
     }
 
-    /// Takes an interface on, or notes that its carrier has changed.
-    fn link(&mut self, link: Link) {
-        if let Some(known) = self.known.get_mut(&link.index) {
-            let is_up = link.carrier && !known.link.carrier;
-            known.link = link.clone();
-            known.carrier.send_if_modified(|carrier| {
-                let changed = *carrier != link.carrier;
-                *carrier = link.carrier;
-                changed
-            });
-            if is_up {
-                (self.sink)(NetworkEvent::LinkUp { link: link.name, mac: link.mac });
+    /// A router has spoken.
+    fn advertised(&mut self, index: u32, bytes: &[u8]) {
+        let Some(said) = advertisement::decode(bytes) else { return };
+        let Some(known) = self.known.get_mut(&index) else { return };
+        let Some(ip) = known.ip().filter(|ip| ip.slaac || ip.dhcp6) else { return };
+        let (managed, other) = (said.managed, said.other);
+        if ip.dhcp6 && (managed || other) {
+            let event = client6::Event::Offered { managed, other };
+            match &known.asks {
+                Some(asks) => send(asks, event),
+                None => self.ask(index, event),
             }
-            return;
         }
-        let Some(mode) = self.mode(&link) else { return };
-        log::info!("{}: {} found", link.name, link.mac);
-        let metric = if self.bootif == Some(link.mac) {
-            BOOT_METRIC
-        } else {
-            OTHER_METRIC.saturating_add(link.index)
-        };
-        let (carrier, watched) = watch::channel(link.carrier);
-        let nic = Nic {
-            link: link.clone(),
-            metric,
+        let Some(known) = self.known.get_mut(&index) else { return };
+        if known.six.advertised(said, Instant::now()) {
+            self.write_files();
+        }
+    }
+
+    /// Starts an interface's DHCPv6 task.
+    fn ask(&mut self, index: u32, event: client6::Event) {
+        let Some(nic) = self.nic(index) else { return };
+        let (asks, news) = unbounded_channel();
+        send(&asks, event);
+        let mac = nic.link.mac();
+        let who = message6::Client::new(self.bootif.unwrap_or(mac), &nic.link.name, mac);
+        tokio::spawn(nic6::run(nic, who, news));
+        if let Some(known) = self.known.get_mut(&index) {
+            known.asks = Some(asks);
+        }
+    }
+
+    /// An interface and its surroundings, for a task.
+    fn nic(&self, index: u32) -> Option<Nic> {
+        let known = self.known.get(&index)?;
+        Some(Nic {
+            link: known.link.clone(),
+            metric: known.metric,
             handle: self.handle.clone(),
             reports: self.reporter.clone(),
-        };
-        tokio::spawn(nic::run(nic, mode, watched));
-        if link.carrier {
-            (self.sink)(NetworkEvent::LinkUp { link: link.name.clone(), mac: link.mac });
+        })
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let mut ended = false;
+        for known in self.known.values_mut() {
+            ended |= known.six.expire(now);
         }
-        self.known.insert(link.index, Known { link, carrier, metric, grant: None });
+        if ended {
+            self.write_files();
+        }
     }
 
     fn reported(&mut self, report: Report) {
         match report {
-            Report::Waiting(what) => (self.sink)(NetworkEvent::Waiting(what)),
+            Report::Waiting(index, what) => self.waits(index, Some(what)),
             Report::Configured(index, grant) => {
                 let Some(known) = self.known.get_mut(&index) else { return };
-                if known.grant.as_ref() == Some(&grant) {
-                    return;
+                if known.grant.as_ref() != Some(&grant) {
+                    known.grant = Some(grant);
+                    known.told.clear();
+                    self.tell(index);
                 }
-                known.grant = Some(grant.clone());
-                let (link, mac) = (known.link.name.clone(), known.link.mac);
-                let hostname = self.write_files();
-                (self.sink)(NetworkEvent::Configured {
-                    link,
-                    mac,
-                    addresses: vec![IpAddr::V4(grant.address)],
-                    router: grant.router,
-                    hostname,
-                });
             }
-            Report::Lost(index, address) => {
+            Report::Fixed(index, addresses) => {
+                let Some(known) = self.known.get_mut(&index) else { return };
+                known.fixed = addresses;
+                known.told.clear();
+                self.tell(index);
+            }
+            Report::Names(index, servers, domains) => {
+                let Some(known) = self.known.get_mut(&index) else { return };
+                known.six.given = (servers, domains);
+                self.write_files();
+            }
+            Report::Lost(index) => {
                 let Some(known) = self.known.get_mut(&index) else { return };
                 known.grant = None;
-                let link = known.link.name.clone();
-                self.write_files();
-                (self.sink)(NetworkEvent::Lost { link, address: IpAddr::V4(address) });
+                self.tell(index);
             }
         }
+    }
+
+    /// Tells what addresses an interface has, if that is new, after `/etc` says it.
+    fn tell(&mut self, index: u32) {
+        let hostname = self.write_files();
+        let Some(known) = self.known.get_mut(&index) else { return };
+        let addresses = known.addresses();
+        if addresses == known.told {
+            return;
+        }
+        let told = std::mem::replace(&mut known.told, addresses.clone());
+        let link = known.link.name.clone();
+        if let (true, Some(address)) = (addresses.is_empty(), told.first()) {
+            (self.sink)(NetworkEvent::Lost { link, address: *address });
+        } else if !addresses.is_empty() {
+            let router = known.grant.as_ref().and_then(|grant| grant.router);
+            let ntp = known.grant.iter().flat_map(|grant| &grant.ntp);
+            let ntp = ntp.copied().map(IpAddr::from).collect();
+            let mac = known.link.mac();
+            (self.sink)(NetworkEvent::Configured { link, mac, addresses, router, hostname, ntp });
+            self.waits(index, None);
+        }
+    }
+
+    /// Notes what an interface waits for.
+    fn waits(&mut self, index: u32, why: Option<String>) {
+        let Some(known) = self.known.get_mut(&index) else { return };
+        if known.waits == why {
+            return;
+        }
+        known.waits.clone_from(&why);
+        let (link, mac) = (known.link.name.clone(), known.link.mac());
+        (self.sink)(NetworkEvent::LinkWaits { link, mac, why });
     }
 
     /// Interfaces that have an address, the boot interface first.
-    fn configured(&self) -> Vec<(&Known, &Grant)> {
-        let mut all: Vec<_> = self
-            .known
-            .values()
-            .filter_map(|known| known.grant.as_ref().map(|grant| (known, grant)))
-            .collect();
-        all.sort_by_key(|(known, _)| known.metric);
+    fn configured(&self) -> Vec<&Known> {
+        let mut all: Vec<_> =
+            self.known.values().filter(|known| !known.addresses().is_empty()).collect();
+        all.sort_by_key(|known| known.metric);
         all
     }
 
-    /// The node's id, else what the network calls it, else a name made from the boot interface.
-    fn hostname(&self, configured: &[(&Known, &Grant)]) -> Option<String> {
+    /// The node's id, else what the site or the network calls it, else a name made from the boot interface.
+    fn hostname(&self, configured: &[&Known]) -> Option<String> {
         if let Some(node) = &self.settings.node {
             return Some(node.to_string());
         }
-        let given = configured.iter().find_map(|(_, grant)| grant.hostname.clone());
-        let mac = self.bootif.or(configured.first().map(|(known, _)| known.link.mac));
+        let given = configured.iter().find_map(|known| {
+            let fixed = known.ip().and_then(|ip| ip.hostname.clone());
+            fixed.or_else(|| known.grant.as_ref().and_then(|grant| grant.hostname.clone()))
+        });
+        let mac = self.bootif.or(configured.first().map(|known| known.link.mac()));
         given.or(mac.map(|mac| NodeId::from_mac(mac).to_string()))
+    }
+
+    fn resolv_conf(&self, configured: &[&Known]) -> String {
+        let mut servers: Vec<String> = self.wish.dns.iter().map(ToString::to_string).collect();
+        let mut domains: Vec<&String> = self.wish.search.iter().collect();
+        for known in configured {
+            if let Some(ip) = known.ip() {
+                servers.extend(ip.dns.iter().map(ToString::to_string));
+                domains.extend(&ip.search);
+            }
+            if let Some(grant) = &known.grant {
+                servers.extend(grant.dns.iter().map(ToString::to_string));
+                domains.extend(&grant.domain);
+            }
+            servers.extend(known.six.servers(&known.link.name));
+            domains.extend(known.six.domains());
+        }
+        files::resolv_conf(&servers, &domains)
     }
 
     /// Writes what is known now; returns the host name.
@@ -267,10 +399,9 @@ impl Manager {
         let configured = self.configured();
         let hostname = self.hostname(&configured);
         let name = hostname.as_deref().unwrap_or("localhost");
-        let address = configured.first().map(|(_, grant)| grant.address);
-        let resolv_conf = files::resolv_conf(configured.iter().map(|(_, grant)| *grant));
+        let address = configured.first().and_then(|known| known.addresses().first().copied());
         for (file, text) in [
-            ("resolv.conf", resolv_conf),
+            ("resolv.conf", self.resolv_conf(&configured)),
             ("hosts", files::hosts(name, address)),
             ("hostname", format!("{name}\n")),
         ] {
@@ -286,4 +417,9 @@ impl Manager {
         }
         hostname
     }
+}
+
+/// A task that is gone needs no news.
+fn send(asks: &UnboundedSender<client6::Event>, event: client6::Event) {
+    let _gone = asks.send(event);
 }

@@ -6,11 +6,11 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use dhcproto::v4::{DhcpOption, HType, Message, MessageType, Opcode, OptionCode, borrowed};
+use dhcproto::v4::{DhcpOption, Flags, HType, Message, MessageType, Opcode, OptionCode, borrowed};
 use dhcproto::{Encodable, Encoder};
 use protocol::ids::Mac;
 
-/// Length of an Ethernet address, the only `hlen` that is read.
+/// Length of an Ethernet address.
 const ETHERNET_LEN: u8 = 6;
 /// Shortest message that old relays pass on, in bytes (RFC 1542 section 2.1).
 const MIN_MESSAGE: usize = 300;
@@ -22,6 +22,54 @@ const MIN_MTU: u16 = 576;
 const MAX_ADDRESSES: usize = 8;
 /// What we call ourselves (option 60).
 const VENDOR_CLASS: &[u8] = b"layercake";
+
+/// What an interface is on its link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Station {
+    /// Ethernet.
+    Ethernet(Mac),
+    /// IP over InfiniBand (RFC 4391): flags, queue pair and GID; and the address of every station, which holds the partition.
+    Infiniband {
+        /// Its own address.
+        address: [u8; 20],
+        /// That of all.
+        everyone: [u8; 20],
+    },
+}
+
+impl Station {
+    /// The Ethernet address; for InfiniBand the one that is made of the port's GUID by leaving its middle out, as drivers do.
+    #[must_use]
+    pub fn mac(&self) -> Mac {
+        match self {
+            Self::Ethernet(mac) => *mac,
+            Self::Infiniband { address: [.., a, b, c, _, _, d, e, f], .. } => {
+                Mac([*a, *b, *c, *d, *e, *f])
+            }
+        }
+    }
+
+    /// The address of every station on the link.
+    #[must_use]
+    pub fn everyone(&self) -> &[u8] {
+        match self {
+            Self::Ethernet(_) => &[0xff; 6],
+            Self::Infiniband { everyone, .. } => everyone,
+        }
+    }
+
+    /// Option 61: type and address (RFC 2132 section 9.14). On InfiniBand an identifier of RFC 4361, as RFC 4390 wants it:
+    /// the low bytes of the port's GUID for the interface, and a DUID of the GUID, which unlike the queue pair lasts.
+    fn client_id(&self) -> Vec<u8> {
+        match self {
+            Self::Ethernet(mac) => [&[1][..], &mac.0].concat(),
+            Self::Infiniband { address: [.., a, b, c, d, e, f, g, h], .. } => {
+                let guid = [*a, *b, *c, *d, *e, *f, *g, *h];
+                [&[255, *e, *f, *g, *h][..], &[0, 3, 0, 32], &guid].concat()
+            }
+        }
+    }
+}
 
 /// What is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,17 +91,26 @@ pub struct Outgoing {
 impl Outgoing {
     /// The bytes of the message. `None` only if the codec refuses it.
     #[must_use]
-    pub fn encode(&self, mac: Mac) -> Option<Vec<u8>> {
+    pub fn encode(&self, station: &Station) -> Option<Vec<u8>> {
         let mut message = Message::default();
         message
             .set_xid(self.xid)
             .set_secs(u16::try_from(self.elapsed.as_secs()).unwrap_or(u16::MAX))
-            .set_ciaddr(self.ciaddr)
-            .set_chaddr(&mac.0);
+            .set_ciaddr(self.ciaddr);
+        match station {
+            Station::Ethernet(mac) => message.set_chaddr(&mac.0),
+            // RFC 4390 section 2.1: no hardware address, and answers to everyone while there is no address to answer to.
+            Station::Infiniband { .. } => {
+                let broadcast = self.ciaddr.is_unspecified();
+                let flags = Flags::default();
+                let flags = if broadcast { flags.set_broadcast() } else { flags };
+                message.set_htype(HType::Infiniband).set_flags(flags).set_chaddr(&[])
+            }
+        };
         let options = message.opts_mut();
         options.insert(DhcpOption::MessageType(self.kind));
         options.insert(DhcpOption::ClassIdentifier(VENDOR_CLASS.to_vec()));
-        options.insert(DhcpOption::ClientIdentifier([&[1][..], &mac.0].concat()));
+        options.insert(DhcpOption::ClientIdentifier(station.client_id()));
         options.insert(DhcpOption::MaxMessageSize(MAX_MESSAGE));
         options.insert(DhcpOption::ParameterRequestList(vec![
             OptionCode::SubnetMask,
@@ -62,6 +119,7 @@ impl Outgoing {
             OptionCode::Hostname,
             OptionCode::DomainName,
             OptionCode::InterfaceMtu,
+            OptionCode::NtpServers,
             OptionCode::AddressLeaseTime,
             OptionCode::ServerIdentifier,
             OptionCode::Renewal,
@@ -93,6 +151,8 @@ pub struct Grant {
     pub router: Option<Ipv4Addr>,
     /// Name servers.
     pub dns: Vec<Ipv4Addr>,
+    /// Time servers.
+    pub ntp: Vec<Ipv4Addr>,
     /// The search domain.
     pub domain: Option<String>,
     /// The host name.
@@ -142,15 +202,21 @@ pub enum Answer {
 
 /// Reads an answer to this interface. Returns its transaction too; `None` for everything else.
 #[must_use]
-pub fn decode(bytes: &[u8], mac: Mac) -> Option<(u32, Answer)> {
+pub fn decode(bytes: &[u8], station: &Station) -> Option<(u32, Answer)> {
+    let (htype, address): (_, &[u8]) = match station {
+        Station::Ethernet(mac) => (HType::Eth, &mac.0),
+        // Whose it is only the transaction says.
+        Station::Infiniband { .. } => (HType::Infiniband, &[]),
+    };
     // The parser slices chaddr by hlen unchecked, so hlen is looked at before anything else.
-    if *bytes.get(2)? != ETHERNET_LEN {
+    let hlen = *bytes.get(2)?;
+    if usize::from(hlen) != address.len() || hlen > ETHERNET_LEN {
         return None;
     }
     let message = borrowed::Message::new(bytes).ok()?;
     if message.opcode() != Opcode::BootReply
-        || message.htype() != HType::Eth
-        || message.chaddr() != mac.0
+        || message.htype() != htype
+        || message.chaddr() != address
     {
         return None;
     }
@@ -178,6 +244,7 @@ struct Options {
     mask: Option<Ipv4Addr>,
     router: Option<Ipv4Addr>,
     dns: Vec<Ipv4Addr>,
+    ntp: Vec<Ipv4Addr>,
     domain: Option<String>,
     hostname: Option<String>,
     mtu: Option<u16>,
@@ -204,6 +271,7 @@ impl Options {
                         .map(u16::from_be_bytes)
                         .filter(|mtu| *mtu >= MIN_MTU);
                 }
+                42 => options.ntp = addresses(data).into_iter().filter_map(host).collect(),
                 51 => options.lease = seconds(data),
                 53 => {
                     options.kind =
@@ -255,6 +323,7 @@ impl Options {
             prefix_len,
             router: self.router.filter(|router| *router != address),
             dns: self.dns,
+            ntp: self.ntp,
             domain: self.domain,
             hostname: self.hostname,
             mtu: self.mtu,
@@ -281,7 +350,7 @@ fn host(address: Ipv4Addr) -> Option<Ipv4Addr> {
 }
 
 /// A name that is safe in `/etc/hosts` and `/etc/resolv.conf`: RFC 1123 letters only, lower case.
-fn host_name(data: &[u8]) -> Option<String> {
+pub(super) fn host_name(data: &[u8]) -> Option<String> {
     let end = data.iter().rposition(|byte| *byte != 0 && *byte != b'.')?;
     let name = data.get(..=end)?.to_ascii_lowercase();
     let label = |part: &[u8]| {
@@ -299,7 +368,8 @@ fn host_name(data: &[u8]) -> Option<String> {
 /// For fuzzers: reads arbitrary bytes as an answer.
 pub fn fuzz_answer(bytes: &[u8]) {
     let mac = bytes.get(28..34).and_then(|mac| mac.try_into().ok()).unwrap_or([0; 6]);
-    let _ = decode(bytes, Mac(mac));
+    let _ = decode(bytes, &Station::Ethernet(Mac(mac)));
+    let _ = decode(bytes, &Station::Infiniband { address: [0; 20], everyone: [0; 20] });
 }
 
 #[cfg(test)]
@@ -319,7 +389,7 @@ mod tests {
             bytes.extend_from_slice(data);
         }
         bytes.push(255);
-        decode(&bytes, MAC)
+        decode(&bytes, &Station::Ethernet(MAC))
     }
 
     #[test]
@@ -343,6 +413,45 @@ mod tests {
         assert_eq!(grant.domain.as_deref(), Some("lab.example"));
         let seconds = [times.renew, times.rebind, times.lease].map(|t| t.as_secs());
         assert_eq!(seconds, [40, 70, 80]);
+    }
+
+    #[test]
+    fn infiniband_has_no_hardware_address_and_an_identifier_of_its_own() {
+        let mut address = [0; 20];
+        address[12..].copy_from_slice(&[0, 2, 0xc9, 3, 0, 0x11, 0x22, 0x33]);
+        let station = Station::Infiniband { address, everyone: [0xff; 20] };
+        assert_eq!(station.mac(), Mac([0, 2, 0xc9, 0x11, 0x22, 0x33]));
+        let mut outgoing = Outgoing {
+            kind: MessageType::Discover,
+            xid: 9,
+            elapsed: Duration::ZERO,
+            ciaddr: Ipv4Addr::UNSPECIFIED,
+            requested: None,
+            server: None,
+        };
+        let bytes = outgoing.encode(&station).expect("bytes");
+        assert_eq!(bytes[..4], [1, 32, 0, 0]);
+        assert_eq!((bytes[10], &bytes[28..44]), (0x80, &[0; 16][..]), "broadcast, no chaddr");
+        let message = borrowed::Message::new(&bytes).expect("readable");
+        let id = message.opts().find(|option| u8::from(option.code()) == 61).expect("option 61");
+        let expected = [255, 0, 0x11, 0x22, 0x33, 0, 3, 0, 32, 0, 2, 0xc9, 3, 0, 0x11, 0x22, 0x33];
+        assert_eq!(id.data(), expected);
+        outgoing.ciaddr = Ipv4Addr::new(10, 9, 0, 5);
+        assert_eq!(
+            outgoing.encode(&station).expect("bytes")[10],
+            0,
+            "renewals are answered to the address"
+        );
+
+        let mut answer = bytes;
+        (answer[0], answer[242]) = (2, 6);
+        assert_eq!(answer[240..243], [53, 1, 6]);
+        let (xid, nak) = decode(&answer, &station).expect("a NAK");
+        assert_eq!(xid, 9);
+        assert!(matches!(nak, Answer::Nak { .. }));
+        assert_eq!(decode(&answer, &Station::Ethernet(MAC)), None);
+        answer[2] = 20;
+        assert_eq!(decode(&answer, &station), None, "no such length");
     }
 
     #[test]

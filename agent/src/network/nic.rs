@@ -1,12 +1,12 @@
-//! One interface's task: its DHCP client or fixed address, between the kernel and the manager.
+//! One interface's task: its fixed addresses and its DHCP client, between the kernel and the manager. DHCPv6 has its own.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use protocol::boot_args::StaticIp;
+use protocol::network::Addressing;
 use rtnetlink::Handle;
 use tokio::sync::{mpsc::UnboundedSender, watch};
 
@@ -16,28 +16,27 @@ use super::message::{self, Grant, Outgoing};
 use super::socket::{PacketSocket, RenewSocket};
 
 /// Pause after a socket failed, so that a lasting failure does not take a whole core.
-const SOCKET_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const SOCKET_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is said of an interface without a cable.
+const NO_CARRIER: &str = "no carrier";
 
 /// How long a carrier may take to come up before a person is told that there is none.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How an interface gets its address.
-#[derive(Debug, Clone)]
-pub(super) enum Mode {
-    Dhcp,
-    /// Fixed; the flag is shared by all interfaces that may take it, the first with a carrier does.
-    Static(StaticIp, Arc<AtomicBool>),
-}
-
 /// What a task tells the manager.
 #[derive(Debug)]
 pub(super) enum Report {
-    /// The interface is set up like this (again).
+    /// DHCP has set the interface up like this (again).
     Configured(u32, Grant),
-    /// It has no address any more.
-    Lost(u32, Ipv4Addr),
-    /// It waits; one sentence.
-    Waiting(String),
+    /// The kernel has these fixed IPv4 addresses.
+    Fixed(u32, Vec<IpAddr>),
+    /// DHCPv6 gave these name servers and search domains.
+    Names(u32, Vec<Ipv6Addr>, Vec<String>),
+    /// DHCP's address is gone.
+    Lost(u32),
+    /// It waits; what for.
+    Waiting(u32, String),
 }
 
 /// An interface and its surroundings.
@@ -50,62 +49,105 @@ pub(super) struct Nic {
     pub(super) reports: UnboundedSender<Report>,
 }
 
-/// Serves an interface until it disappears.
-pub(super) async fn run(nic: Nic, mode: Mode, mut carrier: watch::Receiver<bool>) {
+/// Serves an interface until it disappears. `shared` is common to all interfaces that may take one fixed address.
+pub(super) async fn run(
+    nic: Nic,
+    ip: Addressing,
+    shared: Option<Arc<AtomicBool>>,
+    mut carrier: watch::Receiver<bool>,
+) {
+    if let Some(mtu) = ip.mtu.filter(|mtu| *mtu != nic.link.mtu)
+        && let Err(error) = links::set_mtu(&nic.handle, nic.link.index, mtu).await
+    {
+        log::warn!("{}: the MTU {mtu} was refused: {error}", nic.link.name);
+    }
     if let Err(error) = links::up(&nic.handle, nic.link.index).await {
         nic.say(&format!("cannot be brought up: {error}"));
     }
     // It mostly comes a millisecond after the interface is up.
     if tokio::time::timeout(CARRIER_PATIENCE, carrier.wait_for(|up| *up)).await.is_err() {
-        nic.say("no carrier");
+        nic.say(NO_CARRIER);
     }
-    match mode {
-        Mode::Static(ip, taken) => nic.fixed(ip, &taken, carrier).await,
-        Mode::Dhcp => {
-            let old = links::address(&nic.handle, nic.link.index).await.unwrap_or_else(|error| {
-                log::warn!("{}: cannot read its addresses: {error}", nic.link.name);
-                None
-            });
-            let seed = RandomState::new().build_hasher().finish();
-            let client = Client::new(old.map(|(address, _)| address), seed, Instant::now());
-            let mut task = DhcpTask { nic, client, set: old, packet: None, renew: None };
-            task.run(carrier).await;
+    if !ip.addresses.is_empty() {
+        let came = carrier.wait_for(|up| *up).await.is_ok();
+        if !came || shared.is_some_and(|taken| taken.swap(true, Ordering::SeqCst)) {
+            return;
         }
+        nic.fixed(&ip).await;
     }
+    if !ip.dhcp4 {
+        while carrier.changed().await.is_ok() {
+            if !*carrier.borrow_and_update() {
+                nic.say(NO_CARRIER);
+            }
+        }
+        return;
+    }
+    let old = links::address(&nic.handle, nic.link.index).await.unwrap_or_else(|error| {
+        log::warn!("{}: cannot read its addresses: {error}", nic.link.name);
+        None
+    });
+    let seed = RandomState::new().build_hasher().finish();
+    let client = Client::new(old.map(|(address, _)| address), seed, Instant::now());
+    let has_mtu = ip.mtu.is_some();
+    let mut task = DhcpTask { nic, client, has_mtu, set: old, packet: None, renew: None };
+    task.run(carrier).await;
 }
 
 impl Nic {
-    fn say(&self, what: &str) {
-        self.report(Report::Waiting(format!("{}: {what}", self.link.name)));
+    pub(super) fn say(&self, what: &str) {
+        self.report(Report::Waiting(self.link.index, what.to_owned()));
     }
 
-    fn report(&self, report: Report) {
+    pub(super) fn report(&self, report: Report) {
         if self.reports.send(report).is_err() {
             log::debug!("{}: the network manager has ended", self.link.name);
         }
     }
 
-    async fn fixed(&self, ip: StaticIp, taken: &AtomicBool, mut carrier: watch::Receiver<bool>) {
-        if carrier.wait_for(|up| *up).await.is_err() || taken.swap(true, Ordering::SeqCst) {
-            return;
+    /// Sets fixed addresses and gateways; what is refused is said, and the rest goes on.
+    async fn fixed(&self, ip: &Addressing) {
+        let (handle, index) = (&self.handle, self.link.index);
+        let mut taken = Vec::new();
+        for (address, prefix_len) in &ip.addresses {
+            match links::set_fixed(handle, index, *address, *prefix_len).await {
+                Ok(()) if address.is_ipv4() => taken.push(*address),
+                // The kernel says when it is sure of it.
+                Ok(()) => {}
+                Err(error) => {
+                    self.say(&format!("the address {address}/{prefix_len} was refused: {error}"));
+                }
+            }
         }
-        self.apply(&Grant {
-            address: ip.address,
-            prefix_len: ip.prefix_len,
-            router: ip.gateway,
-            dns: ip.dns,
-            domain: None,
-            hostname: ip.hostname,
-            mtu: None,
-        })
-        .await;
+        for gateway in &ip.gateways {
+            let result = match gateway {
+                IpAddr::V6(gateway) => {
+                    links::set_default_v6(handle, index, *gateway, self.metric).await
+                }
+                IpAddr::V4(gateway) => {
+                    let first = ip.addresses.iter().find_map(|(address, len)| match address {
+                        IpAddr::V4(address) => Some((*address, *len)),
+                        IpAddr::V6(_) => None,
+                    });
+                    let Some(from) = first else { continue };
+                    links::set_default_route(handle, index, from, *gateway, self.metric).await
+                }
+            };
+            if let Err(error) = result {
+                log::warn!(
+                    "{}: the default route by {gateway} was refused: {error}",
+                    self.link.name
+                );
+            }
+        }
+        self.report(Report::Fixed(index, taken));
     }
 
     /// Tells the kernel; says what it refuses and goes on, because half a network is better than none.
-    async fn apply(&self, grant: &Grant) {
+    async fn apply(&self, grant: &Grant, has_mtu: bool) {
         let (handle, index) = (&self.handle, self.link.index);
-        if let Some(mtu) = grant.mtu
-            && let Err(error) = links::set_mtu(handle, index, mtu).await
+        if let Some(mtu) = grant.mtu.filter(|_| !has_mtu)
+            && let Err(error) = links::set_mtu(handle, index, mtu.into()).await
         {
             log::warn!("{}: the MTU {mtu} was refused: {error}", self.link.name);
         }
@@ -114,9 +156,10 @@ impl Nic {
             self.say(&format!("the address {address}/{prefix_len} was refused: {error}"));
             return;
         }
+        let from = (grant.address, grant.prefix_len);
         if let Some(router) = grant.router
             && let Err(error) =
-                links::set_default_route(handle, index, grant, router, self.metric).await
+                links::set_default_route(handle, index, from, router, self.metric).await
         {
             log::warn!("{}: the default route by {router} was refused: {error}", self.link.name);
         }
@@ -127,6 +170,8 @@ impl Nic {
 struct DhcpTask {
     nic: Nic,
     client: Client,
+    /// The MTU is the site's to say, not the server's.
+    has_mtu: bool,
     /// The address that the interface has.
     set: Option<(Ipv4Addr, u8)>,
     packet: Option<PacketSocket>,
@@ -150,11 +195,11 @@ impl DhcpTask {
                 Wake::Gone => return,
                 Wake::Carrier(true) => Event::CarrierUp,
                 Wake::Carrier(false) => {
-                    self.nic.say("no carrier");
+                    self.nic.say(NO_CARRIER);
                     Event::CarrierLost
                 }
                 Wake::Timer => Event::Timer,
-                Wake::Bytes(Ok(bytes)) => match message::decode(&bytes, self.nic.link.mac) {
+                Wake::Bytes(Ok(bytes)) => match message::decode(&bytes, &self.nic.link.station) {
                     Some((xid, answer)) => Event::Heard(xid, answer),
                     None => continue,
                 },
@@ -209,7 +254,7 @@ impl DhcpTask {
         if !self.client.listens_to_broadcasts() {
             self.packet = None;
         } else if self.packet.is_none() {
-            match PacketSocket::open(self.nic.link.index) {
+            match PacketSocket::open(self.nic.link.index, self.nic.link.station.everyone()) {
                 Ok(socket) => self.packet = Some(socket),
                 Err(error) => self.nic.say(&format!("DHCP: cannot open a packet socket: {error}")),
             }
@@ -232,14 +277,14 @@ impl DhcpTask {
         match action {
             Action::Say(what) => self.nic.say(&what),
             Action::Broadcast(outgoing) => {
-                let sent = match (&self.packet, outgoing.encode(self.nic.link.mac)) {
+                let sent = match (&self.packet, outgoing.encode(&self.nic.link.station)) {
                     (Some(socket), Some(bytes)) => socket.broadcast(&bytes, outgoing.ciaddr),
                     _ => return,
                 };
                 self.log_sent(&outgoing, sent);
             }
             Action::Unicast(server, outgoing) => {
-                let sent = match (&self.renew, outgoing.encode(self.nic.link.mac)) {
+                let sent = match (&self.renew, outgoing.encode(&self.nic.link.station)) {
                     (Some(socket), Some(bytes)) => socket.send(&bytes, server).await,
                     _ => return,
                 };
@@ -252,12 +297,12 @@ impl DhcpTask {
                     self.take(old, prefix_len).await;
                 }
                 self.set = Some((grant.address, grant.prefix_len));
-                self.nic.apply(&grant).await;
+                self.nic.apply(&grant, self.has_mtu).await;
             }
             Action::Deconfigure(grant) => {
                 self.set = None;
                 self.take(grant.address, grant.prefix_len).await;
-                self.nic.report(Report::Lost(self.nic.link.index, grant.address));
+                self.nic.report(Report::Lost(self.nic.link.index));
             }
         }
     }

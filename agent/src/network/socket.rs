@@ -3,15 +3,15 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType};
+use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UdpSocket;
 
 use super::frame;
-use crate::sys::packet::{ipv4_broadcast, register};
+use crate::sys::packet::{ipv4_packets, register, send_ipv4};
 
 /// Longest packet that is read, in bytes; longer ones are cut and then fail to parse.
 const MAX_PACKET: usize = 2048;
@@ -20,12 +20,14 @@ const MAX_PACKET: usize = 2048;
 #[derive(Debug)]
 pub(super) struct PacketSocket {
     fd: AsyncFd<OwnedFd>,
-    everyone: LinkAddr,
+    index: u32,
+    everyone: Vec<u8>,
 }
 
 impl PacketSocket {
-    pub(super) fn open(index: u32) -> io::Result<Self> {
-        let everyone = ipv4_broadcast(index).ok_or(Errno::ENODEV)?;
+    /// A socket on this interface, whose stations all hear what is sent to `everyone`.
+    pub(super) fn open(index: u32, everyone: &[u8]) -> io::Result<Self> {
+        let packets = ipv4_packets(index).ok_or(Errno::ENODEV)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         // No protocol until it is bound: packets of other interfaces never get in.
         let fd = socket::socket(AddressFamily::Packet, SockType::Datagram, flags, None).map_err(
@@ -36,16 +38,14 @@ impl PacketSocket {
                 other => other.into(),
             },
         )?;
-        socket::bind(fd.as_raw_fd(), &everyone)?;
-        Ok(Self { fd: register(fd)?, everyone })
+        socket::bind(fd.as_raw_fd(), &packets)?;
+        Ok(Self { fd: register(fd)?, index, everyone: everyone.to_vec() })
     }
 
     /// Sends a DHCP message to every station.
     pub(super) fn broadcast(&self, payload: &[u8], source: Ipv4Addr) -> io::Result<()> {
         let packet = frame::wrap(payload, source, Ipv4Addr::BROADCAST).ok_or(Errno::EMSGSIZE)?;
-        let fd = self.fd.get_ref().as_raw_fd();
-        socket::sendto(fd, &packet, &self.everyone, MsgFlags::empty())?;
-        Ok(())
+        send_ipv4(self.fd.get_ref().as_fd(), self.index, &self.everyone, &packet)
     }
 
     /// The next DHCP message from a server. Safe to cancel.

@@ -17,8 +17,6 @@ pub const KERNEL: &str = "vmlinuz";
 pub const INITRAMFS: &str = "initramfs.img";
 /// What the files are.
 pub const MANIFEST: &str = "manifest.json";
-/// Form of the keys below; another one forgets what was made before.
-const FORM: &str = "1";
 /// Most files whose inputs are remembered.
 const REMEMBERED: usize = 64;
 
@@ -53,7 +51,7 @@ pub(super) struct Key(String);
 impl Key {
     /// A key for a file, with nothing in it yet.
     pub(super) fn new(name: &str) -> Self {
-        Self(format!("{FORM}\n{name}\n"))
+        Self(format!("{name}\n"))
     }
 
     /// With one more input.
@@ -68,8 +66,8 @@ impl Key {
         self.with(what, &bytes)
     }
 
-    fn hex(&self) -> String {
-        Digest::of(self.0.as_bytes()).hex()
+    fn hex(&self, maker: &str) -> String {
+        Digest::of(format!("{maker}\n{}", self.0).as_bytes()).hex()
     }
 }
 
@@ -80,6 +78,8 @@ pub(super) struct Shop {
     pub(super) out: PathBuf,
     /// Where it is kept which inputs gave which file.
     pub(super) memory: PathBuf,
+    /// The program that makes them.
+    pub(super) maker: String,
 }
 
 impl Shop {
@@ -90,7 +90,7 @@ impl Shop {
         key: &Key,
         make: impl FnOnce() -> Result<Vec<u8>, BuildError>,
     ) -> Result<Made, BuildError> {
-        let note = self.memory.join(key.hex());
+        let note = self.memory.join(key.hex(&self.maker));
         let known = fs::read_to_string(&note).ok().and_then(|text| text.parse::<Digest>().ok());
         if let Some(digest) = known
             && let Ok(bytes) = fs::read(self.out.join(name))
@@ -178,8 +178,9 @@ mod tests {
     #[test]
     fn a_file_is_made_again_only_when_an_input_changed_or_it_was_spoilt() {
         let dir = tempfile::tempdir().unwrap();
-        let shop = Shop { out: dir.path().join("out"), memory: dir.path().join("memory") };
-        let run = |input: &[u8]| {
+        let (out, memory) = (dir.path().join("out"), dir.path().join("memory"));
+        let mut shop = Shop { out, memory, maker: "1".to_owned() };
+        let run = |shop: &Shop, input: &[u8]| {
             let made = std::cell::Cell::new(false);
             let key = Key::new("a").with("input", input);
             let make = || {
@@ -191,13 +192,15 @@ mod tests {
             write(&shop.out, &[file], &["b"]).unwrap();
             made.get()
         };
-        assert!(run(b"x"));
-        assert!(!run(b"x"));
-        assert!(run(b"y"));
+        assert!(run(&shop, b"x"));
+        assert!(!run(&shop, b"x"));
+        assert!(run(&shop, b"y"));
         fs::write(shop.out.join("a"), b"spoilt").unwrap();
-        assert!(run(b"y"));
+        assert!(run(&shop, b"y"));
         fs::write(shop.out.join("b"), b"of an earlier build").unwrap();
-        assert!(!run(b"y"));
+        assert!(!run(&shop, b"y"));
         assert!(!shop.out.join("b").exists());
+        shop.maker = "2".to_owned();
+        assert!(run(&shop, b"y"), "another program may make it in another way");
     }
 }

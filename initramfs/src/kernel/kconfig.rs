@@ -16,6 +16,9 @@ pub struct Symbol {
     pub value: Value,
     /// Why, or, of what is optional, what it is good for.
     pub reason: String,
+    /// The flavours that must have it; all where there are none.
+    #[serde(default)]
+    pub flavours: Vec<String>,
     /// Whether a kernel without it can be Layer0's.
     #[serde(default = "required")]
     pub need: Need,
@@ -68,6 +71,13 @@ impl std::fmt::Display for Problem {
 /// It is not TOML, or has keys that are unknown; the error names the line.
 pub fn parse_required(text: &str) -> Result<Vec<Symbol>, toml::de::Error> {
     Ok(toml::from_str::<File>(text)?.symbol)
+}
+
+/// What a kernel of this flavour must have.
+#[must_use]
+pub fn of_flavour(mut required: Vec<Symbol>, flavour: &str) -> Vec<Symbol> {
+    required.retain(|it| it.flavours.is_empty() || it.flavours.iter().any(|name| name == flavour));
+    required
 }
 
 /// Everything in which a kernel's configuration (`config-VERSION`) falls short of what Layer0 cannot do without.
@@ -126,6 +136,19 @@ mod tests {
             "CONFIG_E is n, wanted y: why E",
         ];
         assert_eq!(problems, expected);
+    }
+
+    #[test]
+    fn a_symbol_of_some_flavours_is_required_of_those_only() {
+        let entry = |name: &str, rest: &str| {
+            format!("[[symbol]]\nname = \"{name}\"\nvalue = \"y\"\nreason = \"x\"\n{rest}")
+        };
+        let text = entry("A", "") + &entry("B", "flavours = [\"hw\", \"virt\"]\n");
+        let names = |flavour| {
+            let required = of_flavour(parse_required(&text).unwrap(), flavour);
+            required.into_iter().map(|symbol| symbol.name).collect::<Vec<_>>()
+        };
+        assert_eq!((names("hw"), names("cloud")), (vec!["A".into(), "B".into()], vec!["A".into()]));
     }
 
     #[test]

@@ -4,45 +4,40 @@
 //! ```text
 //! CACHE/source-VERSION/            the source, unpacked once for all flavours
 //! CACHE/objects-FLAVOUR/           make's own files, so that a change of one symbol compiles little
-//! CACHE/built-FLAVOUR-KEY/         vmlinuz, config, modules/, modules.json, record.json: what `kernel::get` reads
+//! CACHE/built-FLAVOUR-KEY/         vmlinuz, config, modules/, modules.json, record.json: what `kernel::get` reads; recipe.json
+//! CACHE/config-FLAVOUR-KEY         a configuration that was checked and not compiled
+//! CACHE/relinked-FLAVOUR-KEY       a kernel with an initramfs and a command line inside ([`relink`])
+//! CACHE/NAME.lock                  who fetches the source, who uses the objects of a flavour
 //! ```
+//!
+//! All builds of one user share one cache, whichever clone they run in: what is finished appears by a rename and is read without
+//! a lock, source and objects are used by one build at a time. No key depends on a path. Where the cache is, the caller says.
+
+mod make;
+mod relink;
+mod store;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use protocol::ids::Digest;
+use serde::{Deserialize, Serialize};
 
 use super::apt::{Apt, AptError, Package};
-use super::fragments::{self, Wish};
+use super::fragments::{self, FragmentError, Wish};
 use super::kconfig::{self, Symbol};
-use super::{Record, bzimage, read_json, write_json};
+use super::{Record, read_json, write_json};
 use crate::Notice;
-use crate::modules::files::{self, FilesError};
+use crate::modules::files::FilesError;
+use make::{Make, run};
+pub use relink::relink;
 
 /// Form of what the cache holds; part of the key.
-const FORM: &str = "1";
-/// Time between two lines about how far the compiler is.
-const PROGRESS: Duration = Duration::from_secs(10);
-/// Lines of make's last words that an error quotes.
-const LAST_LINES: usize = 8;
-/// Programs the build runs, with Debian's packages that have them.
-const TOOLS: [(&str, &str); 9] = [
-    ("make", "make"),
-    ("gcc", "gcc"),
-    ("ld", "binutils"),
-    ("flex", "flex"),
-    ("bison", "bison"),
-    ("bc", "bc"),
-    ("perl", "perl"),
-    ("xz", "xz-utils"),
-    ("dpkg-deb", "dpkg"),
-];
-/// A header that objtool is compiled with, and its package.
-const HEADER: (&str, &str) = ("/usr/include/gelf.h", "libelf-dev");
+const FORM: &str = "2";
 
 /// What to build.
 #[derive(Debug, Clone)]
@@ -99,6 +94,30 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
+    /// The distribution has another version by now.
+    #[error(
+        "{package} {version} is not in the cache and cannot be had any more: take the newer one with `cargo xtask kernel --update`"
+    )]
+    Gone {
+        /// The package with the source.
+        package: String,
+        /// The version that is wanted.
+        version: String,
+    },
+    /// A kernel in the cache does not say how it was made.
+    #[error("{0} does not say how its kernel was made: remove it and build the kernel again")]
+    NoRecipe(PathBuf),
+    /// What a kernel in the cache was made of cannot be read.
+    #[error(transparent)]
+    Recipe(#[from] FragmentError),
+    /// A command line that cannot be built into a kernel.
+    #[error(
+        "the command line cannot be built into a kernel: it must be at most {limit} characters of ASCII without `$`"
+    )]
+    CommandLine {
+        /// Characters that fit.
+        limit: usize,
+    },
     /// A program failed.
     #[error("{command} failed: {said}")]
     Failed {
@@ -128,49 +147,110 @@ fn io_error(path: &Path) -> impl Fn(io::Error) -> SourceError {
     move |source| SourceError::Io { path: path.clone(), source }
 }
 
-/// Builds a kernel, or finds it in the cache. Two builds with one cache wait for each other.
+/// How a kernel in the cache was made, so that it can be linked again.
+#[derive(Debug, Serialize, Deserialize)]
+struct Made {
+    flavour: String,
+    key: String,
+    wishes: String,
+}
+
+/// Builds a kernel, or finds it in the cache. Builds that share a cache wait for each other where they use the same files.
 ///
 /// # Errors
 /// A tool is missing, the source cannot be had, a symbol is lost, or make fails.
 pub fn build(recipe: &Recipe, cache: &Path, notice: Notice<'_>) -> Result<Built, SourceError> {
     let start = Instant::now();
-    check_tools()?;
-    let _lock = super::lock(cache).map_err(io_error(cache))?;
-    super::sweep(cache).map_err(io_error(cache))?;
+    make::check_tools()?;
     let package = source_package(recipe, cache, notice)?;
     let key = key(recipe, &package, &compiler()?);
-    let dir = cache.join(format!("built-{}-{key}", recipe.flavour));
-    if dir.join("record.json").exists() {
-        return Ok(Built { dir, key, cached: true, took: start.elapsed() });
+    let name = format!("built-{}-", recipe.flavour);
+    let dir = cache.join(format!("{name}{key}"));
+    let kept = |key: String| -> Result<Option<Built>, SourceError> {
+        if !store::used(&dir.join("record.json")) {
+            return Ok(None);
+        }
+        let path = dir.join("config");
+        let config = fs::read_to_string(&path).map_err(io_error(&path))?;
+        check(recipe, &config)?;
+        Ok(Some(Built { dir: dir.clone(), key, cached: true, took: start.elapsed() }))
+    };
+    if let Some(built) = kept(key.clone())? {
+        return Ok(built);
+    }
+    let objects = store::Objects::take(cache, &recipe.flavour, notice)?;
+    // Another build may have made it while this one waited.
+    if let Some(built) = kept(key.clone())? {
+        return Ok(built);
     }
     notice(&format!("kernel {} {key}: not in the cache", recipe.flavour));
     let source = unpacked(&package, cache, notice)?;
-    let make = Make { source, objects: cache.join(format!("objects-{}", recipe.flavour)), recipe };
+    let make = Make { source, objects: &objects.dir, recipe };
     let config = make.configure(notice)?;
     make.compile(&config, notice)?;
-    let work = tempfile::Builder::new()
-        .prefix(super::UNPACKING)
-        .tempdir_in(cache)
-        .map_err(io_error(cache))?;
+    let work = objects.work()?;
     let kernel = work.path().join("kernel");
     make.collect(&config, &kernel, package)?;
+    let made = Made {
+        flavour: recipe.flavour.clone(),
+        key: key.clone(),
+        wishes: fragments::render(&recipe.wishes),
+    };
+    write(&kernel.join("recipe.json"), &made)?;
     fs::rename(&kernel, &dir).map_err(io_error(&dir))?;
+    store::prune(cache, &name).map_err(io_error(cache))?;
     Ok(Built { dir, key, cached: false, took: start.elapsed() })
 }
 
-fn check_tools() -> Result<(), SourceError> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let there = |name: &str| std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
-    let tools = TOOLS.iter().filter(|(name, _)| !there(name));
-    let header = Some(&HEADER).filter(|(path, _)| !Path::new(path).exists());
-    let missing: Vec<_> = tools.chain(header).collect();
-    if missing.is_empty() {
+/// The configuration a recipe gives, made now or before, and nothing compiled: whether a flavour is whole is known in seconds.
+///
+/// # Errors
+/// As [`build`].
+pub fn configuration(
+    recipe: &Recipe,
+    cache: &Path,
+    notice: Notice<'_>,
+) -> Result<String, SourceError> {
+    make::check_tools()?;
+    let package = source_package(recipe, cache, notice)?;
+    let key = key(recipe, &package, &compiler()?);
+    let name = format!("config-{}-", recipe.flavour);
+    let path = cache.join(format!("{name}{key}"));
+    if store::used(&path) {
+        let config = fs::read_to_string(&path).map_err(io_error(&path))?;
+        return check(recipe, &config).map(|()| config);
+    }
+    let source = unpacked(&package, cache, notice)?;
+    let objects = store::Objects::take(cache, &format!("config-{}", recipe.flavour), notice)?;
+    let work = objects.work()?;
+    let config = Make { source, objects: &objects.dir, recipe }.configure(notice)?;
+    let made = work.path().join("config");
+    fs::write(&made, &config)
+        .and_then(|()| fs::rename(&made, &path))
+        .and_then(|()| fs::remove_dir_all(&objects.dir))
+        .and_then(|()| store::prune(cache, &name))
+        .map_err(io_error(&path))?;
+    Ok(config)
+}
+
+/// Whether a finished configuration has everything that was asked for and that is required.
+fn check(recipe: &Recipe, config: &str) -> Result<(), SourceError> {
+    let lost = fragments::lost(&recipe.wishes, config);
+    let required = kconfig::check(config, &recipe.required);
+    let lost: Vec<_> = lost
+        .iter()
+        .map(ToString::to_string)
+        .chain(required.iter().map(ToString::to_string))
+        .collect();
+    if lost.is_empty() {
         return Ok(());
     }
-    let join = |pick: fn(&(&'static str, &'static str)) -> &'static str, with| {
-        missing.iter().map(|it| pick(it)).collect::<Vec<_>>().join(with)
-    };
-    Err(SourceError::Tools { missing: join(|it| it.0, ", "), packages: join(|it| it.1, " ") })
+    Err(SourceError::Lost { flavour: recipe.flavour.clone(), lost: lost.join("; ") })
+}
+
+fn write(path: &Path, value: &impl Serialize) -> Result<(), SourceError> {
+    let fail = |error| SourceError::Io { path: path.to_owned(), source: io::Error::other(error) };
+    write_json(path, value).map_err(fail)
 }
 
 fn compiler() -> Result<String, SourceError> {
@@ -204,50 +284,56 @@ fn source_package(
     notice: Notice<'_>,
 ) -> Result<Package, SourceError> {
     let path = cache.join("source.json");
+    let known = || {
+        let record = read_json::<Record>(&path).ok()?;
+        recipe.packages.contains(&record.package).then(|| {
+            let Record { package: name, version, digest, .. } = record;
+            Package { name, version, digest, size: 0, depends: String::new() }
+        })
+    };
     if !recipe.update
-        && let Ok(record) = read_json::<Record>(&path)
-        && recipe.packages.contains(&record.package)
+        && let Some(package) = known()
     {
-        let Record { package: name, version, digest, .. } = record;
-        return Ok(Package { name, version, digest, size: 0, depends: String::new() });
+        return Ok(package);
     }
-    let package = fetch(recipe, cache, notice)?;
+    let _lock = store::lock(cache, "source", notice)?;
+    match known() {
+        Some(package) if !recipe.update => Ok(package),
+        _ => fetch(&recipe.packages, cache, notice),
+    }
+}
+
+/// Fetches and unpacks the newest source, and notes which it is. The caller holds the lock of the source.
+fn fetch(packages: &[String], cache: &Path, notice: Notice<'_>) -> Result<Package, SourceError> {
+    let work = store::work(cache, "source")?;
+    let mut apt = Apt::new(&cache.join("apt"))?;
+    notice("fetching the package lists");
+    apt.update()?;
+    let package = apt.find(packages)?;
+    let dir = source_dir(cache, &package);
+    if !dir.exists() {
+        let file = apt.download(&package, work.path(), notice)?;
+        notice(&format!("unpacking {} {}", package.name, package.version));
+        let (outer, inner) = (work.path().join("outer"), work.path().join("source"));
+        fs::create_dir(&inner).map_err(io_error(&inner))?;
+        run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&outer))?;
+        let archive = outer.join("usr/src").join(format!("{}.tar.xz", package.name));
+        run(Command::new("tar")
+            .args(["--strip-components=1", "-xf"])
+            .arg(&archive)
+            .arg("-C")
+            .arg(&inner))?;
+        fs::rename(&inner, &dir).map_err(io_error(&dir))?;
+    }
     let record = Record {
         package: package.name.clone(),
         version: package.version.clone(),
         digest: package.digest,
         release: String::new(),
     };
-    write_json(&path, &record)
-        .map_err(|error| SourceError::Io { path, source: io::Error::other(error) })?;
-    Ok(package)
-}
-
-fn fetch(recipe: &Recipe, cache: &Path, notice: Notice<'_>) -> Result<Package, SourceError> {
-    let mut apt = Apt::new(&cache.join("apt"))?;
-    notice("fetching the package lists");
-    apt.update()?;
-    let package = apt.find(&recipe.packages)?;
-    let dir = source_dir(cache, &package);
-    if dir.exists() {
-        return Ok(package);
-    }
-    let work = tempfile::Builder::new()
-        .prefix(super::UNPACKING)
-        .tempdir_in(cache)
-        .map_err(io_error(cache))?;
-    let file = apt.download(&package, work.path(), notice)?;
-    notice(&format!("unpacking {} {}", package.name, package.version));
-    let (outer, inner) = (work.path().join("outer"), work.path().join("source"));
-    fs::create_dir(&inner).map_err(io_error(&inner))?;
-    run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&outer))?;
-    let archive = outer.join("usr/src").join(format!("{}.tar.xz", package.name));
-    run(Command::new("tar")
-        .args(["--strip-components=1", "-xf"])
-        .arg(&archive)
-        .arg("-C")
-        .arg(&inner))?;
-    fs::rename(&inner, &dir).map_err(io_error(&dir))?;
+    let (noted, path) = (work.path().join("source.json"), cache.join("source.json"));
+    write(&noted, &record)?;
+    fs::rename(&noted, &path).map_err(io_error(&path))?;
     Ok(package)
 }
 
@@ -259,187 +345,15 @@ fn source_dir(cache: &Path, package: &Package) -> PathBuf {
 fn unpacked(package: &Package, cache: &Path, notice: Notice<'_>) -> Result<PathBuf, SourceError> {
     let dir = source_dir(cache, package);
     if !dir.exists() {
-        let recipe = Recipe {
-            flavour: String::new(),
-            wishes: BTreeMap::new(),
-            packages: vec![package.name.clone()],
-            required: Vec::new(),
-            jobs: 1,
-            update: true,
-        };
-        fetch(&recipe, cache, notice)?;
-    }
-    Ok(dir)
-}
-
-/// Runs a program to its end.
-fn run(command: &mut Command) -> Result<(), SourceError> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.env("LC_ALL", "C").output().map_err(io_error(name.as_ref()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(SourceError::Failed { command: name, said: last_lines(said.lines()) })
-}
-
-fn last_lines<'a>(lines: impl Iterator<Item = &'a str>) -> String {
-    let lines: Vec<_> = lines.map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines.get(lines.len().saturating_sub(LAST_LINES)..).unwrap_or_default().join("; ")
-}
-
-/// make, out of tree.
-struct Make<'a> {
-    source: PathBuf,
-    objects: PathBuf,
-    recipe: &'a Recipe,
-}
-
-impl Make<'_> {
-    /// The same inputs give the same kernel: no dates, users, hosts or paths of this machine.
-    fn command(&self) -> Command {
-        let mut command = Command::new("make");
-        command.arg("-C").arg(&self.source).arg(format!("O={}", self.objects.display()));
-        command.arg(format!("-j{}", self.recipe.jobs.max(1)));
-        command.arg(format!("LOCALVERSION=-layercake-{}", self.recipe.flavour));
-        command.arg(format!("KCFLAGS=-ffile-prefix-map={}=.", self.source.display()));
-        for (name, value) in [
-            ("LC_ALL", "C"),
-            ("KBUILD_BUILD_TIMESTAMP", "1970-01-01 00:00:00 UTC"),
-            ("KBUILD_BUILD_USER", "layercake"),
-            ("KBUILD_BUILD_HOST", "layercake"),
-            ("KBUILD_BUILD_VERSION", "1"),
-        ] {
-            command.env(name, value);
+        let _lock = store::lock(cache, "source", notice)?;
+        if !dir.exists() {
+            fetch(std::slice::from_ref(&package.name), cache, notice)?;
         }
-        // Those of cargo's own jobserver would be taken for ours.
-        command.env_remove("MAKEFLAGS").env_remove("MFLAGS").env_remove("CARGO_MAKEFLAGS");
-        command
     }
-
-    /// Makes `.config` and checks that every wish came true. Returns its text.
-    fn configure(&self, notice: Notice<'_>) -> Result<String, SourceError> {
-        let fail = io_error(&self.objects);
-        fs::create_dir_all(&self.objects).map_err(&fail)?;
-        let wishes = self.objects.join("wishes.config");
-        fs::write(&wishes, fragments::render(&self.recipe.wishes)).map_err(&fail)?;
-        let mut command = self.command();
-        command.arg("allnoconfig").env("KCONFIG_ALLCONFIG", &wishes);
-        self.watch(command, "allnoconfig", notice)?;
-        let path = self.objects.join(".config");
-        let config = fs::read_to_string(&path).map_err(io_error(&path))?;
-        let lost = fragments::lost(&self.recipe.wishes, &config);
-        let required = kconfig::check(&config, &self.recipe.required);
-        let lost: Vec<_> = lost
-            .iter()
-            .map(ToString::to_string)
-            .chain(required.iter().map(ToString::to_string))
-            .collect();
-        if lost.is_empty() {
-            return Ok(config);
-        }
-        Err(SourceError::Lost { flavour: self.recipe.flavour.clone(), lost: lost.join("; ") })
+    if dir.exists() {
+        return Ok(dir);
     }
-
-    fn compile(&self, config: &str, notice: Notice<'_>) -> Result<(), SourceError> {
-        let mut command = self.command();
-        command.arg("bzImage");
-        if has_modules(config) {
-            command.arg("modules");
-        }
-        self.watch(command, "the kernel", notice)
-    }
-
-    /// Runs make and tells how far it is.
-    fn watch(
-        &self,
-        mut command: Command,
-        what: &str,
-        notice: Notice<'_>,
-    ) -> Result<(), SourceError> {
-        let log = self.objects.join("make.log");
-        let errors = File::create(&log).map_err(io_error(&log))?;
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .spawn()
-            .map_err(io_error("make".as_ref()))?;
-        let (start, mut told, mut files) = (Instant::now(), Instant::now(), 0_u32);
-        for line in BufReader::new(child.stdout.take().into_iter().next().ok_or_else(|| {
-            SourceError::Failed { command: "make".to_owned(), said: "it has no output".to_owned() }
-        })?)
-        .lines()
-        {
-            let Ok(line) = line else { continue };
-            let mut words = line.split_whitespace();
-            let (verb, path) = (words.next().unwrap_or_default(), words.last().unwrap_or_default());
-            if matches!(verb, "CC" | "AS" | "HOSTCC" | "CC_M") || line.contains(" [M] ") {
-                files += 1;
-            }
-            if told.elapsed() >= PROGRESS {
-                told = Instant::now();
-                notice(&format!(
-                    "{files} files compiled in {} s, now {path}",
-                    start.elapsed().as_secs()
-                ));
-            }
-        }
-        let status = child.wait().map_err(io_error("make".as_ref()))?;
-        if status.success() {
-            return Ok(());
-        }
-        let said = fs::read_to_string(&log).unwrap_or_default();
-        Err(SourceError::Failed {
-            command: format!("make of {what}"),
-            said: last_lines(said.lines()),
-        })
-    }
-
-    /// Puts what the cache keeps into `into`.
-    fn collect(&self, config: &str, into: &Path, package: Package) -> Result<(), SourceError> {
-        let modules = into.join("modules");
-        fs::create_dir_all(&modules).map_err(io_error(&modules))?;
-        let image = self.objects.join("arch/x86/boot/bzImage");
-        let bytes = fs::read(&image).map_err(io_error(&image))?;
-        let release =
-            bzimage::release(&bytes).ok_or_else(|| SourceError::NotKernel(image.clone()))?;
-        let write =
-            |name: &str, bytes: &[u8]| fs::write(into.join(name), bytes).map_err(io_error(into));
-        write("vmlinuz", &bytes)?;
-        write("config", config.as_bytes())?;
-        if has_modules(config) {
-            let stage = into.join("stage");
-            let mut command = self.command();
-            command.arg("modules_install").arg(format!("INSTALL_MOD_PATH={}", stage.display()));
-            run(command.args(["INSTALL_MOD_STRIP=1", "DEPMOD=true"]))?;
-            let from = stage.join("lib/modules").join(&release);
-            fs::remove_dir(&modules)
-                .and_then(|()| fs::rename(&from, &modules))
-                .map_err(io_error(&from))?;
-            fs::remove_dir_all(&stage).map_err(io_error(&stage))?;
-            for link in ["build", "source"] {
-                let _ = fs::remove_file(modules.join(link));
-            }
-        } else {
-            for name in ["modules.builtin", "modules.builtin.modinfo"] {
-                let from = self.objects.join(name);
-                fs::copy(&from, modules.join(name)).map_err(io_error(&from))?;
-            }
-        }
-        let described = files::describe(&modules)?;
-        let Package { name, version, digest, .. } = package;
-        let record = Record { package: name, version, digest, release };
-        let json = |path: PathBuf, result: Result<(), super::KernelError>| {
-            result.map_err(|error| SourceError::Io { path, source: io::Error::other(error) })
-        };
-        json(into.join("modules.json"), write_json(&into.join("modules.json"), &described))?;
-        json(into.join("record.json"), write_json(&into.join("record.json"), &record))
-    }
-}
-
-fn has_modules(config: &str) -> bool {
-    config.lines().any(|line| line == "CONFIG_MODULES=y")
+    Err(SourceError::Gone { package: package.name.clone(), version: package.version.clone() })
 }
 
 #[cfg(test)]
@@ -495,11 +409,5 @@ mod tests {
         let found = source_package(&recipe("CONFIG_A=y"), cache.path(), &|_| ()).unwrap();
         assert_eq!(found.version, "6.12.1-1");
         assert!(source_dir(cache.path(), &package("1:2/3")).ends_with("source-1_2_3"));
-    }
-
-    #[test]
-    fn a_failing_program_is_quoted() {
-        let error = run(Command::new("sh").args(["-c", "echo no space >&2; exit 1"])).unwrap_err();
-        assert_eq!(error.to_string(), "sh failed: no space");
     }
 }

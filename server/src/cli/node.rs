@@ -1,7 +1,9 @@
 //! `layercake node`: the inventory.
 
+mod facts;
+
 use clap::ValueEnum;
-use protocol::api::{BusyBody, MAX_LONG_POLL_S, NodeRecord, PowerBody};
+use protocol::api::{BusyBody, NodeRecord, PowerBody};
 use protocol::ids::NodeId;
 use protocol::node::{HealthState, Observed, ObservedSet, Phase, PowerAction, SetState};
 use serde_json::json;
@@ -9,9 +11,7 @@ use serde_json::json;
 use super::client::Client;
 use super::output::{Output, ago, bytes, table};
 use crate::clock::now_ms;
-
-/// A node that was not heard of for so long is called silent: two long polls. Milliseconds.
-const SILENT_MS: u64 = 2 * MAX_LONG_POLL_S * 1000;
+use crate::why::{SILENT_MS, is_new};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -21,6 +21,12 @@ pub(super) enum Command {
     Show {
         /// The node.
         id: NodeId,
+    },
+    /// Show what hardware nodes have, as their agents found it. With --json it is what `cargo xtask build-image --for` reads.
+    Facts {
+        /// The node, or the one word `all`.
+        #[arg(value_name = "NODE|all")]
+        nodes: String,
     },
     /// Say that a node is busy, or free again. A busy node stages what is rolled, and cuts over when it is free.
     Busy {
@@ -68,6 +74,7 @@ pub(super) fn run(command: Command, client: &Client, output: Output) -> anyhow::
             let node: NodeRecord = client.get(&format!("/v1/nodes/{id}"))?;
             output.result(&node, || show_text(&node, now_ms()))
         }
+        Command::Facts { nodes } => facts::run(&nodes, client, output),
         Command::Busy { id, busy, reason } => {
             let why = reason.unwrap_or_else(|| "an operator says so".to_owned());
             let body = BusyBody { busy: (busy == Busy::On).then_some(why) };
@@ -113,11 +120,6 @@ fn list_text(nodes: &[NodeRecord], now_ms: u64) -> String {
     };
     let rows: Vec<Vec<String>> = nodes.iter().map(row).collect();
     table(&["NODE", "ADDRESS", "STATE", "IMAGESETS", "SEEN", "WAITING FOR"], &rows)
-}
-
-/// Whether it is only known from the config: `last_seen_ms` then says when the server read that.
-fn is_new(node: &NodeRecord) -> bool {
-    node.boot.is_empty() && node.observed.is_none() && node.last_seen_ms == node.first_seen_ms
 }
 
 fn seen(node: &NodeRecord, now_ms: u64) -> String {
@@ -208,6 +210,12 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
         lines.push(format!("kernel     {}, boot {}", observed.kernel, observed.boot_id));
         let starts = observed.agent_starts;
         lines.push(format!("agent      {}, started {starts} times", observed.agent_version));
+        if let Some(layer0) = &observed.layer0 {
+            let digest = layer0.digest.map_or("-".to_owned(), |digest| digest.short());
+            let state = format!("{:?}", layer0.state).to_lowercase();
+            let came = if layer0.kexec { ", by kexec" } else { "" };
+            lines.push(format!("layer0     {digest}, {state}{came}"));
+        }
         lines.extend(observed.waiting.iter().map(|why| format!("waiting    {why}")));
     }
     lines.extend(node.desired.busy.iter().map(|why| format!("busy       {why}")));

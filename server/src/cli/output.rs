@@ -77,13 +77,7 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 
 /// How long ago, in one figure: `5 s`, `3 min`, `2 h`, `4 d`.
 pub(super) fn ago(then_ms: u64, now_ms: u64) -> String {
-    let seconds = now_ms.saturating_sub(then_ms) / 1000;
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86_400),
-    }
+    crate::why::span(now_ms.saturating_sub(then_ms))
 }
 
 /// Bytes in a unit that people read.

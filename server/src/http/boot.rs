@@ -1,9 +1,9 @@
-//! What firmware and iPXE fetch: the rendered script, the kernel, the initramfs.
+//! What firmware and iPXE fetch: the rendered script, the kernel, the initramfs, the archives beside it.
 
 use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use protocol::ids::{Digest, Mac, NodeId};
@@ -41,8 +41,10 @@ pub(super) async fn ipxe(
     let Machine { mac, uuid } = query(machine)?;
     let node = app.inventory.script_fetched(mac, uuid.as_deref(), now_ms())?;
     tracing::info!(%node, %mac, "iPXE fetches its script");
+    let overlays: Vec<&str> = app.overlays.of_node(&node).map(|it| it.name.as_str()).collect();
     let layer0 = layer0_to_boot(&app, &node).await?;
-    let script = Script { node: &node, mac, url: &app.url, layer0, extra: &app.cmdline };
+    let (url, extra) = (&app.url, &app.cmdline);
+    let script = Script { node: &node, mac, url, layer0, extra, overlays: &overlays };
     let text = script.render().map_err(|error| ApiError::internal(super::error::chain(&error)))?;
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
 }
@@ -86,6 +88,18 @@ pub(super) async fn initramfs(
         }
     };
     file::answer(&path, &headers, sent).await
+}
+
+pub(super) async fn overlay(
+    State(app): Shared,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let path = app.overlays.find(&name).ok_or_else(|| {
+        let text = "there is no overlay of this name: the config names them all (boot.overlays)";
+        ApiError::new(StatusCode::NOT_FOUND, "no_overlay", text)
+    })?;
+    file::answer(path, &headers, || ()).await
 }
 
 pub(super) async fn loader(State(app): Shared, headers: HeaderMap) -> Result<Response, ApiError> {

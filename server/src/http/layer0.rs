@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use protocol::api::{Layer0Node, Layer0Record, Layer0Request, Layer0Upload};
 use protocol::ids::{Digest, Name};
 use protocol::layer0::{MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES, SIGNATURE};
-use protocol::node::Layer0How;
+use protocol::node::{Desired, Layer0How};
 use serde::Deserialize;
 
 use super::boot::MaybeMachine;
@@ -49,6 +49,16 @@ pub(super) async fn blocking<T: Send + 'static>(
 /// The build that machines boot whom nobody asked for another; imported if it is new.
 pub(super) async fn default_build(app: &Arc<App>) -> Result<Option<Digest>, ApiError> {
     blocking(app, |app| app.layer0.default_build(|| app.inventory.layer0_pinned())).await
+}
+
+/// Names the site's archives in a document that sends its node to another Layer0: netboot gives it the same ones.
+pub(super) async fn add_archives(app: &Arc<App>, desired: &mut Desired) -> Result<(), ApiError> {
+    let node = desired.node.clone();
+    if let Some(layer0) = desired.layer0.as_mut().filter(|layer0| layer0.boot_id.is_some()) {
+        let named = move |app: &App| app.archives.of(app.overlays.of_node(&node));
+        layer0.archives = blocking(app, named).await?;
+    }
+    Ok(())
 }
 
 fn digest(hex: &str) -> Result<Digest, ApiError> {

@@ -9,7 +9,9 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use protocol::api::{BusyBody, MAX_LONG_POLL_S, NodeRecord, PowerBody};
+use protocol::facts::NodeFacts;
 use protocol::node::Observed;
+use protocol::why::Why;
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -42,6 +44,20 @@ pub(super) async fn show(
     Ok(Json(app.inventory.get(&node_id(&id)?)?))
 }
 
+pub(super) async fn why(State(app): Shared, id: Path<String>) -> Result<Json<Why>, ApiError> {
+    Ok(Json(crate::why::why(&app.inventory.get(&node_id(&id)?)?, now_ms())))
+}
+
+/// What its hardware is; `null` where its agent has not said yet.
+pub(super) async fn hardware(
+    State(app): Shared,
+    id: Path<String>,
+) -> Result<Json<Option<NodeFacts>>, ApiError> {
+    let node = node_id(&id)?;
+    let hardware = app.inventory.hardware(&node)?;
+    Ok(Json(hardware.map(|hardware| NodeFacts { node, hardware })))
+}
+
 pub(super) async fn desired(
     State(app): Shared,
     id: Path<String>,
@@ -60,6 +76,7 @@ pub(super) async fn desired(
         desired.channels = channels.requests(std::time::Instant::now());
         let is_new = is_news(&desired, poll.after) || !desired.channels.is_empty();
         if is_new || app.files.is_news(&app.registries, &id, poll.registries.as_deref()) {
+            super::layer0::add_archives(&app, &mut desired).await?;
             return Ok(Json(app.files.tell(&app.registries, desired)).into_response());
         }
         tokio::select! {

@@ -31,6 +31,7 @@ impl Lab {
         let text = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\nurl = \"http://127.0.0.1:1\"\n\
              data_dir = \"{path}/data\"\nlayer0_dir = \"{path}\"\n\
+             [boot]\noverlays = [\"{path}/site.cpio\"]\n\
              [[node]]\nid = \"n1\"\nmac = \"52:54:00:00:00:02\"\n"
         );
         let config = Config::parse(&text, Path::new("test.toml")).expect("config");
@@ -144,6 +145,23 @@ fn a_machine_boots_registers_and_its_phases_are_stamped() {
     let node = lab.get(&format!("/v1/nodes/{NODE}")).json();
     assert_eq!(node["uuid"], "4c4c4544-0043-3010-8052-b4c04f564231");
     assert_eq!(node["observed"]["imagesets"][0]["state"], "current");
+    let why = lab.get(&format!("/v1/nodes/{NODE}/why")).json();
+    let expected = "is on its way: hello:2 is not wanted any more";
+    assert_eq!(why["answer"], format!("{NODE} {expected}"));
+    let new = lab.get("/v1/nodes/n1/why").json();
+    assert_eq!(new["state"], "never_seen", "{new}");
+
+    // Its hardware comes with one report, and is kept beside the next ones.
+    let hardware = format!("/v1/nodes/{NODE}/hardware");
+    assert_eq!(lab.get(&hardware).json(), Value::Null);
+    let mut full: Value = serde_json::from_str(&report).expect("golden");
+    full["hardware"] = json!({"kernel": "6.1", "memory": 7});
+    assert_eq!(lab.ask("PUT", &path, &[], &full.to_string()).status, 204);
+    assert_eq!(lab.ask("PUT", &path, &[], &report).status, 204);
+    let facts = lab.get(&hardware).json();
+    assert_eq!((&facts["node"], &facts["hardware"]["memory"]), (&json!(NODE), &json!(7)));
+    assert!(lab.get(&format!("/v1/nodes/{NODE}")).json()["observed"]["hardware"].is_null());
+    lab.get("/v1/nodes/n9/hardware").is_error(404, "node_not_found", "there is no node n9");
 }
 
 #[test]
@@ -154,6 +172,14 @@ fn files_that_are_not_there_and_ranges_outside_are_errors() {
     std::fs::remove_file(lab.dir.path().join("vmlinuz")).expect("remove");
     lab.get("/boot/vmlinuz").is_error(404, "no_file", "vmlinuz does not exist");
     lab.get("/boot/ipxe.efi").is_error(404, "no_loader", "tftp.root");
+    lab.get("/boot/overlays/site.cpio").is_error(404, "no_file", "site.cpio does not exist");
+    std::fs::write(lab.dir.path().join("site.cpio"), b"070701").expect("overlay");
+    assert_eq!(lab.get("/boot/overlays/site.cpio").bytes, b"070701");
+    lab.get("/boot/overlays/vmlinuz").is_error(404, "no_overlay", "boot.overlays");
+    lab.get("/boot/overlays/..%2Fsite.cpio").is_error(404, "no_overlay", "boot.overlays");
+    let script = lab.get("/boot/ipxe?mac=52:54:00:00:00:02");
+    let text = String::from_utf8_lossy(&script.bytes).into_owned();
+    assert!(text.contains("initrd --name site.cpio http://127.0.0.1:1/boot/overlays/"), "{text}");
 }
 
 #[test]

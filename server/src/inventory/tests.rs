@@ -95,7 +95,7 @@ fn rolled(version: &str, roll: u64) -> DesiredSet {
 }
 
 fn section(name: &str, mac: Mac) -> NodeSection {
-    NodeSection { id: id(name), mac, address: None, imagesets: Vec::new() }
+    NodeSection { id: id(name), mac, address: None, imagesets: Vec::new(), overlays: Vec::new() }
 }
 
 fn report(node: &str) -> Observed {

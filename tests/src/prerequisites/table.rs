@@ -44,6 +44,8 @@ pub enum Need {
     Busybox,
     /// `dnsmasq`, the boot server that is not ours.
     Dnsmasq,
+    /// `kea-dhcp6`, a DHCPv6 server that is not ours.
+    KeaDhcp6,
     /// `htpasswd`, for users of test registries.
     Htpasswd,
     /// `mkfs.erofs`, for mount forms.
@@ -78,6 +80,8 @@ pub enum Need {
     Igzip,
     /// `openssl`, the second judge of signatures.
     OpenSsl,
+    /// `ssh` and `ssh-keygen`, for rescue from afar.
+    Ssh,
     /// `mkfs.ext4`, for disks that nodes keep blobs on.
     MkfsExt4,
     /// `ganesha.nfsd`, an NFS server.
@@ -106,6 +110,32 @@ pub enum Need {
     EfiStub,
     /// `sbsign` and `sbverify`.
     SbSign,
+    /// `faketime`, which holds the clock for a signature.
+    Faketime,
+    /// `syslinux`, which makes a disk boot.
+    Syslinux,
+    /// Its boot code and modules.
+    SyslinuxFiles,
+    /// `isolinux.bin`, which a CD boots.
+    Isolinux,
+    /// `xorriso`, which writes CDs.
+    Xorriso,
+    /// `make`.
+    Make,
+    /// `gcc` and `ld`.
+    Gcc,
+    /// `flex`.
+    Flex,
+    /// `bison`.
+    Bison,
+    /// `bc`.
+    Bc,
+    /// `perl`.
+    Perl,
+    /// `xz`.
+    Xz,
+    /// The headers of libelf.
+    LibElf,
     /// `rpmbuild`, `rpm2cpio` and `rpm`.
     Rpm,
 }
@@ -157,6 +187,7 @@ impl Need {
             Self::Ethtool => (everywhere("ethtool"), programs(&["ethtool"])),
             Self::DockerRegistry => ([Some("docker-registry"), Some("docker-distribution"), None], programs(&["docker-registry"])),
             Self::Busybox => ([Some("busybox-static"), Some("busybox"), Some("busybox")], programs(&["busybox"])),
+            Self::KeaDhcp6 => ([Some("kea-dhcp6-server"), Some("kea"), Some("kea")], programs(&["kea-dhcp6"])),
             Self::Dnsmasq => ([Some("dnsmasq-base"), Some("dnsmasq"), Some("dnsmasq")], programs(&["dnsmasq"])),
             Self::Htpasswd => ([Some("apache2-utils"), Some("httpd-tools"), Some("apache")], programs(&["htpasswd"])),
             Self::MkfsErofs => (everywhere("erofs-utils"), programs(&["mkfs.erofs"])),
@@ -175,6 +206,7 @@ impl Need {
             Self::Crun => (everywhere("crun"), programs(&["crun"])),
             Self::Igzip => ([Some("isal"), Some("isa-l-tools"), Some("isa-l")], programs(&["igzip"])),
             Self::OpenSsl => (everywhere("openssl"), programs(&["openssl"])),
+            Self::Ssh => ([Some("openssh-client"), Some("openssh-clients"), Some("openssh")], programs(&["ssh", "ssh-keygen"])),
             Self::MkfsExt4 => (everywhere("e2fsprogs"), programs(&["mkfs.ext4"])),
             Self::NfsGanesha => ([Some("nfs-ganesha"), Some("nfs-ganesha"), None], programs(&["ganesha.nfsd"])),
             Self::NfsGaneshaVfs => ([Some("nfs-ganesha-vfs"), Some("nfs-ganesha-vfs"), None], file("nfs-ganesha's VFS back end (libfsalvfs.so)", &GANESHA_DIRS, "libfsalvfs.so")),
@@ -189,6 +221,19 @@ impl Need {
             Self::Ovmf => ([Some("ovmf"), None, None], file("UEFI firmware (OVMF_CODE_4M.fd)", &["/usr/share/OVMF"], "OVMF_CODE_4M.fd")),
             Self::EfiStub => ([Some("systemd-boot-efi"), None, None], file("systemd's EFI stub (linuxx64.efi.stub)", &["/usr/lib/systemd/boot/efi"], "linuxx64.efi.stub")),
             Self::SbSign => ([Some("sbsigntool"), Some("sbsigntools"), Some("sbsigntools")], programs(&["sbsign", "sbverify"])),
+            Self::Faketime => ([Some("faketime"), Some("libfaketime"), Some("libfaketime")], programs(&["faketime"])),
+            Self::Syslinux => (everywhere("syslinux"), programs(&["syslinux"])),
+            Self::SyslinuxFiles => ([Some("syslinux-common"), None, None], file("syslinux's boot code (gptmbr.bin)", &["/usr/lib/syslinux/mbr"], "gptmbr.bin")),
+            Self::Isolinux => ([Some("isolinux"), None, None], file("the boot loader of CDs (isolinux.bin)", &["/usr/lib/ISOLINUX"], "isolinux.bin")),
+            Self::Xorriso => ([Some("xorriso"), Some("xorriso"), Some("libisoburn")], programs(&["xorriso"])),
+            Self::Make => (everywhere("make"), programs(&["make"])),
+            Self::Gcc => (everywhere("gcc"), programs(&["gcc", "ld"])),
+            Self::Flex => (everywhere("flex"), programs(&["flex"])),
+            Self::Bison => (everywhere("bison"), programs(&["bison"])),
+            Self::Bc => (everywhere("bc"), programs(&["bc"])),
+            Self::Perl => (everywhere("perl"), programs(&["perl"])),
+            Self::Xz => ([Some("xz-utils"), Some("xz"), Some("xz")], programs(&["xz"])),
+            Self::LibElf => ([Some("libelf-dev"), Some("elfutils-libelf-devel"), Some("libelf")], file("the headers of libelf (gelf.h)", &["/usr/include"], "gelf.h")),
             Self::Rpm => ([Some("rpm"), Some("rpm-build"), Some("rpm-tools")], programs(&["rpmbuild", "rpm2cpio", "rpm"])),
         }
     }

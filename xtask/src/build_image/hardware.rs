@@ -40,7 +40,7 @@ pub(crate) struct HardwareArgs {
 
 impl HardwareArgs {
     /// Whether another kernel than a flavour's is asked for.
-    pub(super) fn has_kernel(&self) -> bool {
+    pub(crate) fn has_kernel(&self) -> bool {
         !self.kernel_package.is_empty() || self.kernel_installed.is_some()
     }
 

@@ -13,6 +13,11 @@ impl SetMachine {
     pub(in crate::agent) fn observed(&self, pull: Option<PullProgress>) -> Option<ObservedSet> {
         let pull = pull.filter(|_| matches!(self.work, Work::Pulling { .. }));
         let failure = self.failure.as_ref().map(|(reason, _)| reason.clone());
+        let attempts = self.failure.as_ref().map(|(_, attempts)| *attempts).filter(|it| *it > 0);
+        let retry_at_ms = match self.work {
+            Work::Waiting { until } => u64::try_from(until.as_millis()).ok(),
+            _ => None,
+        };
         if let Some(running) = &self.running {
             let leaving = matches!(self.work, Work::CuttingOver(_) | Work::Stopping);
             let problem = running.containers.iter().find_map(ContainerRecord::problem);
@@ -32,6 +37,8 @@ impl SetMachine {
                 digest: running.digest,
                 state,
                 reason: failure.or(problem).or_else(|| self.activity()),
+                attempts,
+                retry_at_ms,
                 pull,
                 containers: running.containers.iter().map(observed_container).collect(),
                 last_roll: running.last_roll.clone(),
@@ -51,6 +58,8 @@ impl SetMachine {
             digest: digest.or(wanted.reference.digest).unwrap_or(Digest([0; 32])),
             state,
             reason: failure.or_else(|| self.activity()),
+            attempts,
+            retry_at_ms,
             pull,
             containers: Vec::new(),
             last_roll: None,

@@ -42,18 +42,21 @@ pub(super) fn make(from: &Ingredients<'_>, program: &[u8]) -> Result<Vec<u8>, Fo
     .map_err(|source| FormError::Fat { form, source })?;
     let dir = tempfile::tempdir().map_err(io_error(&std::env::temp_dir(), ""))?;
     let tree = dir.path().join("tree");
-    let boot = tree.join("boot");
-    fs::create_dir_all(&boot).map_err(io_error(&boot, ""))?;
+    // isolinux looks for its own files in a few directories only.
+    for name in ["boot", "isolinux"] {
+        let path = tree.join(name);
+        fs::create_dir_all(&path).map_err(io_error(&path, ""))?;
+    }
     let read = |path: &str| fs::read(path).map_err(io_error(Path::new(path), HINT));
     for (name, bytes) in [
-        ("efi.img", firmware.as_slice()),
-        ("initrd.img", from.initramfs),
-        ("isolinux.bin", &read(ISOLINUX)?),
-        ("isolinux.cfg", menu.as_bytes()),
-        ("ldlinux.c32", &read(MODULE)?),
-        ("vmlinuz", &from.kernel.image),
+        ("boot/efi.img", firmware.as_slice()),
+        ("boot/initrd.img", from.initramfs),
+        ("isolinux/isolinux.bin", &read(ISOLINUX)?),
+        ("isolinux/isolinux.cfg", menu.as_bytes()),
+        ("isolinux/ldlinux.c32", &read(MODULE)?),
+        ("boot/vmlinuz", &from.kernel.image),
     ] {
-        let path = boot.join(name);
+        let path = tree.join(name);
         fs::write(&path, bytes).map_err(io_error(&path, ""))?;
     }
     let out = dir.path().join(form);
@@ -66,6 +69,8 @@ pub(super) fn make(from: &Ingredients<'_>, program: &[u8]) -> Result<Vec<u8>, Fo
 /// from what is on it.
 fn command(tree: &Path, out: &Path, time: u32, contents: &Digest) -> Command {
     let mut command = Command::new(XORRISO);
+    // To xorriso no time at all is 0.
+    let time = time.max(1);
     let (year, month, day) = sign::date(time / 86_400);
     let (hour, minute, second) = (time / 3600 % 24, time / 60 % 60, time % 60);
     let stamp = format!("{year:04}{month:02}{day:02}{hour:02}{minute:02}{second:02}00");
@@ -75,7 +80,7 @@ fn command(tree: &Path, out: &Path, time: u32, contents: &Digest) -> Command {
     command.arg(format!("--modification-date={stamp}")).args(["--set_all_file_dates", &stamp]);
     command.args(["--gpt_disk_guid", contents.hex().get(..32).unwrap_or_default()]);
     // BIOS.
-    command.args(["-b", "boot/isolinux.bin", "-c", "boot/boot.cat"]);
+    command.args(["-b", "isolinux/isolinux.bin", "-c", "isolinux/boot.cat"]);
     command.args(["-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]);
     command.args(["-isohybrid-mbr", DISK_CODE]);
     // UEFI.

@@ -51,7 +51,10 @@ fn clock(time: u32) -> String {
 
 /// Year, month and day of a day since 1970-01-01 in the proleptic Gregorian calendar.
 pub(super) fn date(days: u32) -> (u32, u32, u32) {
-    let leap = |year: u32| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u32| {
+        let by = |number: u32| year.is_multiple_of(number);
+        by(4) && (!by(100) || by(400))
+    };
     let (mut year, mut left) = (1970, days);
     while left >= 365 + u32::from(leap(year)) {
         left -= 365 + u32::from(leap(year));
