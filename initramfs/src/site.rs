@@ -1,5 +1,5 @@
 //! The site's archive beside the image: keys, certificates, registries, network, a rescue shell, ssh. The kernel unpacks it over
-//! the initramfs, so that the image stays the same for everybody. [`assemble`] is pure; [`build`] reads and writes around it.
+//! the initramfs, so that the image stays the same for everybody. `assemble` is pure; `build` reads and writes around it.
 //! The same inputs give the same bytes.
 
 pub mod packages;

@@ -58,7 +58,6 @@ fn whatever_happens_to_the_agent_pid_1_goes_on_and_so_do_the_containers() -> Res
         // Idle: it has looked around once since it last started something.
         wait::pause(Duration::from_secs(6))?;
         let (memory, threads) = weigh(story.machine(1)?)?;
-        println!("PID 1: {memory} KiB of its own (Pss_Anon + Pss_Shmem)");
 
         let oom = format!(
             "echo 1M > {AGENT_CGROUP}/memory.max; echo 0 > {AGENT_CGROUP}/memory.swap.max; sleep 1; \
@@ -87,13 +86,11 @@ fn whatever_happens_to_the_agent_pid_1_goes_on_and_so_do_the_containers() -> Res
             "(i=0; while [ $i -lt {ORPHANS} ]; do (j=0; while [ $j -lt 100 ]; do : & j=$((j+1)); done); \
              i=$((i+100)); done; cut -d. -f1 /proc/uptime > /run/storm) > /dev/null 2>&1 & true"
         );
-        let begun = number(&story.machine(1)?.shell("cut -d. -f1 /proc/uptime")?)?;
         story.machine(1)?.shell(&storm)?;
-        let ended = wait::until("the last orphan", ACT, || {
+        wait::until("the last orphan", ACT, || {
             wait::pause(Duration::from_secs(1))?;
             Ok(number(&story.machine(1)?.shell("cat /run/storm; true")?).ok())
         })?;
-        println!("{ORPHANS} orphans in {} s", ended - begun);
         let zombies = "cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z 1 '; true";
         wait::until("the last orphan to be reaped", Duration::from_secs(10), || {
             Ok((number(&story.machine(1)?.shell(zombies)?)? == 0).then_some(()))
