@@ -151,9 +151,11 @@ fn of_package(
         *apt = Some(fresh);
     }
     if let Some(apt) = apt {
-        let package = apt.find(&[name.to_owned()]).map_err(|source| {
-            let name = name.to_owned();
-            BuildError::FirmwarePackage { name, source }
+        let package = apt.find(&[name.to_owned()]).map_err(|error| match error {
+            AptError::Unknown { names: name, warnings } => {
+                BuildError::FirmwarePackage { name, warnings }
+            }
+            other => kernel(other),
         })?;
         let fail = |source| BuildError::Io { path: config.cache.clone(), source };
         let work = tempfile::Builder::new().prefix("unpack-").tempdir_in(&config.cache);
