@@ -37,6 +37,8 @@ pub struct ServerSpec {
     pub cmdline: String,
     /// Archives that every node gets beside the initramfs.
     pub overlays: Vec<PathBuf>,
+    /// Base URL that nodes know it by, in place of [`SERVER_URL`]; it listens on all addresses then, IPv6 too.
+    pub url: Option<String>,
 }
 
 impl ServerSpec {
@@ -50,14 +52,18 @@ impl ServerSpec {
             registry: None,
             cmdline: CONSOLE.to_owned(),
             overlays: Vec::new(),
+            url: None,
         }
     }
 
     /// The config file. Every value is of our own making and needs no more than Rust's quoting.
     fn render(&self, data: &Path, ipxe: Option<&Path>) -> Result<String> {
+        let url = self.url.as_deref().unwrap_or(SERVER_URL);
+        let own = format!("{ADDRESS}:8080");
+        let listen = self.url.as_ref().map_or(own.as_str(), |_| "[::]:8080");
         let mut text = format!(
-            "[server]\nlisten = \"{ADDRESS}:8080\"\nurl = \"{SERVER_URL}\"\ndata_dir = {data:?}\nlayer0_dir = {:?}\n\n\
-             [dhcp]\ninterface = \"{BRIDGE}\"\nsubnet = \"{SUBNET}\"\nrange = [\"10.9.0.200\", \"10.9.0.250\"]\n\n\
+            "[server]\nlisten = {listen:?}\nurl = {url:?}\ndata_dir = {data:?}\nlayer0_dir = {:?}\n\n\
+             [dhcp]\naddress = \"{ADDRESS}\"\ninterface = \"{BRIDGE}\"\nsubnet = \"{SUBNET}\"\nrange = [\"10.9.0.200\", \"10.9.0.250\"]\n\n\
              [tftp]\nlisten = \"{ADDRESS}:69\"\n",
             self.artifacts.layer0
         );

@@ -1,14 +1,17 @@
 //! The network of a node beyond one cable: bonds and VLANs, an IPv6-only network, and names. The kernel that runs the tests
 //! may know neither bonds nor VLANs, so the node plays its own peer, in a network namespace that the case makes in it.
 
+use std::net::IpAddr;
+
 use anyhow::{Context, Result, ensure};
-use tests::artifacts::Artifacts;
+use tests::artifacts::{Artifacts, example};
 use tests::lab::case;
 use tests::overlay::with_network_peers;
-use tests::prerequisites::CASES;
+use tests::prerequisites::{CASES, find_program};
+use tests::process::Process;
 use tests::qemu::{Boot, Machine, MachineSpec};
-use tests::server_peer::CONSOLE;
-use tests::story::{ACT, BOOT};
+use tests::server_peer::{CONSOLE, ServerSpec};
+use tests::story::{ACT, BOOT, Story};
 use tests::wait;
 
 /// The site's file: a bond that has a fixed address and prefers one of its slaves.
@@ -102,6 +105,54 @@ fn a_vlan_on_a_bond_by_lacp_gets_its_address_and_a_bond_survives_its_slave() -> 
         machine.shell("/tools/ip link del s1; sleep 1; /tools/ip link add s1 type veth peer name t1 netns $(cat /peer)")?;
         machine.shell("sh /far /tools/ip link set t1 master bond8")?;
         until_said(&mut machine, bond, &["Currently Active Slave: s1"])?;
+        Ok(())
+    })
+}
+
+/// A name for the server that only IPv6 leads to.
+const NAME: &str = "boot.six.lab";
+
+#[test]
+fn a_node_without_ipv4_finds_its_server_by_name_and_runs_an_imageset() -> Result<()> {
+    case("ipv6-only", CASES, |lab| {
+        let dnsmasq = find_program("dnsmasq").context("dnsmasq is missing")?;
+        let record = format!("--host-record={NAME},fd00:9::1");
+        let args = [
+            "--keep-in-foreground",
+            "--log-facility=-",
+            "--conf-file=/dev/null",
+            "--bind-interfaces",
+            "--listen-address=fd00:9::1",
+            "--no-resolv",
+            "--no-hosts",
+            "--local=/lab/",
+            "--user=root",
+            "--pid-file=",
+            &record,
+        ];
+        let log = lab.dir().join("dnsmasq.log");
+        let _names = Process::start(lab.namespace(), &dnsmasq, args, &log)?;
+        let artifacts = Artifacts::find()?;
+        let mut spec = ServerSpec::new(artifacts.clone(), 1);
+        let url = format!("http://{NAME}:8080");
+        spec.url = Some(url.clone());
+        let mut story = Story::begin(lab, &spec)?;
+        story.push(&example("hello", "v1"))?;
+        story.roll_all("hello:1")?;
+        let mut machine = MachineSpec::netboot(1);
+        machine.boot = Boot::Direct {
+            kernel: artifacts.kernel(),
+            initramfs: artifacts.initramfs(),
+            append: format!(
+                "{CONSOLE} layercake.server={url} layercake.node=n1 ip=eth0:auto6 nameserver=[fd00:9::1]"
+            ),
+        };
+        story.switch_on_as(&machine)?;
+        let (observed, _) = story.wait_running(1, "hello", "1")?;
+        let mut addresses = observed.links.iter().flat_map(|link| &link.addresses);
+        ensure!(addresses.clone().all(|address| address.is_ipv6()), "{:?}", observed.links);
+        let own: IpAddr = "fd00:9::5054:ff:fe00:1".parse()?;
+        ensure!(addresses.any(|address| *address == own), "{:?}", observed.links);
         Ok(())
     })
 }
