@@ -37,7 +37,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use protocol::ids::{Name, NodeId};
-use protocol::node::{Desired, DesiredSet, Phase, PhaseMark, PowerAction};
+use protocol::node::{Desired, DesiredSet, ObservedClock, Phase, PhaseMark, PowerAction};
 
 use self::console::Console;
 use self::event::Event;
@@ -52,6 +52,7 @@ use self::worker::{Job, Surroundings, Worker, uptime};
 use crate::channel::Channels;
 use crate::init::control::{Control, Request};
 use crate::network::NetworkEvent;
+use crate::time::Clock;
 
 pub use self::start::run;
 
@@ -124,6 +125,8 @@ struct Agent {
     reports: bool,
     network_waiting: Option<String>,
     server_waiting: Option<String>,
+    clock_keeper: Option<Clock>,
+    clock: Option<ObservedClock>,
     /// Standing when a power request was obeyed.
     power_done: bool,
     standalone: bool,
@@ -195,7 +198,10 @@ impl Agent {
                 self.server_waiting = None;
                 self.mark(Phase::Agent);
             }
-            Event::ServerUnreachable(why) => self.server_waiting = Some(why),
+            Event::ServerUnreachable(why) => {
+                self.server_waiting = Some(report::with_clock(why, self.clock.as_ref()));
+            }
+            Event::Clock(state) => self.clock = Some(state),
             Event::Pulled(name, result) => self.pulled(&name, result),
             Event::Staged(name, result) => {
                 if result.is_ok() {
@@ -222,18 +228,20 @@ impl Agent {
                 word: word.clone(),
                 at_ns,
             }),
-            Event::Terminate => {}
+            // What it says goes with the next report, which is written now.
+            Event::Hardware | Event::Terminate => {}
         }
     }
 
     fn network(&mut self, event: NetworkEvent) {
         match event {
-            NetworkEvent::Configured { link, mac, addresses, .. } => {
+            NetworkEvent::Configured { link, mac, addresses, ntp, .. } => {
                 self.network_waiting = None;
                 let text: Vec<String> = addresses.iter().map(ToString::to_string).collect();
                 log::info!("{link}: {}", text.join(", "));
                 self.facts.link(&link, mac, addresses);
                 self.tell_facts();
+                self.look_after_clock(ntp);
                 self.connect(mac);
             }
             NetworkEvent::Waiting(why) => {
@@ -254,6 +262,20 @@ impl Agent {
                     self.network_waiting = Some(format!("{link}: no address yet"));
                 }
             }
+        }
+    }
+
+    /// Lets these servers, or else the boot server, say what time it is. A standalone agent leaves its host's clock alone.
+    fn look_after_clock(&mut self, servers: Vec<std::net::IpAddr>) {
+        if let Some(keeper) = &self.clock_keeper {
+            return keeper.set_servers(servers);
+        }
+        let Some(plan) = self.link.as_ref().filter(|_| !self.standalone) else { return };
+        let events = self.around.events.clone();
+        let told = move |state| events.send(Event::Clock(state));
+        match Clock::start(servers, plan.servers.clone(), plan.transport.clone(), told) {
+            Ok(keeper) => self.clock_keeper = Some(keeper),
+            Err(error) => log::error!("no thread for the clock: {error}"),
         }
     }
 
@@ -401,7 +423,12 @@ impl Agent {
     fn waiting(&self) -> Option<String> {
         let sets = || self.sets.values().find_map(|slot| slot.machine.waiting());
         let layer0 = || self.layer0.as_ref().and_then(|layer0| layer0.machine.waiting());
-        let link = self.network_waiting.clone().or_else(|| self.server_waiting.clone());
+        let network = self.network_waiting.clone();
+        let network = network.map(|why| match self.outbox.missing_firmware() {
+            Some(files) => format!("{why} (firmware is missing: {files})"),
+            None => why,
+        });
+        let link = network.or_else(|| self.server_waiting.clone());
         link.or_else(sets).or_else(layer0)
     }
 
@@ -427,6 +454,7 @@ impl Agent {
         });
         self.screen.show(lines, uptime());
         if let Some(mut observed) = self.facts.observed(&self.notes, sets, waiting) {
+            observed.clock.clone_from(&self.clock);
             observed.cache = self.pulls.puller().cache().status();
             observed.layer0 = self.layer0.as_ref().map(|layer0| layer0.machine.observed());
             let machines = self.sets.iter().map(|(name, slot)| (name, &slot.machine));

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -110,7 +110,12 @@ fn load_alias(loader: &Mutex<Loader>, alias: &str) {
 
 /// Every different `modalias` below a directory; links are not followed.
 fn aliases_below(devices: &Path) -> BTreeSet<String> {
-    let mut aliases = BTreeSet::new();
+    devices_below(devices).into_iter().map(|(_, alias)| alias).collect()
+}
+
+/// Every device below a directory that asks for a driver, with what it asks by; links are not followed.
+pub(crate) fn devices_below(devices: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
     let mut pending = vec![(devices.to_owned(), 0_usize)];
     let mut visited = 0_usize;
     while let Some((dir, depth)) = pending.pop() {
@@ -130,11 +135,11 @@ fn aliases_below(devices: &Path) -> BTreeSet<String> {
                 && let Ok(text) = fs::read_to_string(entry.path())
                 && !text.trim().is_empty()
             {
-                aliases.insert(text.trim().to_owned());
+                found.push((dir.clone(), text.trim().to_owned()));
             }
         }
     }
-    aliases
+    found
 }
 
 fn watch(listener: &Listener, loader: &Mutex<Loader>, sink: &impl Fn(&Event)) {

@@ -221,6 +221,20 @@ fn a_rescue_program_of_the_site_goes_before_every_shell() {
 }
 
 #[test]
+fn an_agent_that_keeps_failing_brings_the_rescue_shell_and_is_started_on() {
+    // The waits between ten starts are 25 s.
+    let rescue = "echo rescue is here; exec sleep 1000";
+    let fails = r#"[ $n != 1 ] || ask 'steady\0' steady; exit 1"#;
+    let init = Init::start("layercake.rescue=on-failure", fails, Some(rescue));
+    let never = Init::start("layercake.rescue=never", fails, Some(rescue));
+    for init in [&init, &never] {
+        init.wait(&["script 9 runs", "starts again in 12800 ms", "starts again in 30000 ms"]);
+    }
+    init.wait(&["keeps failing: a rescue shell is offered", "on the console", "rescue is here"]);
+    assert!(!never.log().contains("rescue"), "{}", never.log());
+}
+
+#[test]
 fn the_end_stops_the_agent_then_everybody_and_has_limits() {
     let stubborn = &r#"trap 'echo "asked to stop"; exit 0' TERM
         sh -c 'trap "" TERM HUP; while :; do sleep 1; done' &

@@ -41,7 +41,7 @@ const XZ_MEMORY_KIB: u32 = 1 << 17;
 pub enum Compression {
     /// One zstd frame of this level.
     Zstd(u8),
-    /// One xz stream of this preset, x86 code filtered. A tenth smaller than zstd, and slower to unpack.
+    /// One xz stream of this preset, x86 code filtered. A tenth smaller than zstd, and six times as long to unpack.
     Xz(u8),
     /// Not at all.
     None,

@@ -30,7 +30,7 @@ use crate::Notice;
 use crate::archive::{self, ArchiveError};
 use crate::compress::Compression;
 use crate::elf::ElfError;
-use crate::kernel::kconfig::{self, Symbol};
+use crate::kernel::kconfig::Symbol;
 use crate::kernel::{self, Kernel, KernelError, Source};
 use crate::modules::files::{self, FilesError};
 use crate::modules::firmware::FirmwareError;
@@ -43,6 +43,7 @@ use crate::tree::{Tree, TreeError};
 use bundle::BundleError;
 use forms::{Form, FormError, FormOptions, Ingredients};
 use output::{Made, Shop};
+use packing::Packed;
 
 pub use content::{Parts, assemble};
 pub use output::{INITRAMFS, KERNEL, MANIFEST};
@@ -76,8 +77,9 @@ pub struct Config {
     pub overlays: Vec<PathBuf>,
     /// Archives put behind the initramfs as they are, in this order.
     pub archives: Vec<PathBuf>,
-    /// How the initramfs is compressed; none for what is best for the kernel ([`best_compression`]).
-    pub compression: Option<Compression>,
+    /// How the initramfs is compressed in the forms that carry it beside the kernel. In the one that has it inside, the kernel is
+    /// compressed as a whole.
+    pub compression: Compression,
     /// Time of last change of every entry, in seconds since 1970 (`SOURCE_DATE_EPOCH`).
     pub mtime: u32,
     /// Where kernels that were downloaded are kept. Two builds with one cache wait for each other.
@@ -223,23 +225,6 @@ pub enum BuildError {
     Bundle(#[from] BundleError),
 }
 
-/// How an initramfs for this kernel is compressed where nothing else is said. Without modules it is small, and a tenth less is worth
-/// the time that xz takes to unpack; with them zstd is a quarter of a second to seconds faster on every boot.
-#[must_use]
-pub fn best_compression(kernel: &Kernel, modules: u64) -> Compression {
-    /// Bytes of modules from which on zstd is better.
-    const MODULES: u64 = 1 << 20;
-    let unpacks = |how: Compression| {
-        let config = kernel.config.as_deref();
-        config.is_some_and(|config| kconfig::check(config, &how.needs()).is_empty())
-    };
-    if modules < MODULES && unpacks(Compression::XZ) {
-        Compression::XZ
-    } else {
-        Compression::default()
-    }
-}
-
 /// Builds an image. Its files are replaced one by one, each by a rename, the manifest last.
 ///
 /// # Errors
@@ -261,7 +246,7 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     }
     let modules = sources::read_modules(&kernel.modules_dir, &selection)?;
     let modules_size = modules.iter().map(|(_, bytes)| size(bytes)).sum();
-    let compression = config.compression.unwrap_or_else(|| best_compression(&kernel, modules_size));
+    let compression = config.compression;
     let appended = sources::read_archives(&config.archives)?;
     let mut decoders = compression.needs();
     decoders.extend(appended.iter().filter_map(|it| it.needs.clone()));
@@ -279,7 +264,7 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     let packed = packing::pack(tree, appended, compression, config.mtime, &config.packed, notice)?;
     let memory = config.packed.join("forms");
     let shop = Shop { out: config.out.clone(), memory, maker: config.maker.clone() };
-    let mut made = make_files(config, &kernel, &packed.bytes, &shop)?;
+    let mut made = make_files(config, &kernel, &packed, &shop, notice)?;
     // For nodes that take a new agent without the rest.
     made.push(alone);
     output::describe(&made, &mut manifest);
@@ -296,7 +281,7 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
         manifest,
         agent_size,
         modules_size,
-        archive_size: packed.plain,
+        archive_size: packed.size,
         compression,
         absent: selection.absent,
         unchanged,
@@ -354,21 +339,28 @@ fn input(option: &str, bytes: &[u8]) -> Input {
 fn make_files(
     config: &Config,
     kernel: &Kernel,
-    initramfs: &[u8],
+    packed: &Packed,
     shop: &Shop,
+    notice: Notice<'_>,
 ) -> Result<Vec<Made>, BuildError> {
+    let built = match &config.kernel {
+        Source::Built { dir, .. } => Some(dir.as_path()),
+        _ => None,
+    };
     let from = Ingredients {
         kernel,
-        initramfs,
+        initramfs: &packed.bytes,
+        plain: &packed.plain,
+        built,
         version: &config.version,
         time: config.mtime,
         options: &config.options,
     };
     let mut made = vec![
         Made::new(output::KERNEL, kernel.image.clone()),
-        Made::new(output::INITRAMFS, initramfs.to_vec()),
+        Made::new(output::INITRAMFS, packed.bytes.clone()),
     ];
-    made.extend(forms::make(&config.forms, &from, shop)?);
+    made.extend(forms::make(&config.forms, &from, shop, notice)?);
     Ok(made)
 }
 

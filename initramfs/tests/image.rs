@@ -61,7 +61,7 @@ impl Fixture {
             registries: None,
             overlays: Vec::new(),
             archives: Vec::new(),
-            compression: None,
+            compression: Compression::default(),
             mtime: 7,
             forms: BTreeSet::new(),
             options: FormOptions::default(),
@@ -224,7 +224,7 @@ fn overlays_and_certificates_are_in_the_image() {
     let pem = fixture.dir.path().join("site.crt");
     fs::write(&pem, "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n").unwrap();
     fixture.config.ca = vec![pem];
-    fixture.config.compression = Some(Compression::None);
+    fixture.config.compression = Compression::None;
     fixture.build().unwrap();
     let entries = archive::read(&fixture.out("initramfs.img")).unwrap();
     let find = |path: &str| entries.iter().find(|entry| entry.path == path).unwrap();
@@ -301,7 +301,7 @@ fn the_checksums_hold_in_the_directory_and_in_the_bundle() {
     run(&fixture.config.out, "tar", &["-xf", "layer0-bundle.tar", "-C", "../unpacked"]);
     for dir in [fixture.config.out.clone(), unpacked.join("layer0")] {
         let said = run(&dir, "sha256sum", &["--strict", "-c", "SHA256SUMS"]);
-        assert_eq!(said.lines().filter(|line| line.ends_with(": OK")).count(), 7, "{said}");
+        assert_eq!(said.lines().filter(|line| line.ends_with(": OK")).count(), 8, "{said}");
     }
     fs::write(fixture.config.out.join("vmlinuz"), "spoilt").unwrap();
     let verdict = Command::new("sha256sum")
@@ -415,13 +415,19 @@ fn a_kernel_that_cannot_unpack_the_initramfs_is_refused() {
     let config = fixture.dir.path().join("config");
     fs::write(&config, "CONFIG_RD_ZSTD=y\n").unwrap();
     set_kernel_config(&mut fixture.config, &config);
-    fixture.config.compression = Some(Compression::XZ);
+    fixture.config.compression = Compression::XZ;
     let error = fixture.error();
     assert!(error.contains("CONFIG_RD_XZ is n, wanted y: unpacks the initramfs"), "{error}");
-    fixture.config.compression = None;
-    assert_eq!(fixture.build().unwrap().compression, Compression::default());
     fs::write(&config, "CONFIG_RD_ZSTD=y\nCONFIG_RD_XZ=y\nCONFIG_XZ_DEC_X86=y\n").unwrap();
     assert_eq!(fixture.build().unwrap().compression, Compression::XZ);
+}
+
+#[test]
+fn the_initramfs_is_linked_into_kernels_of_ours_alone() {
+    let mut fixture = Fixture::new();
+    fixture.config.forms = BTreeSet::from([Form::Efi]);
+    let error = fixture.error();
+    assert!(error.contains(RELEASE) && error.contains("--flavour virt"), "{error}");
 }
 
 #[test]

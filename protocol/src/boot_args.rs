@@ -4,11 +4,15 @@
 //! that refuses to boot for a typing slip is worse than one that says so. Quoting follows the kernel
 //! (`Documentation/admin-guide/kernel-parameters.rst`): double quotes protect spaces.
 
+mod amount;
+
 use std::fmt;
 
 use crate::ids::{Digest, Mac, NodeId};
 use crate::network::Network;
 use crate::reference::Reference;
+
+pub use amount::{Amount, InvalidAmount};
 
 /// Longest command line that is read, in bytes (x86 `COMMAND_LINE_SIZE`).
 pub const MAX_COMMAND_LINE: usize = 2048;
@@ -123,6 +127,10 @@ pub struct BootArgs {
     pub console: ConsoleMode,
     /// `layercake.cache=`.
     pub cache: CacheDisk,
+    /// `layercake.store=`: how much memory what is pulled and written may fill; 80 % where it is not said.
+    pub store: Option<Amount>,
+    /// `layercake.zram=`: swap that is compressed and lies in memory itself; none where it is not said.
+    pub zram: Option<Amount>,
     /// `layercake.layer0=`: the digest of this Layer0's manifest, said by whoever started it.
     pub layer0: Option<Digest>,
     /// `layercake.kexec`: the kernel before this one started it.
@@ -167,6 +175,9 @@ impl BootArgs {
             "layercake.watchdog" => self.watchdog = parse_watchdog(value)?,
             "layercake.log" => self.log = parse_log(value)?,
             "layercake.console" => self.console = parse_console(value)?,
+            "layercake.store" => self.store = Some(value.parse().map_err(to_text)?),
+            "layercake.zram" if value == "off" => self.zram = None,
+            "layercake.zram" => self.zram = Some(value.parse().map_err(to_text)?),
             "layercake.cache" => self.cache = parse_cache(value)?,
             "layercake.layer0" => self.layer0 = Some(value.parse().map_err(to_text)?),
             "layercake.kexec" => self.kexec = true,
@@ -290,6 +301,8 @@ impl fmt::Display for BootArgs {
             CacheDisk::Off => words.push("layercake.cache=none".to_owned()),
             CacheDisk::Labelled(label) => words.push(format!("layercake.cache={label}")),
         }
+        words.extend(self.store.map(|amount| format!("layercake.store={amount}")));
+        words.extend(self.zram.map(|amount| format!("layercake.zram={amount}")));
         if let Some(digest) = &self.layer0 {
             words.push(format!("layercake.layer0={digest}"));
         }

@@ -126,6 +126,9 @@ pub struct Hardware {
     /// Memory that the kernel manages, in bytes.
     #[serde(default)]
     pub memory: u64,
+    /// Most bytes that what is pulled and written may fill (`layercake.store=`); 0 where that is not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub store: u64,
     /// Size of the compressed swap in memory, in bytes; 0 where there is none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub zram: u64,

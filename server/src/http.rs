@@ -98,6 +98,7 @@ pub fn router(app: Arc<App>, registry: Router) -> Router {
         .route("/v1/nodes/{id}", get(nodes::show))
         .route("/v1/nodes/{id}/why", get(nodes::why))
         .route("/v1/nodes/{id}/desired", get(nodes::desired))
+        .route("/v1/nodes/{id}/hardware", get(nodes::hardware))
         .route("/v1/nodes/{id}/observed", put(nodes::observed))
         .route("/v1/nodes/{id}/power", post(nodes::power))
         .route("/v1/nodes/{id}/channels", post(channels::ask))

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::PROTOCOL_VERSION;
 use protocol::api::{NodeRecord, Roll, RollState};
+use protocol::facts::Hardware;
 use protocol::ids::{Digest, Mac, Name, NodeId};
 use protocol::node::{Desired, DesiredSet, Observed, PowerAction};
 use tokio::sync::watch;
@@ -163,6 +164,14 @@ impl Inventory {
         self.state().nodes.get(id).map(|node| record(&node.row)).ok_or_else(|| unknown(id))
     }
 
+    /// What a node's hardware is, as far as its agent has said.
+    ///
+    /// # Errors
+    /// If there is none of this id.
+    pub fn hardware(&self, id: &NodeId) -> Result<Option<Hardware>, InventoryError> {
+        self.state().nodes.get(id).map(|node| node.row.hardware.clone()).ok_or_else(|| unknown(id))
+    }
+
     /// What is wanted of a node.
     ///
     /// # Errors
@@ -251,9 +260,10 @@ impl Inventory {
     pub fn observed(
         &self,
         id: &NodeId,
-        observed: Observed,
+        mut observed: Observed,
         now_ms: u64,
     ) -> Result<(), InventoryError> {
+        let hardware = observed.hardware.take();
         if observed.node != *id {
             return Err(InventoryError::OtherNode { expected: id.clone(), found: observed.node });
         }
@@ -276,6 +286,10 @@ impl Inventory {
             node.row.timeline.observed(boot_id, marks, kexec, now_ms);
             node.set_uuid(observed.uuid.as_deref());
             node.row.observed = Some(observed);
+            if hardware.is_some() && node.row.hardware != hardware {
+                node.row.hardware = hardware;
+                node.hardware_dirty = true;
+            }
             node.seen(now_ms);
         }
         Ok(())
@@ -465,6 +479,7 @@ impl Inventory {
             for row in &nodes {
                 if let Some(node) = state.nodes.get_mut(&row.id) {
                     node.dirty = true;
+                    node.hardware_dirty |= row.hardware.is_some();
                 }
             }
         }

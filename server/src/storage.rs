@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use futures_util::future::BoxFuture;
+use protocol::facts::Hardware;
 use protocol::ids::{Mac, Name, NodeId, Version};
 use protocol::node::{Desired, Observed};
 use protocol::reference::Reference;
@@ -41,6 +42,8 @@ pub struct NodeRow {
     pub observed: Option<Observed>,
     /// What is wanted of it.
     pub desired: Desired,
+    /// What its hardware is; None in a row that is to be written says that this has not changed.
+    pub hardware: Option<Hardware>,
 }
 
 /// A roll that has no number yet.

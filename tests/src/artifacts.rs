@@ -12,8 +12,17 @@ pub const ENV_LAYER0: &str = "LAYERCAKE_LAYER0";
 /// The directory of the built example programs.
 pub const ENV_EXAMPLES: &str = "LAYERCAKE_EXAMPLES";
 
+/// Where the site's archive with a rescue shell and ssh is, and the keys.
+pub const SITE_DIR: &str = "target/site";
+/// The archive's name.
+pub const SITE_OVERLAY: &str = "site.cpio.zst";
+/// The private key that it lets in, and one that it does not.
+pub const SITE_KEYS: [&str; 2] = ["key", "other"];
+
 /// Where Layer0 with the modules of network storage is.
 pub const STORAGE_DIR: &str = "target/storage";
+/// Where Layer0 with the oldest kernel that is tested is.
+pub const FLOOR_DIR: &str = "target/floor";
 /// Where the EFI programs are.
 pub const EFI_DIR: &str = "target/efi";
 /// Their command line: it finds the lab's server, as its first node.
@@ -22,6 +31,10 @@ pub const EFI_COMMAND_LINE: &str =
 /// Command line of the forms that carry one and boot on any machine of the lab: it runs a set without a server.
 pub const FORMS_COMMAND_LINE: &str =
     "console=ttyS0,115200n8 panic=10 layercake.imageset=http://10.9.0.1:8080/hello:1";
+/// The form that has all inside the kernel, as it is and signed with the test key.
+pub const KERNEL_FORM: &str = "layer0-kernel.efi";
+/// Where it is.
+pub const KERNEL_FORM_DIR: &str = "target/forms-virt";
 /// Where they are.
 pub const FORMS_DIR: &str = "target/forms";
 
@@ -92,12 +105,51 @@ impl Artifacts {
         Ok(file)
     }
 
+    /// Layer0 inside a kernel of ours, with [`FORMS_COMMAND_LINE`], signed or not. `cargo xtask test qemu` builds both.
+    ///
+    /// # Errors
+    /// That it is not there, and what builds it.
+    pub fn kernel_form(signed: bool) -> Result<PathBuf> {
+        let dir = workspace_root().join(KERNEL_FORM_DIR);
+        let file = dir.join(if signed { "signed" } else { "plain" }).join(KERNEL_FORM);
+        if !file.exists() {
+            bail!("{} is not built: run `cargo xtask test qemu`", file.display());
+        }
+        Ok(file)
+    }
+
+    /// The site's archive with a rescue shell and ssh, the private key that it lets in, and another one.
+    /// `cargo xtask test qemu` builds it.
+    ///
+    /// # Errors
+    /// That it is not there, and what builds it.
+    pub fn site() -> Result<(PathBuf, [PathBuf; 2])> {
+        let dir = workspace_root().join(SITE_DIR);
+        let overlay = dir.join(SITE_OVERLAY);
+        if !overlay.exists() {
+            bail!("{} is not built: run `cargo xtask test qemu`", overlay.display());
+        }
+        Ok((overlay, SITE_KEYS.map(|name| dir.join(name))))
+    }
+
     /// The same with the Layer0 that has the modules of network storage. `cargo xtask test qemu` builds it.
     ///
     /// # Errors
     /// That it is not there, and what builds it.
     pub fn with_storage(mut self) -> Result<Self> {
         self.layer0 = workspace_root().join(STORAGE_DIR);
+        if !self.initramfs().exists() {
+            bail!("{} is not built: run `cargo xtask test qemu`", self.initramfs().display());
+        }
+        Ok(self)
+    }
+
+    /// The same with the Layer0 that has the oldest kernel that is tested, with the drivers of `tests/facts/floor.json`. `cargo xtask test qemu` builds it.
+    ///
+    /// # Errors
+    /// That it is not there, and what builds it.
+    pub fn with_floor(mut self) -> Result<Self> {
+        self.layer0 = workspace_root().join(FLOOR_DIR);
         if !self.initramfs().exists() {
             bail!("{} is not built: run `cargo xtask test qemu`", self.initramfs().display());
         }

@@ -14,9 +14,9 @@ use crate::artifacts::Artifacts;
 use crate::prerequisites;
 
 /// What the rescue shell can do: busybox under these names.
-const APPLETS: [&str; 23] = [
-    "sh", "ash", "awk", "cat", "cut", "dmesg", "echo", "grep", "head", "ip", "kill", "ls", "mount",
-    "pidof", "ps", "reboot", "sed", "sleep", "sort", "tail", "tr", "uniq", "wc",
+const APPLETS: [&str; 25] = [
+    "sh", "ash", "awk", "cat", "cut", "dmesg", "echo", "grep", "head", "ip", "kill", "ls", "mkdir",
+    "mount", "pidof", "ps", "reboot", "sed", "sleep", "sort", "tail", "tr", "true", "uniq", "wc",
 ];
 
 /// Makes a directory of Layer0 artifacts like `from`, with busybox and a shell in the initramfs.
@@ -69,6 +69,15 @@ pub fn with_imageapi(from: &Artifacts, to: &Path, address: &str, tls: &Path) -> 
         .with_context(|| format!("cannot append to {}", with_shell.initramfs().display()))?;
     amend_manifest(&with_shell)?;
     Ok(with_shell)
+}
+
+/// Makes a directory of Layer0 artifacts like `from`, with this archive behind the initramfs.
+///
+/// # Errors
+/// When something cannot be read or written.
+pub fn with_archive(from: &Artifacts, to: &Path, archive: &Path) -> Result<Artifacts> {
+    let bytes = fs::read(archive).with_context(|| format!("cannot read {}", archive.display()))?;
+    appended(from, to, &bytes)
 }
 
 /// Makes another Layer0 out of `from`: the same kernel, with one more file, `etc/layercake/NAME`.

@@ -33,6 +33,7 @@ pub const CASES: &[Need] = &[
     Need::Skopeo,
     Need::Podman,
     Need::Runc,
+    Need::Ssh,
 ];
 
 /// What the cases with network storage need beside [`CASES`].

@@ -18,8 +18,10 @@ use crate::{console, prerequisites};
 
 pub mod accelerator;
 pub mod ovmf;
+pub mod qmp;
 
 pub use ovmf::Ovmf;
+pub use qmp::Qmp;
 
 /// Memory of a machine where nothing else is said, in MB.
 pub const MEMORY_MB: u32 = 512;
@@ -144,6 +146,8 @@ impl MachineSpec {
             ),
             "-serial".to_owned(),
             "chardev:s0".to_owned(),
+            "-qmp".to_owned(),
+            format!("unix:{},server=on,wait=off", path("qmp.sock")),
             "-netdev".to_owned(),
             netdev,
             "-drive".to_owned(),
@@ -226,6 +230,7 @@ pub struct Machine {
     pub address: Ipv4Addr,
     /// When QEMU was started.
     pub started: Instant,
+    dir: PathBuf,
     process: Process,
     _cable: Cable,
 }
@@ -262,6 +267,7 @@ impl Machine {
             id: node_id(spec.number)?,
             address: address(spec.number),
             started,
+            dir,
             process,
             _cable: cable,
         })
@@ -271,6 +277,20 @@ impl Machine {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Where its files lie.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A conversation with its QEMU.
+    ///
+    /// # Errors
+    /// When QEMU does not answer.
+    pub fn qmp(&self) -> Result<Qmp> {
+        Qmp::connect(&self.dir.join("qmp.sock"))
     }
 
     /// Fails when QEMU has ended, with what it and the machine said last.

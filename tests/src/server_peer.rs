@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -35,6 +35,8 @@ pub struct ServerSpec {
     pub registry: Option<String>,
     /// More kernel arguments for every node.
     pub cmdline: String,
+    /// Archives that every node gets beside the initramfs.
+    pub overlays: Vec<PathBuf>,
 }
 
 impl ServerSpec {
@@ -47,6 +49,7 @@ impl ServerSpec {
             imagesets: Vec::new(),
             registry: None,
             cmdline: CONSOLE.to_owned(),
+            overlays: Vec::new(),
         }
     }
 
@@ -62,6 +65,7 @@ impl ServerSpec {
             writeln!(text, "root = {ipxe:?}")?;
         }
         writeln!(text, "\n[boot]\ncmdline = {:?}", self.cmdline)?;
+        writeln!(text, "overlays = {:?}", self.overlays)?;
         if let Some(registry) = &self.registry {
             writeln!(text, "\n[registry]\nurl = {registry:?}")?;
         }
@@ -105,6 +109,14 @@ impl Server {
             Ok(client.answers().then_some(()))
         })?;
         Ok(Self { client, process, bin: spec.artifacts.bin.clone() })
+    }
+
+    /// Kills it, as a power cut would.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
     }
 
     /// Its log.
@@ -156,6 +168,14 @@ pub fn layercake<S: AsRef<OsStr>>(lab: &Lab, bin: &Path, args: &[S]) -> Result<S
     command.args(args);
     command.env("LAYERCAKE_SERVER", SERVER_URL);
     process::without_proxies(&mut command);
+    run(lab, command, &shown)
+}
+
+/// Runs a command inside the lab, and gives its standard output. `shown` names it in errors.
+///
+/// # Errors
+/// When it fails, with what it said.
+pub fn run(lab: &Lab, mut command: Command, shown: &str) -> Result<String> {
     // Files, not pipes: nobody needs to read while it runs.
     let (out, err) = (lab.dir().join("command.out"), lab.dir().join("command.log"));
     let create = |path: &Path| {
@@ -163,7 +183,7 @@ pub fn layercake<S: AsRef<OsStr>>(lab: &Lab, bin: &Path, args: &[S]) -> Result<S
     };
     command.stdin(Stdio::null()).stdout(create(&out)?).stderr(create(&err)?);
     let mut child = lab.namespace().spawn(command)?;
-    let ended = wait::until(&shown, COMMAND, || Ok(child.try_wait()?));
+    let ended = wait::until(shown, COMMAND, || Ok(child.try_wait()?));
     if ended.is_err() {
         child.kill().with_context(|| format!("cannot kill `{shown}`"))?;
         child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
@@ -188,7 +208,7 @@ mod tests {
         spec.imagesets = vec!["hello:1".to_owned()];
         spec.registry = Some("http://10.9.0.1:5000".to_owned());
         let text = spec.render(Path::new("/data"), Some(Path::new("/ipxe"))).expect("render");
-        let expected = "\n[boot]\ncmdline = \"console=ttyS0,115200n8 layercake.console=log\"\n\n[registry]\nurl = \"http://10.9.0.1:5000\"\n\n\
+        let expected = "\n[boot]\ncmdline = \"console=ttyS0,115200n8 layercake.console=log\"\noverlays = []\n\n[registry]\nurl = \"http://10.9.0.1:5000\"\n\n\
                         [[node]]\nid = \"n1\"\nmac = \"52:54:00:00:00:01\"\naddress = \"10.9.0.101\"\nimagesets = [\"hello:1\"]\n\n\
                         [[node]]\nid = \"n2\"\nmac = \"52:54:00:00:00:02\"\naddress = \"10.9.0.102\"\nimagesets = [\"hello:1\"]\n";
         assert!(text.starts_with("[server]\nlisten = \"10.9.0.1:8080\"\n"), "{text}");

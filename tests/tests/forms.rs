@@ -1,9 +1,12 @@
-//! Layer0 from disks and CDs, each under BIOS and under UEFI firmware, up to an ImageSet that runs.
+//! Layer0 from disks, CDs and as a kernel with all inside, each under BIOS and under UEFI firmware, up to an ImageSet that runs.
+
+use std::process::Command;
 
 use anyhow::{Result, ensure};
 use tests::artifacts::{Artifacts, example};
 use tests::lab::case;
 use tests::prerequisites::{CASES, EFI_CASES, FORM_CASES};
+use tests::qemu::ovmf::TEST_CERTIFICATE;
 use tests::qemu::{Boot, MachineSpec, Medium, Ovmf};
 use tests::server_peer::ServerSpec;
 use tests::story::{BOOT, Story};
@@ -50,4 +53,26 @@ fn the_cd_image_boots_from_a_cd_under_bios_and_uefi() -> Result<()> {
 #[test]
 fn the_cd_image_written_to_a_disk_boots_under_bios_and_uefi() -> Result<()> {
     boots_everywhere("form-cd-on-disk", "layer0.iso", Medium::Disk)
+}
+
+#[test]
+fn the_kernel_with_all_inside_boots_under_bios_and_signed_under_secure_boot() -> Result<()> {
+    let needs = [CASES, EFI_CASES].concat();
+    case("form-efi", &needs, |lab| {
+        let sbverify = Command::new("sbverify")
+            .args(["--cert", TEST_CERTIFICATE])
+            .arg(Artifacts::kernel_form(true)?)
+            .output()?;
+        ensure!(sbverify.status.success(), "{}", String::from_utf8_lossy(&sbverify.stderr));
+        let mut story = Story::begin(lab, &ServerSpec::new(Artifacts::find()?, 2))?;
+        story.push(&example("hello", "v1"))?;
+        let bios = Boot::Kernel { image: Artifacts::kernel_form(false)? };
+        let program = Artifacts::kernel_form(true)?;
+        let uefi = Boot::Efi { program, firmware: Ovmf::Secure };
+        for (number, boot) in [(1, bios), (2, uefi)] {
+            let spec = MachineSpec { memory_mb: MEMORY_MB, boot, ..MachineSpec::netboot(number) };
+            story.switch_on_with(&spec)?;
+        }
+        (1..=2).try_for_each(|number| runs_hello(&mut story, number))
+    })
 }

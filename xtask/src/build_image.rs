@@ -63,10 +63,10 @@ pub(crate) struct Args {
     /// it over what is there, the last one wins
     #[arg(long, value_name = "FILE")]
     pub(crate) archive: Vec<PathBuf>,
-    /// How the initramfs is compressed: zstd, xz or none, with a level as in zstd:22 or xz:9 [default: xz where the image has no
-    /// modules and the kernel can unpack it, else zstd:19]
-    #[arg(long, value_name = "HOW")]
-    pub(crate) compression: Option<Compression>,
+    /// How the initramfs is compressed: zstd, xz or none, with a level as in zstd:22 or xz:9. xz is a tenth smaller and takes six
+    /// times as long to unpack at every boot
+    #[arg(long, value_name = "HOW", default_value_t)]
+    pub(crate) compression: Compression,
     /// Forms beside vmlinuz and initramfs.img (repeatable, or separated by commas)
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) format: Vec<Format>,
@@ -114,6 +114,8 @@ pub(crate) enum Format {
     Split,
     /// layer0.efi: kernel, initramfs and command line in one EFI program
     Uki,
+    /// layer0-kernel.efi: one kernel with initramfs and command line inside, for UEFI and BIOS (--flavour virt or hw)
+    Efi,
     /// layer0.iso: a CD that BIOS and UEFI boot, from a disk as well
     Iso,
     /// layer0-usb.img: a disk that BIOS and UEFI boot
@@ -127,6 +129,7 @@ impl Format {
         match self {
             Self::Split => Form::Split,
             Self::Uki => Form::Uki,
+            Self::Efi => Form::Efi,
             Self::Iso => Form::Iso,
             Self::Usb => Form::Usb,
             Self::Bundle => Form::Bundle,
@@ -172,13 +175,14 @@ pub(crate) fn config(args: &Args, notice: &dyn Fn(&str)) -> anyhow::Result<Confi
     let required = kconfig::parse_required(&read(&required_path)?);
     let required = required.with_context(|| format!("in {}", required_path.display()))?;
     let required = kconfig::of_flavour(required, flavour_name(args.flavour));
-    let forms = forms(&args.format);
+    let kernel = kernel_source(args, &lists)?;
+    let forms = forms(&args.format, &kernel);
     let bill = forms.contains(&Form::Bundle);
     Ok(Config {
         agent,
         agent_version,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        kernel: kernel_source(args, &lists)?,
+        kernel,
         lists,
         with: args.with.clone(),
         hardware: args.hardware.read(args.update)?,
@@ -230,11 +234,12 @@ fn kernel_source(args: &Args, lists: &Lists) -> anyhow::Result<Source> {
     })
 }
 
-/// The forms that were asked for; a bundle has all that there are for every kernel.
-fn forms(formats: &[Format]) -> BTreeSet<Form> {
+/// The forms that were asked for; a bundle has all that there are of this kernel.
+fn forms(formats: &[Format], kernel: &Source) -> BTreeSet<Form> {
     let mut forms: BTreeSet<Form> = formats.iter().map(|format| format.form()).collect();
     if forms.contains(&Form::Bundle) {
         forms.extend([Form::Uki, Form::Iso, Form::Usb]);
+        forms.extend(matches!(kernel, Source::Built { .. }).then_some(Form::Efi));
     }
     forms
 }

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use tests::artifacts::{
-    Artifacts, EFI_COMMAND_LINE, EFI_DIR, FORMS_COMMAND_LINE, FORMS_DIR, STORAGE_DIR,
-    workspace_root,
+    Artifacts, EFI_COMMAND_LINE, EFI_DIR, FLOOR_DIR, FORMS_COMMAND_LINE, FORMS_DIR,
+    KERNEL_FORM_DIR, SITE_DIR, SITE_KEYS, SITE_OVERLAY, STORAGE_DIR, workspace_root,
 };
 use tests::qemu::ovmf;
 
@@ -47,6 +47,9 @@ pub(crate) fn everything(release: bool) -> Result<()> {
     run(&mut layer0)
 }
 
+/// The firmware's test key without its passphrase, in [`EFI_DIR`].
+const TEST_KEY: &str = "test.key";
+
 /// Builds Layer0 as one EFI program for the cases with UEFI firmware, as it is and signed with the firmware's test key.
 ///
 /// # Errors
@@ -55,7 +58,7 @@ pub(crate) fn efi() -> Result<()> {
     let dir = workspace_root().join(EFI_DIR);
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     // sbsign takes no passphrase but from a terminal.
-    let key = dir.join("test.key");
+    let key = dir.join(TEST_KEY);
     let mut openssl = Command::new("openssl");
     openssl.args(["rsa", "-passin", "pass:snakeoil", "-in", ovmf::TEST_KEY, "-out"]).arg(&key);
     run(openssl.stderr(std::process::Stdio::null()))?;
@@ -72,11 +75,23 @@ pub(crate) fn efi() -> Result<()> {
     Ok(())
 }
 
-/// Builds the forms of Layer0 that boot from disks and CDs.
+/// Builds the forms of Layer0 that boot from disks and CDs, and the one that is a kernel alone. After [`efi`], which makes the key.
 ///
 /// # Errors
 /// What does not build.
 pub(crate) fn forms() -> Result<()> {
+    for name in ["plain", "signed"] {
+        let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
+        layer0.args(["build-image", "--flavour", "virt", "--format", "efi"]);
+        layer0.args(["--cmdline", FORMS_COMMAND_LINE, "--out"]);
+        layer0.arg(workspace_root().join(KERNEL_FORM_DIR).join(name)).stdout(std::io::stderr());
+        if name == "signed" {
+            let key = workspace_root().join(EFI_DIR).join(TEST_KEY);
+            layer0.arg("--secure-boot-key").arg(key);
+            layer0.args(["--secure-boot-cert", ovmf::TEST_CERTIFICATE]);
+        }
+        run(&mut layer0)?;
+    }
     let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
     layer0.args(["build-image", "--format", "iso,usb", "--cmdline", FORMS_COMMAND_LINE, "--out"]);
     layer0.arg(workspace_root().join(FORMS_DIR)).stdout(std::io::stderr());
@@ -92,6 +107,41 @@ pub(crate) fn storage() -> Result<()> {
     layer0.args(["build-image", "--with", "storage", "--out"]);
     layer0.arg(workspace_root().join(STORAGE_DIR)).stdout(std::io::stderr());
     run(&mut layer0)
+}
+
+/// Builds Layer0 with the oldest kernel that is tested, for the machine of the cases about hardware.
+///
+/// # Errors
+/// What does not build.
+pub(crate) fn floor() -> Result<()> {
+    let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
+    layer0.args(["build-image", "--flavour", "generic", "--kernel-version", "6.1"]);
+    layer0.arg("--for").arg(workspace_root().join("tests/facts/floor.json"));
+    layer0.args(["--with", "zram", "--out"]);
+    layer0.arg(workspace_root().join(FLOOR_DIR)).stdout(std::io::stderr());
+    run(&mut layer0)
+}
+
+/// Builds the site's archive with a rescue shell and ssh, for the cases that rescue a node, and the keys for it.
+///
+/// # Errors
+/// What does not build.
+pub(crate) fn site() -> Result<()> {
+    let dir = workspace_root().join(SITE_DIR);
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    for name in SITE_KEYS {
+        let key = dir.join(name);
+        if !key.exists() {
+            let mut keygen = Command::new("ssh-keygen");
+            keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(&key);
+            run(&mut keygen)?;
+        }
+    }
+    let mut overlay = Command::new(std::env::current_exe().context("cannot find our own file")?);
+    overlay.args(["overlay", "--rescue-shell", "--ssh", "always", "--out"]);
+    overlay.arg(dir.join(SITE_OVERLAY)).arg("--authorized-key");
+    overlay.arg(dir.join(format!("{}.pub", SITE_KEYS[0])));
+    run(overlay.stdout(std::io::stderr()))
 }
 
 /// Builds the server and gives its file.

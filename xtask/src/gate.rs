@@ -30,6 +30,8 @@ pub(crate) enum Part {
     Doc,
     /// Licences, bans and sources.
     Deny,
+    /// The bill of materials beside CycloneDX's schema.
+    Bill,
     /// The configurations of our own kernels, and the one for virtual machines, from its cache or built.
     Kernel,
     /// Whole-system cases in QEMU.
@@ -38,7 +40,7 @@ pub(crate) enum Part {
 
 impl Part {
     /// In the order in which they run: what fails fast comes first.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Fmt,
         Self::Tidy,
         Self::Clippy,
@@ -46,6 +48,7 @@ impl Part {
         Self::Oracle,
         Self::Doc,
         Self::Deny,
+        Self::Bill,
         Self::Kernel,
         Self::Qemu,
     ];
@@ -61,6 +64,7 @@ impl fmt::Display for Part {
             Self::Oracle => "oracle",
             Self::Doc => "doc",
             Self::Deny => "deny",
+            Self::Bill => "bill",
             Self::Kernel => "kernel",
             Self::Qemu => "qemu",
         })
@@ -144,12 +148,15 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             let mut check = Command::new(deny);
             children::run(check.args(["check", "licenses", "bans", "sources"]).current_dir(root))
         }
+        Part::Bill => crate::bill::check(root),
         Part::Kernel => crate::kernel::gate(),
         Part::Qemu => {
             crate::builds::everything(false)?;
             crate::builds::efi()?;
             crate::builds::forms()?;
             crate::builds::storage()?;
+            crate::builds::floor()?;
+            crate::builds::site()?;
             let qemu =
                 ["test", "--package", "tests", "--test", "*", "--locked", "--no-fail-fast", "--"];
             cargo(root, &[&qemu[..], &["--test-threads=1"], &filter].concat())

@@ -4,6 +4,7 @@
 
 mod agent_build;
 mod bench;
+mod bill;
 mod build_image;
 mod builds;
 mod children;
@@ -31,7 +32,7 @@ enum Cli {
     /// Build Layer0: vmlinuz, initramfs.img, manifest.json, and other forms
     BuildImage(build_image::Args),
     /// Build a Layer0 again from the same inputs and compare it bit for bit
-    VerifyImage(verify_image::Args),
+    VerifyImage(verify_image::VerifyArgs),
     /// Build a kernel of our own from the distribution's source and the fragments in kernel-config
     Kernel(kernel::Args),
     /// Make the site's archive beside the image: keys, certificates, configuration, a rescue shell, ssh

@@ -24,7 +24,7 @@ use crate::build_image::{self, Flavour, Format, root, target_dir};
 /// nothing in a directory of its own; kernels of ours and packages come from the cache. Exits with 0 when every file is the same,
 /// else with 1 and says what differs.
 #[derive(Debug, Clone, ClapArgs)]
-pub(crate) struct Args {
+pub(crate) struct VerifyArgs {
     /// The Layer0 [default: out/layer0 in this repository]
     dir: Option<PathBuf>,
     #[command(flatten)]
@@ -48,7 +48,7 @@ struct Verdict {
 ///
 /// # Errors
 /// Something differs, the inputs are not the same, or it cannot be built.
-pub(crate) fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
     let dir = args.dir.clone().unwrap_or_else(|| root().join("out/layer0"));
     let manifest = read_manifest(&dir)?;
     let inputs = manifest.inputs.as_ref().with_context(|| {
@@ -187,7 +187,7 @@ fn as_build_args(
         flavour,
         agent: Some(agent),
         with: inputs.with.clone(),
-        compression: Some(inputs.compression.parse()?),
+        compression: inputs.compression.parse()?,
         format: inputs.forms.iter().map(format).collect::<Result<_>>()?,
         cmdline: inputs.command_line.clone(),
         ..args.clone()
@@ -233,11 +233,11 @@ mod tests {
 
     use super::*;
 
-    fn args(line: &[&str]) -> Args {
+    fn args(line: &[&str]) -> VerifyArgs {
         #[derive(clap::Parser)]
         struct Cli {
             #[command(flatten)]
-            args: Args,
+            args: VerifyArgs,
         }
         <Cli as clap::Parser>::parse_from([&["verify-image"], line].concat()).args
     }
@@ -266,7 +266,7 @@ mod tests {
         let built = as_build_args(&args(&[]).build, &manifest, &inputs, "a".into()).unwrap();
         assert_eq!((built.flavour, built.cmdline.as_str()), (Flavour::Cloud, "quiet"));
         assert_eq!(built.format, [Format::Uki]);
-        assert_eq!(built.compression.unwrap().to_string(), "zstd:3");
+        assert_eq!(built.compression.to_string(), "zstd:3");
         manifest.flavour = "custom".to_owned();
         let error = as_build_args(&args(&[]).build, &manifest, &inputs, "a".into()).unwrap_err();
         assert!(error.to_string().contains("give it again"), "{error}");

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use protocol::ids::Name;
-use protocol::node::{Desired, ExitStatus};
+use protocol::node::{Desired, ExitStatus, ObservedClock};
 
 use super::layer0::Layer0Event;
 use super::readiness::Word;
@@ -59,8 +59,12 @@ pub enum Event {
         /// When, nanoseconds of CLOCK_BOOTTIME.
         at_ns: u64,
     },
+    /// The hardware was looked at.
+    Hardware,
     /// Something came of changing Layer0.
     Layer0(Layer0Event),
+    /// The clock was compared, or could not be.
+    Clock(ObservedClock),
     /// PID 1, or a user, asks the agent to end.
     Terminate,
 }
@@ -92,6 +96,8 @@ impl fmt::Display for Event {
             Self::Stopped(name) => write!(f, "{name}: stopped"),
             Self::Ended { instance, exit } => write!(f, "{instance} ended: {exit:?}"),
             Self::Word { instance, word, .. } => write!(f, "{instance}: {word:?}"),
+            Self::Hardware => f.write_str("hardware"),
+            Self::Clock(clock) => write!(f, "clock: {clock:?}"),
             Self::Layer0(event) => write!(f, "layer0: {event:?}"),
             Self::Terminate => f.write_str("asked to end"),
         }

@@ -138,8 +138,12 @@ mod tests {
 
     fn facts() -> Facts {
         let identity = Identity { boot_id: "b".to_owned(), kernel: "6.12".to_owned(), uuid: None };
-        let mut facts =
-            Facts { node: Some("n1".parse().expect("id")), identity, links: Vec::new() };
+        let mut facts = Facts {
+            node: Some("n1".parse().expect("id")),
+            identity,
+            links: Vec::new(),
+            last_crash: None,
+        };
         facts.link("eth0", Mac([2, 0, 0, 0, 0, 1]), vec!["10.9.0.101".parse().expect("address")]);
         facts.link("eth1", Mac([2, 0, 0, 0, 0, 2]), Vec::new());
         facts

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use protocol::facts::Hardware;
 use protocol::ids::NodeId;
 use protocol::node::{Desired, Observed};
 
@@ -108,7 +109,10 @@ impl ServerLink {
                 &observed,
                 REQUEST_TIMEOUT,
             ) {
-                Ok(()) => failures = 0,
+                Ok(()) => {
+                    failures = 0;
+                    outbox.delivered(&observed);
+                }
                 Err(error) => {
                     failures = failures.saturating_add(1);
                     log::debug!("report not delivered: {}", super::chain(&error));
@@ -132,6 +136,10 @@ fn tail(known: Option<&(u64, Option<String>)>, wait: u64) -> String {
 struct Slot {
     report: Option<Observed>,
     fresh: bool,
+    /// What was last found.
+    hardware: Option<Hardware>,
+    /// Whether the server has it: a report carries it only until then.
+    told: bool,
 }
 
 /// The one report that waits to be written. A newer one replaces it.
@@ -146,7 +154,8 @@ impl Outbox {
         let (slot, filled) = &*self.shared;
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if slot.report.as_ref() != Some(&observed) {
-            *slot = Slot { report: Some(observed), fresh: true };
+            slot.report = Some(observed);
+            slot.fresh = true;
             filled.notify_one();
         }
     }
@@ -156,6 +165,7 @@ impl Outbox {
         let (slot, filled) = &*self.shared;
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         slot.fresh = slot.report.is_some();
+        slot.told = false;
         filled.notify_one();
     }
 
@@ -166,9 +176,36 @@ impl Outbox {
         sets.unwrap_or_default().iter().any(|set| !set.containers.is_empty())
     }
 
+    /// Notes the hardware, for the next report, which is due at once if it is news.
+    pub(super) fn put_hardware(&self, hardware: Hardware) {
+        let (slot, filled) = &*self.shared;
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.hardware.as_ref() != Some(&hardware) {
+            slot.hardware = Some(hardware);
+            slot.told = false;
+            slot.fresh = slot.report.is_some();
+            filled.notify_one();
+        }
+    }
+
+    /// Firmware files that the node has not, for a sentence; none where nothing is missing.
+    pub(super) fn missing_firmware(&self) -> Option<String> {
+        let slot = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = &slot.hardware.as_ref()?.firmware_missing;
+        let files: Vec<&str> = missing.iter().take(4).map(|it| it.file.as_str()).collect();
+        (!files.is_empty()).then(|| files.join(", "))
+    }
+
+    /// A report that failed is due again. A server that was away may be another one: it is told everything.
     fn put_back(&self) {
         let mut slot = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         slot.fresh = true;
+        slot.told = false;
+    }
+
+    fn delivered(&self, observed: &Observed) {
+        let mut slot = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.told |= observed.hardware.is_some() && observed.hardware == slot.hardware;
     }
 
     /// The report, as soon as it is fresh, or after this long all the same; None when there is none yet.
@@ -184,7 +221,8 @@ impl Outbox {
             slot = filled.wait_timeout(slot, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         slot.fresh = false;
-        slot.report.clone()
+        let hardware = slot.hardware.clone().filter(|_| !slot.told);
+        slot.report.clone().map(|report| Observed { hardware, ..report })
     }
 }
 
@@ -230,5 +268,22 @@ mod tests {
         outbox.put(observed(1));
         let slot = outbox.shared.0.lock().expect("lock");
         assert!(!slot.fresh);
+    }
+
+    #[test]
+    fn hardware_goes_with_one_report_and_again_to_a_server_that_was_away() {
+        let outbox = Outbox::default();
+        let hardware = Hardware { memory: 7, ..Hardware::default() };
+        outbox.put_hardware(hardware.clone());
+        assert!(outbox.take(Duration::ZERO).is_none(), "nobody knows yet whose it is");
+        outbox.put(observed(1));
+        let first = outbox.take(Duration::ZERO).expect("report");
+        assert_eq!(first.hardware.as_ref(), Some(&hardware));
+        outbox.delivered(&first);
+        assert_eq!(outbox.take(Duration::ZERO).expect("heartbeat").hardware, None);
+        outbox.put_hardware(hardware.clone());
+        assert!(!outbox.shared.0.lock().expect("lock").fresh, "no news");
+        outbox.put_back();
+        assert_eq!(outbox.take(Duration::ZERO).expect("again").hardware, Some(hardware));
     }
 }

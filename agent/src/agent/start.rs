@@ -36,7 +36,7 @@ use crate::pull::signed::load_policy;
 use crate::registry::table::Registries;
 use crate::store::Store;
 use crate::transport::Transport;
-use crate::{identity, logging, modules, network};
+use crate::{hardware, identity, logging, memory, modules, network};
 
 /// How the node will reach its server, once it has an address.
 #[derive(Debug)]
@@ -78,10 +78,31 @@ pub fn run(options: AgentOptions) -> Result<(), String> {
             }
         }
     });
+    let (plugged, hardware_news) = mpsc::channel();
     if !options.standalone {
-        bring_up_machine(&args, &options, &events)?;
+        bring_up_machine(&args, &options, &events, plugged)?;
+    }
+    // Before anything makes keys; the network and the drivers, of which one may bring randomness, go on meanwhile.
+    if let Err(problem) = crate::entropy::wait(logging::status) {
+        log::error!("{problem}: whatever needs keys waits for them");
     }
     let mut agent = build(&options, &args, events)?;
+    let (outbox, events) = (agent.outbox.clone(), agent.around.events.clone());
+    thread("hardware", move || {
+        let mut known = Vec::new();
+        hardware::watch(&hardware_news, |found| {
+            for it in found.firmware_missing.iter().filter(|it| !known.contains(*it)) {
+                log::warn!(
+                    "firmware {} is not in this image; {} asks for it",
+                    it.file,
+                    it.asked_by
+                );
+            }
+            known.clone_from(&found.firmware_missing);
+            outbox.put_hardware(found);
+            events.send(Event::Hardware);
+        });
+    });
     imageapi.start(&options, &agent.around.hostname, agent.pulls.puller())?;
     agent.adopt();
     if options.standalone {
@@ -133,6 +154,7 @@ fn bring_up_machine(
     args: &BootArgs,
     options: &AgentOptions,
     events: &Sender,
+    plugged: mpsc::Sender<()>,
 ) -> Result<(), String> {
     let settings = network::Settings {
         etc: Path::new("/etc").to_path_buf(),
@@ -144,7 +166,12 @@ fn bring_up_machine(
     network::start(args, settings, move |event| sink.send(Event::Network(event)))
         .map_err(|error| chain(&error))?;
     // Without drivers there is still a console, and somebody who reads it: go on.
-    if let Err(error) = modules::start(|_| ()) {
+    let sink = move |event: &modules::uevent::Event| {
+        if event.is_hardware() && plugged.send(()).is_err() {
+            log::debug!("nobody looks at the hardware any more");
+        }
+    };
+    if let Err(error) = modules::start(sink) {
         log::error!("{}", chain(&error));
     }
     if Path::new(SSH_ALWAYS).exists() {
@@ -154,12 +181,18 @@ fn bring_up_machine(
             Err(error) => log::error!("{SSH}: {error}"),
         });
     }
+    let store = args.store.map(|amount| memory::limit_store(amount, &options.run_dir));
+    let zram = args.zram.map(memory::start_zram);
+    for problem in [store, zram].into_iter().flatten().filter_map(Result::err) {
+        log::error!("{problem}");
+    }
     Ok(())
 }
 
 fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agent, String> {
     let dirs = RunDirs::new(&options.run_dir);
     let identity = identity::read();
+    let last_crash = if options.standalone { None } else { crate::last_crash::take(&dirs) };
     let notes_file = NotesFile::open(&dirs.state()).map_err(|error| {
         format!("{}: {error}; is the run directory writable?", dirs.state().display())
     })?;
@@ -204,7 +237,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     let status = !options.standalone && args.console == ConsoleMode::Status;
     let screen = Console::open(&around.dirs, status);
     let mut agent = Agent {
-        facts: Facts { node: node_id(args), identity, links: Vec::new() },
+        facts: Facts { node: node_id(args), identity, links: Vec::new(), last_crash },
         notes,
         notes_file,
         vital: super::vital::Vital::new(around.init.clone()),
@@ -218,6 +251,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         link: Some(link),
         network_waiting: None,
         server_waiting: None,
+        clock_keeper: None,
+        clock: None,
         power_done: false,
         standalone: options.standalone,
         status: String::new(),

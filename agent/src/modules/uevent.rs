@@ -26,6 +26,16 @@ pub struct Event {
     pub modalias: Option<String>,
 }
 
+impl Event {
+    /// Whether it may change what hardware there is: of a device that asks for a driver, or of an interface or disk; not of those
+    /// that are made of nothing, as containers have them.
+    #[must_use]
+    pub fn is_hardware(&self) -> bool {
+        let asks = self.modalias.is_some() || matches!(self.subsystem.as_str(), "net" | "block");
+        asks && !self.devpath.contains("/virtual/")
+    }
+}
+
 /// Reads an event as the kernel sends it: `ACTION@DEVPATH` and `KEY=VALUE` strings, each ended by a zero byte.
 /// `None` for what has no action or path, as udev's own messages.
 #[must_use]
@@ -107,6 +117,9 @@ mod tests {
         assert_eq!((event.action.as_str(), event.subsystem.as_str()), ("add", "virtio"));
         assert_eq!(event.devpath, "/devices/pci0/virtio0");
         assert_eq!(event.modalias.as_deref(), Some("virtio:d00000001v00001AF4"));
+        assert!(event.is_hardware());
+        let veth = b"add@/x\0ACTION=add\0DEVPATH=/devices/virtual/net/veth0\0SUBSYSTEM=net\0";
+        assert!(!parse(veth).unwrap().is_hardware());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! | form | file | what makes it |
 //! |---|---|---|
 //! | [`Form::Uki`] | `layer0.efi` | systemd's stub, with sections added |
+//! | [`Form::Efi`] | `layer0-kernel.efi` | the kernel's own linker: [`source::relink`] |
 //! | [`Form::Iso`] | `layer0.iso` | [`iso`] |
 //! | [`Form::Usb`] | `layer0-usb.img` | [`usb`] |
 //! | [`Form::Bundle`] | `layer0-bundle.tar` | [`bundle`](super::bundle) |
@@ -19,8 +20,10 @@ use std::process::{Command, Output};
 
 use super::BuildError;
 use super::output::{Key, Made, Shop};
+use crate::Notice;
 use crate::disk::fat::FatError;
 use crate::kernel::Kernel;
+use crate::kernel::source::{self, SourceError};
 use crate::uki::{self, Parts, UkiError};
 
 pub use sign::Signer;
@@ -35,6 +38,9 @@ pub enum Form {
     Split,
     /// `layer0.efi`: one EFI program with both and the command line (a unified kernel image).
     Uki,
+    /// `layer0-kernel.efi`: one kernel with initramfs and command line inside, which is an EFI program and a BIOS kernel at once (the
+    /// unikernel form). Of kernels of ours alone.
+    Efi,
     /// `layer0.iso`: a CD that BIOS and UEFI boot, and that does as well when it is written to a disk.
     Iso,
     /// `layer0-usb.img`: a disk with a GUID partition table that BIOS and UEFI boot.
@@ -45,7 +51,8 @@ pub enum Form {
 
 impl Form {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Split, Self::Uki, Self::Iso, Self::Usb, Self::Bundle];
+    pub const ALL: [Self; 6] =
+        [Self::Split, Self::Uki, Self::Efi, Self::Iso, Self::Usb, Self::Bundle];
 
     /// Its word on the command line and in the manifest.
     #[must_use]
@@ -53,6 +60,7 @@ impl Form {
         match self {
             Self::Split => "split",
             Self::Uki => "uki",
+            Self::Efi => "efi",
             Self::Iso => "iso",
             Self::Usb => "usb",
             Self::Bundle => "bundle",
@@ -71,6 +79,7 @@ impl Form {
         match self {
             Self::Split => None,
             Self::Uki => Some("layer0.efi"),
+            Self::Efi => Some("layer0-kernel.efi"),
             Self::Iso => Some("layer0.iso"),
             Self::Usb => Some("layer0-usb.img"),
             Self::Bundle => Some("layer0-bundle.tar"),
@@ -106,6 +115,14 @@ pub enum FormError {
     /// The parts do not make an image.
     #[error("cannot make layer0.efi")]
     Uki(#[from] UkiError),
+    /// The initramfs cannot be linked into a kernel that somebody else has built.
+    #[error(
+        "the form efi is linked from a kernel of ours, and {0} is not one: give --flavour virt or --flavour hw"
+    )]
+    NotOurs(String),
+    /// The kernel does not link.
+    #[error("cannot make layer0-kernel.efi")]
+    Link(#[from] Box<SourceError>),
     /// A file system of the form cannot be written.
     #[error("cannot make the file system of {form}")]
     Fat {
@@ -153,6 +170,10 @@ fn run(command: &mut Command, hint: &'static str) -> Result<Output, FormError> {
 pub(super) struct Ingredients<'a> {
     pub(super) kernel: &'a Kernel,
     pub(super) initramfs: &'a [u8],
+    /// The same before compression: one cpio, or several.
+    pub(super) plain: &'a [u8],
+    /// Where the kernel was built, if it is one of ours.
+    pub(super) built: Option<&'a Path>,
     pub(super) version: &'a str,
     /// Seconds since 1970 that go where a form wants a date.
     pub(super) time: u32,
@@ -164,6 +185,7 @@ pub(super) fn make(
     forms: &BTreeSet<Form>,
     from: &Ingredients<'_>,
     shop: &Shop,
+    notice: Notice<'_>,
 ) -> Result<Vec<Made>, BuildError> {
     let mut program: Option<Vec<u8>> = None;
     let mut made = Vec::new();
@@ -179,6 +201,9 @@ pub(super) fn make(
         made.push(match form {
             Form::Split | Form::Bundle => continue,
             Form::Uki => shop.file(name, &efi_key(Key::new(name), from), uki)?,
+            Form::Efi => {
+                shop.file(name, &linked_key(Key::new(name), from), || linked(from, notice))?
+            }
             Form::Iso => {
                 let key = iso::tools(efi_key(Key::new(name), from));
                 shop.file(name, &key, || Ok(iso::make(from, &uki()?)?))?
@@ -198,7 +223,7 @@ fn stub(options: &FormOptions) -> &Path {
 
 /// Everything that a unified kernel image depends on.
 fn efi_key(key: Key, from: &Ingredients<'_>) -> Key {
-    let Ingredients { kernel, initramfs, version, time, options } = from;
+    let Ingredients { kernel, initramfs, version, time, options, .. } = from;
     let words = format!("{version}\n{}\n{time}\n{}", kernel.release, options.command_line);
     let key = key
         .with("words", words.as_bytes())
@@ -213,7 +238,7 @@ fn efi_key(key: Key, from: &Ingredients<'_>) -> Key {
 
 /// The unified kernel image, signed where a key is given.
 fn efi(from: &Ingredients<'_>) -> Result<Vec<u8>, BuildError> {
-    let Ingredients { kernel, initramfs, version, time, options } = from;
+    let Ingredients { kernel, initramfs, version, time, options, .. } = from;
     let path = stub(options);
     let hint = ": apt-get install -y --no-install-recommends systemd-boot-efi, or give --stub FILE";
     let stub = fs::read(path).map_err(io_error(path, hint))?;
@@ -226,6 +251,33 @@ fn efi(from: &Ingredients<'_>) -> Result<Vec<u8>, BuildError> {
         os_release: &uki::os_release(version, &kernel.release),
     })
     .map_err(FormError::from)?;
+    Ok(match &options.signer {
+        Some(signer) => signer.sign(image, *time)?,
+        None => image,
+    })
+}
+
+/// Everything that a kernel with its initramfs inside depends on.
+fn linked_key(key: Key, from: &Ingredients<'_>) -> Key {
+    let built = from.built.map(|dir| dir.display().to_string()).unwrap_or_default();
+    let words = format!("{built}\n{}\n{}", from.time, from.options.command_line);
+    let key = key.with("words", words.as_bytes()).with("kernel", &from.kernel.image);
+    let key = key.with("initramfs", from.plain);
+    match &from.options.signer {
+        Some(signer) => signer.key(key),
+        None => key,
+    }
+}
+
+/// A kernel with initramfs and command line inside, signed where a key is given. The archive in it is not compressed by itself: the kernel
+/// is, as a whole.
+fn linked(from: &Ingredients<'_>, notice: Notice<'_>) -> Result<Vec<u8>, BuildError> {
+    let Ingredients { kernel, plain, built, time, options, .. } = from;
+    let not_ours = || FormError::NotOurs(format!("{} ({})", kernel.release, kernel.flavour));
+    let built = built.ok_or_else(not_ours)?;
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let image = source::relink(built, plain, &options.command_line, jobs, notice)
+        .map_err(|error| FormError::Link(Box::new(error)))?;
     Ok(match &options.signer {
         Some(signer) => signer.sign(image, *time)?,
         None => image,

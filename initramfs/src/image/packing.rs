@@ -10,7 +10,7 @@ use protocol::ids::Digest;
 
 use super::content::MODULES;
 use super::output::{prune, replace};
-use super::{BuildError, fail, size};
+use super::{BuildError, fail};
 use crate::Notice;
 use crate::archive;
 use crate::compress::Compression;
@@ -26,8 +26,10 @@ const KEEP: usize = 16;
 pub(super) struct Packed {
     /// As it is booted.
     pub(super) bytes: Vec<u8>,
-    /// Its size before compression, in bytes.
-    pub(super) plain: u64,
+    /// The same before compression.
+    pub(super) plain: Vec<u8>,
+    /// Its size before compression, in bytes, without archives that are appended.
+    pub(super) size: u64,
 }
 
 /// Packs a tree, and puts these archives behind it as they are.
@@ -41,15 +43,17 @@ pub(super) fn pack(
 ) -> Result<Packed, BuildError> {
     let (modules, rest) = tree.clone().split(MODULES);
     let trees = if modules.bytes() >= APART { vec![modules, rest] } else { vec![tree] };
-    let mut plain = 0;
-    let mut archives = Vec::new();
+    let mut size = 0;
+    let (mut plain, mut archives) = (Vec::new(), Vec::new());
     for tree in trees {
         let archive = archive::write(&tree, mtime)?;
-        plain += size(&archive);
+        size += super::size(&archive);
+        plain.push(archive.clone());
         archives.push(compress(archive, how, cache, notice)?);
     }
+    plain.extend(appended.iter().cloned());
     archives.extend(appended);
-    Ok(Packed { bytes: archive::join(archives), plain })
+    Ok(Packed { bytes: archive::join(archives), plain: archive::join(plain), size })
 }
 
 /// Compresses an archive, or takes it from the cache if this very archive was compressed before.

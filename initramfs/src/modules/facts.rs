@@ -80,7 +80,9 @@ pub fn choose(catalogue: &Catalogue, nodes: &[NodeFacts]) -> Choice {
                 || *builtin
                 || by_name.is_some()
                 || names.iter().any(|name| catalogue.is_builtin(name));
-            let class = device.class.or_else(|| DeviceClass::of_alias(&device.modalias));
+            // What was built in there and is no NIC or disk itself, a PCI bridge's driver, may have no name that could be looked for.
+            let hung_on = device.class.filter(|_| device.module.is_some());
+            let class = hung_on.or_else(|| DeviceClass::of_alias(&device.modalias));
             if let Some(class) = class.filter(|_| !there) {
                 let loss = Loss { node: node.clone(), device: device.clone(), class };
                 let served = device.driver.is_some();
@@ -181,6 +183,8 @@ mod tests {
         let mut bridge = device("platform:odd-bridge", Some("odd"));
         assert!(choose(&catalogue(), &[node(vec![bridge.clone()], &[])]).losses.is_empty());
         bridge.class = Some(DeviceClass::Nic);
+        assert!(choose(&catalogue(), &[node(vec![bridge.clone()], &[])]).losses.is_empty());
+        bridge.module = Some("odd".to_owned());
         let text = choose(&catalogue(), &[node(vec![bridge], &[])]).losses[0].to_string();
         assert!(text.starts_with("node n7 would lose its NIC at 0000:00:02.0"), "{text}");
     }

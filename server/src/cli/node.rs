@@ -1,5 +1,7 @@
 //! `layercake node`: the inventory.
 
+mod facts;
+
 use clap::ValueEnum;
 use protocol::api::{BusyBody, NodeRecord, PowerBody};
 use protocol::ids::NodeId;
@@ -19,6 +21,12 @@ pub(super) enum Command {
     Show {
         /// The node.
         id: NodeId,
+    },
+    /// Show what hardware nodes have, as their agents found it. With --json it is what `cargo xtask build-image --for` reads.
+    Facts {
+        /// The node, or the one word `all`.
+        #[arg(value_name = "NODE|all")]
+        nodes: String,
     },
     /// Say that a node is busy, or free again. A busy node stages what is rolled, and cuts over when it is free.
     Busy {
@@ -66,6 +74,7 @@ pub(super) fn run(command: Command, client: &Client, output: Output) -> anyhow::
             let node: NodeRecord = client.get(&format!("/v1/nodes/{id}"))?;
             output.result(&node, || show_text(&node, now_ms()))
         }
+        Command::Facts { nodes } => facts::run(&nodes, client, output),
         Command::Busy { id, busy, reason } => {
             let why = reason.unwrap_or_else(|| "an operator says so".to_owned());
             let body = BusyBody { busy: (busy == Busy::On).then_some(why) };

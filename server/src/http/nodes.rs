@@ -9,6 +9,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use protocol::api::{BusyBody, MAX_LONG_POLL_S, NodeRecord, PowerBody};
+use protocol::facts::NodeFacts;
 use protocol::node::Observed;
 use protocol::why::Why;
 use serde::Deserialize;
@@ -45,6 +46,16 @@ pub(super) async fn show(
 
 pub(super) async fn why(State(app): Shared, id: Path<String>) -> Result<Json<Why>, ApiError> {
     Ok(Json(crate::why::why(&app.inventory.get(&node_id(&id)?)?, now_ms())))
+}
+
+/// What its hardware is; `null` where its agent has not said yet.
+pub(super) async fn hardware(
+    State(app): Shared,
+    id: Path<String>,
+) -> Result<Json<Option<NodeFacts>>, ApiError> {
+    let node = node_id(&id)?;
+    let hardware = app.inventory.hardware(&node)?;
+    Ok(Json(hardware.map(|hardware| NodeFacts { node, hardware })))
 }
 
 pub(super) async fn desired(

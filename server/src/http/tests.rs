@@ -150,6 +150,18 @@ fn a_machine_boots_registers_and_its_phases_are_stamped() {
     assert_eq!(why["answer"], format!("{NODE} {expected}"));
     let new = lab.get("/v1/nodes/n1/why").json();
     assert_eq!(new["state"], "never_seen", "{new}");
+
+    // Its hardware comes with one report, and is kept beside the next ones.
+    let hardware = format!("/v1/nodes/{NODE}/hardware");
+    assert_eq!(lab.get(&hardware).json(), Value::Null);
+    let mut full: Value = serde_json::from_str(&report).expect("golden");
+    full["hardware"] = json!({"kernel": "6.1", "memory": 7});
+    assert_eq!(lab.ask("PUT", &path, &[], &full.to_string()).status, 204);
+    assert_eq!(lab.ask("PUT", &path, &[], &report).status, 204);
+    let facts = lab.get(&hardware).json();
+    assert_eq!((&facts["node"], &facts["hardware"]["memory"]), (&json!(NODE), &json!(7)));
+    assert!(lab.get(&format!("/v1/nodes/{NODE}")).json()["observed"]["hardware"].is_null());
+    lab.get("/v1/nodes/n9/hardware").is_error(404, "node_not_found", "there is no node n9");
 }
 
 #[test]

@@ -17,6 +17,8 @@ use crate::storage::NodeRow;
 pub(super) struct Node {
     pub(super) row: NodeRow,
     pub(super) dirty: bool,
+    /// Whether its hardware is to be written too: it is large and changes seldom.
+    pub(super) hardware_dirty: bool,
     /// The version of `row.desired`: what long polls wait on.
     pub(super) news: watch::Sender<u64>,
 }
@@ -50,7 +52,8 @@ impl State {
             self.by_mac.insert(*mac, row.id.clone());
         }
         let news = watch::Sender::new(row.desired.version);
-        self.nodes.insert(row.id.clone(), Node { row, dirty, news });
+        let node = Node { row, dirty, hardware_dirty: false, news };
+        self.nodes.insert(node.row.id.clone(), node);
     }
 
     pub(super) fn node_of(&mut self, mac: Mac) -> Option<&mut Node> {
@@ -184,7 +187,9 @@ impl State {
         let mut nodes = Vec::new();
         for node in self.nodes.values_mut().filter(|node| node.dirty) {
             node.dirty = false;
-            nodes.push(node.row.clone());
+            let mut row = node.row.clone();
+            row.hardware = row.hardware.filter(|_| std::mem::take(&mut node.hardware_dirty));
+            nodes.push(row);
         }
         let dirty = std::mem::take(&mut self.dirty_rolls);
         let rolls = self.rolls.iter().filter(|roll| dirty.contains(&roll.id)).cloned().collect();
@@ -207,6 +212,7 @@ fn new_row(id: NodeId, mac: Option<Mac>, now_ms: u64) -> NodeRow {
         last_seen_ms: now_ms,
         timeline: crate::timeline::Timeline::default(),
         observed: None,
+        hardware: None,
     }
 }
 

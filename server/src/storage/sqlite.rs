@@ -97,6 +97,7 @@ impl SqliteStorage {
             timeline: cell.json("timeline")?,
             observed: cell.optional_json("observed")?,
             desired: cell.json("desired")?,
+            hardware: cell.optional_json("hardware")?,
             id: cell.required("id", &id)?,
         })
     }
@@ -243,11 +244,12 @@ async fn upsert_seen(
     node: &NodeRow,
 ) -> Result<(), sqlx::Error> {
     const SQL: &str = "INSERT INTO nodes \
-        (id, macs, uuid, address, first_seen_ms, last_seen_ms, timeline, observed, desired) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+        (id, macs, uuid, address, first_seen_ms, last_seen_ms, timeline, observed, desired, hardware) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
         ON CONFLICT (id) DO UPDATE SET macs = excluded.macs, uuid = excluded.uuid, \
         address = excluded.address, last_seen_ms = excluded.last_seen_ms, \
-        timeline = excluded.timeline, observed = excluded.observed";
+        timeline = excluded.timeline, observed = excluded.observed, \
+        hardware = COALESCE(excluded.hardware, hardware)";
     insert_node(transaction, SQL, node).await
 }
 
@@ -256,8 +258,8 @@ async fn upsert_desired(
     nodes: &[NodeRow],
 ) -> Result<(), sqlx::Error> {
     const SQL: &str = "INSERT INTO nodes \
-        (id, macs, uuid, address, first_seen_ms, last_seen_ms, timeline, observed, desired) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+        (id, macs, uuid, address, first_seen_ms, last_seen_ms, timeline, observed, desired, hardware) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
         ON CONFLICT (id) DO UPDATE SET desired = excluded.desired";
     for node in nodes {
         insert_node(transaction, SQL, node).await?;
@@ -280,6 +282,7 @@ async fn insert_node(
         .bind(json(&node.timeline)?)
         .bind(node.observed.as_ref().map(json).transpose()?)
         .bind(json(&node.desired)?)
+        .bind(node.hardware.as_ref().map(json).transpose()?)
         .execute(&mut **transaction)
         .await?;
     Ok(())
@@ -355,6 +358,7 @@ mod tests {
             timeline: crate::timeline::Timeline::default(),
             observed: Some(serde_json::from_str(observed).expect("golden")),
             desired: crate::desired::first(id.clone()),
+            hardware: None,
             id,
         }
     }
@@ -402,9 +406,15 @@ mod tests {
         storage.save_desired(&[wanted]).await.expect("desired");
         let mut seen = node("n1");
         seen.last_seen_ms = 77;
-        storage.save_seen(&[seen], &[]).await.expect("seen");
+        let hardware = protocol::facts::Hardware { memory: 7, ..Default::default() };
+        seen.hardware = Some(hardware.clone());
+        storage.save_seen(&[seen.clone()], &[]).await.expect("seen");
+        // The next batch says nothing of it, which is not that there is none.
+        seen.hardware = None;
+        storage.save_seen(&[seen], &[]).await.expect("seen again");
         let loaded = storage.load().await.expect("load");
         assert_eq!((loaded.nodes[0].desired.version, loaded.nodes[0].last_seen_ms), (9, 77));
+        assert_eq!(loaded.nodes[0].hardware, Some(hardware));
     }
 
     #[tokio::test]

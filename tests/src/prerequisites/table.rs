@@ -78,6 +78,8 @@ pub enum Need {
     Igzip,
     /// `openssl`, the second judge of signatures.
     OpenSsl,
+    /// `ssh` and `ssh-keygen`, for rescue from afar.
+    Ssh,
     /// `mkfs.ext4`, for disks that nodes keep blobs on.
     MkfsExt4,
     /// `ganesha.nfsd`, an NFS server.
@@ -201,6 +203,7 @@ impl Need {
             Self::Crun => (everywhere("crun"), programs(&["crun"])),
             Self::Igzip => ([Some("isal"), Some("isa-l-tools"), Some("isa-l")], programs(&["igzip"])),
             Self::OpenSsl => (everywhere("openssl"), programs(&["openssl"])),
+            Self::Ssh => ([Some("openssh-client"), Some("openssh-clients"), Some("openssh")], programs(&["ssh", "ssh-keygen"])),
             Self::MkfsExt4 => (everywhere("e2fsprogs"), programs(&["mkfs.ext4"])),
             Self::NfsGanesha => ([Some("nfs-ganesha"), Some("nfs-ganesha"), None], programs(&["ganesha.nfsd"])),
             Self::NfsGaneshaVfs => ([Some("nfs-ganesha-vfs"), Some("nfs-ganesha-vfs"), None], file("nfs-ganesha's VFS back end (libfsalvfs.so)", &GANESHA_DIRS, "libfsalvfs.so")),

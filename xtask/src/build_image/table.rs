@@ -51,6 +51,7 @@ fn note(name: &str) -> &'static str {
     let form = Form::ALL.into_iter().find(|form| form.file() == Some(name));
     match form {
         Some(Form::Uki) => "one EFI program",
+        Some(Form::Efi) => "one kernel with all inside",
         Some(Form::Iso) => "a CD for BIOS and UEFI",
         Some(Form::Usb) => "a disk for BIOS and UEFI",
         _ => "",

@@ -94,7 +94,7 @@ impl Make<'_> {
     /// Makes `.config` and checks that every wish came true. Returns its text.
     pub(super) fn configure(&self, notice: Notice<'_>) -> Result<String, SourceError> {
         let fail = io_error(self.objects);
-        fs::create_dir_all(&self.objects).map_err(&fail)?;
+        fs::create_dir_all(self.objects).map_err(&fail)?;
         let wishes = self.objects.join("wishes.config");
         fs::write(&wishes, fragments::render(&self.recipe.wishes)).map_err(&fail)?;
         let mut command = self.command();
