@@ -193,7 +193,7 @@ impl Agent {
         log::debug!("{event}");
         match event {
             Event::Network(event) => self.network(event),
-            Event::Desired(desired) => self.desired(desired),
+            Event::Desired(desired) => self.desired(*desired),
             Event::ServerReachable => {
                 self.server_waiting = None;
                 self.mark(Phase::Agent);
@@ -292,8 +292,7 @@ impl Agent {
         if plan.servers.is_empty() {
             return;
         }
-        self.server_waiting =
-            Some(format!("boot server {}: no answer yet", plan.servers.join(", ")));
+        self.server_waiting = Some("boot server: no answer yet".to_owned());
         let (dirs, layer0) = (self.around.dirs.clone(), !self.standalone);
         let channels = Channels::new(plan.transport.clone(), node.clone(), dirs, layer0);
         let link = ServerLink { servers: plan.servers, node, transport: plan.transport };

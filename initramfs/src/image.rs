@@ -3,12 +3,12 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`content`] | what every image holds. Pure |
-//! | [`sources`] | what is read, and refused |
-//! | [`packing`] | the tree as a compressed initramfs |
-//! | [`forms`] | EFI program, CD, disk |
-//! | [`bundle`] | all of it in one file, with checksums and a bill of materials |
-//! | [`output`] | what is written, and what need not be made again |
+//! | `content` | what every image holds. Pure |
+//! | `sources` | what is read, and refused |
+//! | `packing` | the tree as a compressed initramfs |
+//! | `forms` | EFI program, CD, disk |
+//! | `bundle` | all of it in one file, with checksums and a bill of materials |
+//! | `output` | what is written, and what need not be made again |
 
 pub mod bundle;
 mod content;

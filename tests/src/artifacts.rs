@@ -21,6 +21,10 @@ pub const SITE_KEYS: [&str; 2] = ["key", "other"];
 
 /// Where Layer0 with the modules of network storage is.
 pub const STORAGE_DIR: &str = "target/storage";
+/// Where Layer0 with our own kernel for virtual machines is.
+pub const VIRT_DIR: &str = "target/virt";
+/// Where Layer0 with a kernel for real machines is.
+pub const GENERIC_DIR: &str = "target/generic";
 /// Where Layer0 with the oldest kernel that is tested is.
 pub const FLOOR_DIR: &str = "target/floor";
 /// Where the EFI programs are.
@@ -135,9 +139,17 @@ impl Artifacts {
     /// The same with the Layer0 that has the modules of network storage. `cargo xtask test qemu` builds it.
     ///
     /// # Errors
+    /// As [`Self::with_layer0`].
+    pub fn with_storage(self) -> Result<Self> {
+        self.with_layer0(STORAGE_DIR)
+    }
+
+    /// The same with the Layer0 in this directory of the workspace. `cargo xtask test qemu` builds it.
+    ///
+    /// # Errors
     /// That it is not there, and what builds it.
-    pub fn with_storage(mut self) -> Result<Self> {
-        self.layer0 = workspace_root().join(STORAGE_DIR);
+    pub fn with_layer0(mut self, dir: &str) -> Result<Self> {
+        self.layer0 = workspace_root().join(dir);
         if !self.initramfs().exists() {
             bail!("{} is not built: run `cargo xtask test qemu`", self.initramfs().display());
         }
@@ -147,13 +159,9 @@ impl Artifacts {
     /// The same with the Layer0 that has the oldest kernel that is tested, with the drivers of `tests/facts/floor.json`. `cargo xtask test qemu` builds it.
     ///
     /// # Errors
-    /// That it is not there, and what builds it.
-    pub fn with_floor(mut self) -> Result<Self> {
-        self.layer0 = workspace_root().join(FLOOR_DIR);
-        if !self.initramfs().exists() {
-            bail!("{} is not built: run `cargo xtask test qemu`", self.initramfs().display());
-        }
-        Ok(self)
+    /// As [`Self::with_layer0`].
+    pub fn with_floor(self) -> Result<Self> {
+        self.with_layer0(FLOOR_DIR)
     }
 
     /// The initramfs.

@@ -77,6 +77,7 @@ pub const UNIT: &[Need] = &[
     Need::DockerRegistry,
     Need::Busybox,
     Need::Dnsmasq,
+    Need::KeaDhcp6,
     Need::Skopeo,
     Need::Umoci,
     Need::Podman,

@@ -92,6 +92,37 @@ impl Medium {
     }
 }
 
+/// What a machine's NIC and its disk are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Devices {
+    /// Those of virtual machines: virtio.
+    Virtio,
+    /// Those of a real machine, emulated: an Intel NIC (e1000e) and an NVMe disk.
+    Emulated,
+}
+
+impl Devices {
+    fn nic(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio-net-pci",
+            Self::Emulated => "e1000e",
+        }
+    }
+
+    /// QEMU's arguments for the disk in `file`.
+    fn disk(self, file: &str) -> Vec<String> {
+        match self {
+            Self::Virtio => vec!["-drive".to_owned(), format!("if=virtio,format=raw,file={file}")],
+            Self::Emulated => vec![
+                "-drive".to_owned(),
+                format!("if=none,id=disk,format=raw,file={file}"),
+                "-device".to_owned(),
+                "nvme,drive=disk,serial=layercake".to_owned(),
+            ],
+        }
+    }
+}
+
 /// A machine to be started.
 #[derive(Debug, Clone)]
 pub struct MachineSpec {
@@ -101,6 +132,8 @@ pub struct MachineSpec {
     pub memory_mb: u32,
     /// How it starts.
     pub boot: Boot,
+    /// Its NIC and its disk.
+    pub devices: Devices,
     /// Whether a reboot starts it again; otherwise it ends QEMU.
     pub reboots: bool,
     /// More arguments for QEMU.
@@ -111,7 +144,14 @@ impl MachineSpec {
     /// Machine `number`, booting from the network.
     #[must_use]
     pub fn netboot(number: u8) -> Self {
-        Self { number, memory_mb: MEMORY_MB, boot: Boot::Network, reboots: true, extra: Vec::new() }
+        Self {
+            number,
+            memory_mb: MEMORY_MB,
+            boot: Boot::Network,
+            devices: Devices::Virtio,
+            reboots: true,
+            extra: Vec::new(),
+        }
     }
 
     /// Its Ethernet address, `52:54:00:00:00:NN`.
@@ -150,10 +190,9 @@ impl MachineSpec {
             format!("unix:{},server=on,wait=off", path("qmp.sock")),
             "-netdev".to_owned(),
             netdev,
-            "-drive".to_owned(),
-            format!("if=virtio,format=raw,file={}", path("disk.raw")),
         ]);
-        let nic = format!("virtio-net-pci,netdev=n0,mac={}", self.mac());
+        args.extend(self.devices.disk(&path("disk.raw")));
+        let nic = format!("{},netdev=n0,mac={}", self.devices.nic(), self.mac());
         match &self.boot {
             Boot::Network => args.extend(["-device".to_owned(), format!("{nic},bootindex=0")]),
             Boot::Direct { kernel, initramfs, append } => args.extend([

@@ -112,7 +112,8 @@ fn a_node_in_trouble_keeps_its_last_good_set_and_says_what_it_waits_for() -> Res
 fn a_key_opens_ssh_another_does_not_and_a_failing_agent_leaves_a_shell_where_it_is_allowed()
 -> Result<()> {
     case("rescue", CASES, |lab| {
-        let (spec, keys) = with_site()?;
+        let (mut spec, keys) = with_site()?;
+        spec.nodes = 2;
         let mut story = Story::begin(lab, &spec)?;
         story.switch_on(1)?;
         // The same without a rescue shell, handed over directly.
@@ -139,7 +140,7 @@ fn a_key_opens_ssh_another_does_not_and_a_failing_agent_leaves_a_shell_where_it_
 
         // Both agents die as often as they are started, until PID 1 has seen enough.
         let kill = format!(
-            "n=0; last=; while [ $n -lt 11 ]; do {AGENT}; if [ -n \"$p\" ] && [ \"$p\" != \"$last\" ]; \
+            "n=0; last=; while [ $n -lt 10 ]; do {AGENT}; if [ -n \"$p\" ] && [ \"$p\" != \"$last\" ]; \
              then kill -9 $p; last=$p; n=$((n+1)); fi; usleep 20000; done"
         );
         let killed = std::thread::scope(|scope| {
@@ -154,10 +155,6 @@ fn a_key_opens_ssh_another_does_not_and_a_failing_agent_leaves_a_shell_where_it_
         ensure!(machine.shell("echo $((6 * 7))")?.contains("42"));
         let shells = "ps | grep -c '[/]etc/layercake/rescue\\|[-]l$'; true";
         ensure!(second.run(shells)?.trim() == "0", "a shell where there should be none");
-        // The agent tries on, and the node is not lost.
-        story.wait(1, "to report from its next agent", ACT, |observed| {
-            (observed.agent_starts > 10).then_some(())
-        })?;
         why(lab, &story, &["its agent was started", "logs n1 --agent"])?;
         Ok(())
     })

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use tests::artifacts::{
-    Artifacts, EFI_COMMAND_LINE, EFI_DIR, FLOOR_DIR, FORMS_COMMAND_LINE, FORMS_DIR,
-    KERNEL_FORM_DIR, SITE_DIR, SITE_KEYS, SITE_OVERLAY, STORAGE_DIR, workspace_root,
+    Artifacts, EFI_COMMAND_LINE, EFI_DIR, FLOOR_DIR, FORMS_COMMAND_LINE, FORMS_DIR, GENERIC_DIR,
+    KERNEL_FORM_DIR, SITE_DIR, SITE_KEYS, SITE_OVERLAY, STORAGE_DIR, VIRT_DIR, workspace_root,
 };
 use tests::qemu::ovmf;
 
@@ -96,6 +96,20 @@ pub(crate) fn forms() -> Result<()> {
     layer0.args(["build-image", "--format", "iso,usb", "--cmdline", FORMS_COMMAND_LINE, "--out"]);
     layer0.arg(workspace_root().join(FORMS_DIR)).stdout(std::io::stderr());
     run(&mut layer0)
+}
+
+/// Builds Layer0 with our own kernel for virtual machines, and with Debian's for real ones.
+///
+/// # Errors
+/// What does not build.
+pub(crate) fn kernels() -> Result<()> {
+    for (flavour, out) in [("virt", VIRT_DIR), ("generic", GENERIC_DIR)] {
+        let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
+        layer0.args(["build-image", "--flavour", flavour, "--out"]);
+        layer0.arg(workspace_root().join(out)).stdout(std::io::stderr());
+        run(&mut layer0)?;
+    }
+    Ok(())
 }
 
 /// Builds Layer0 with the modules of network storage, for the cases that mount from NFS and iSCSI.

@@ -155,6 +155,7 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             crate::builds::efi()?;
             crate::builds::forms()?;
             crate::builds::storage()?;
+            crate::builds::kernels()?;
             crate::builds::floor()?;
             crate::builds::site()?;
             let qemu =

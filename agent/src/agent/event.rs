@@ -17,7 +17,7 @@ pub enum Event {
     /// The network changed.
     Network(NetworkEvent),
     /// The server wants this.
-    Desired(Desired),
+    Desired(Box<Desired>),
     /// The server answered.
     ServerReachable,
     /// The server did not answer; why.

@@ -50,7 +50,9 @@ pub(super) fn lines(view: &View<'_>) -> Vec<String> {
         &match view.server {
             ("", _) => "none".to_owned(),
             (urls, None) => format!("{urls} answers"),
-            (urls, Some(why)) => format!("{urls}: {why}"),
+            (urls, Some(why)) => {
+                format!("{urls}: {}", why.strip_prefix("boot server: ").unwrap_or(why))
+            }
         },
     ));
     for set in view.sets {
@@ -172,7 +174,7 @@ Layercake  {}, kernel 6.12
 node       n1
 eth0       10.9.0.101
 eth1       no address
-server     http://10.9.0.1:8080: boot server: connection refused
+server     http://10.9.0.1:8080: connection refused
 hello      2 runs, 50 % fetched: pulling version 3
            hello runs, started again 1 times
 waits for  boot server: connection refused

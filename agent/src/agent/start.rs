@@ -60,6 +60,10 @@ pub fn run(options: AgentOptions) -> Result<(), String> {
     };
     logging::init(args.log, target);
     log::info!("agent {} starts", env!("CARGO_PKG_VERSION"));
+    if !options.standalone && args.console == ConsoleMode::Status {
+        // The screen follows; until then what is wrong is still said.
+        logging::limit_console(log::LevelFilter::Warn);
+    }
     for problem in &args.problems {
         log::warn!("{problem}");
     }

@@ -44,6 +44,8 @@ pub enum Need {
     Busybox,
     /// `dnsmasq`, the boot server that is not ours.
     Dnsmasq,
+    /// `kea-dhcp6`, a DHCPv6 server that is not ours.
+    KeaDhcp6,
     /// `htpasswd`, for users of test registries.
     Htpasswd,
     /// `mkfs.erofs`, for mount forms.
@@ -185,6 +187,7 @@ impl Need {
             Self::Ethtool => (everywhere("ethtool"), programs(&["ethtool"])),
             Self::DockerRegistry => ([Some("docker-registry"), Some("docker-distribution"), None], programs(&["docker-registry"])),
             Self::Busybox => ([Some("busybox-static"), Some("busybox"), Some("busybox")], programs(&["busybox"])),
+            Self::KeaDhcp6 => ([Some("kea-dhcp6-server"), Some("kea"), Some("kea")], programs(&["kea-dhcp6"])),
             Self::Dnsmasq => ([Some("dnsmasq-base"), Some("dnsmasq"), Some("dnsmasq")], programs(&["dnsmasq"])),
             Self::Htpasswd => ([Some("apache2-utils"), Some("httpd-tools"), Some("apache")], programs(&["htpasswd"])),
             Self::MkfsErofs => (everywhere("erofs-utils"), programs(&["mkfs.erofs"])),
