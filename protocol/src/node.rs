@@ -158,6 +158,18 @@ impl Phase {
         Self::Running,
     ];
 
+    /// Those of a boot from the network, in order: all but the one that begins a boot by kexec.
+    pub const NETBOOT: [Self; 8] = [
+        Self::Dhcp,
+        Self::Ipxe,
+        Self::Kernel,
+        Self::Init,
+        Self::Agent,
+        Self::Pulling,
+        Self::Staged,
+        Self::Running,
+    ];
+
     /// Its name in tables and JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
