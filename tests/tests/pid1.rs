@@ -99,6 +99,8 @@ fn whatever_happens_to_the_agent_pid_1_goes_on_and_so_do_the_containers() -> Res
         let said = story.machine(1)?.console.text();
         ensure!(said.contains("gives no sign of life: it is killed"), "start {after}: {said}");
 
+        // Idle again.
+        wait::pause(Duration::from_secs(6))?;
         let (later, _) = weigh(story.machine(1)?)?;
         ensure!(threads == 1, "PID 1 has {threads} threads");
         ensure!(memory <= MOST_KIB && later <= MOST_KIB, "PID 1 has {memory} KiB, then {later}");
