@@ -37,7 +37,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use protocol::ids::{Name, NodeId};
-use protocol::node::{Desired, DesiredSet, Phase, PhaseMark, PowerAction};
+use protocol::node::{Desired, DesiredSet, ObservedClock, Phase, PhaseMark, PowerAction};
 
 use self::console::Console;
 use self::event::Event;
@@ -52,6 +52,7 @@ use self::worker::{Job, Surroundings, Worker, uptime};
 use crate::channel::Channels;
 use crate::init::control::{Control, Request};
 use crate::network::NetworkEvent;
+use crate::time::Clock;
 
 pub use self::start::run;
 
@@ -124,6 +125,8 @@ struct Agent {
     reports: bool,
     network_waiting: Option<String>,
     server_waiting: Option<String>,
+    clock_keeper: Option<Clock>,
+    clock: Option<ObservedClock>,
     /// Standing when a power request was obeyed.
     power_done: bool,
     standalone: bool,
@@ -190,12 +193,15 @@ impl Agent {
         log::debug!("{event}");
         match event {
             Event::Network(event) => self.network(event),
-            Event::Desired(desired) => self.desired(desired),
+            Event::Desired(desired) => self.desired(*desired),
             Event::ServerReachable => {
                 self.server_waiting = None;
                 self.mark(Phase::Agent);
             }
-            Event::ServerUnreachable(why) => self.server_waiting = Some(why),
+            Event::ServerUnreachable(why) => {
+                self.server_waiting = Some(report::with_clock(why, self.clock.as_ref()));
+            }
+            Event::Clock(state) => self.clock = Some(state),
             Event::Pulled(name, result) => self.pulled(&name, result),
             Event::Staged(name, result) => {
                 if result.is_ok() {
@@ -229,12 +235,13 @@ impl Agent {
 
     fn network(&mut self, event: NetworkEvent) {
         match event {
-            NetworkEvent::Configured { link, mac, addresses, .. } => {
+            NetworkEvent::Configured { link, mac, addresses, ntp, .. } => {
                 self.network_waiting = None;
                 let text: Vec<String> = addresses.iter().map(ToString::to_string).collect();
                 log::info!("{link}: {}", text.join(", "));
                 self.facts.link(&link, mac, addresses);
                 self.tell_facts();
+                self.look_after_clock(ntp);
                 self.connect(mac);
             }
             NetworkEvent::Waiting(why) => {
@@ -258,6 +265,20 @@ impl Agent {
         }
     }
 
+    /// Lets these servers, or else the boot server, say what time it is. A standalone agent leaves its host's clock alone.
+    fn look_after_clock(&mut self, servers: Vec<std::net::IpAddr>) {
+        if let Some(keeper) = &self.clock_keeper {
+            return keeper.set_servers(servers);
+        }
+        let Some(plan) = self.link.as_ref().filter(|_| !self.standalone) else { return };
+        let events = self.around.events.clone();
+        let told = move |state| events.send(Event::Clock(state));
+        match Clock::start(servers, plan.servers.clone(), plan.transport.clone(), told) {
+            Ok(keeper) => self.clock_keeper = Some(keeper),
+            Err(error) => log::error!("no thread for the clock: {error}"),
+        }
+    }
+
     /// Starts what needed an address: the link to the server, or the set of the command line.
     fn connect(&mut self, mac: protocol::ids::Mac) {
         let Some(plan) = self.link.take() else { return };
@@ -271,8 +292,7 @@ impl Agent {
         if plan.servers.is_empty() {
             return;
         }
-        self.server_waiting =
-            Some(format!("boot server {}: no answer yet", plan.servers.join(", ")));
+        self.server_waiting = Some("boot server: no answer yet".to_owned());
         let (dirs, layer0) = (self.around.dirs.clone(), !self.standalone);
         let channels = Channels::new(plan.transport.clone(), node.clone(), dirs, layer0);
         let link = ServerLink { servers: plan.servers, node, transport: plan.transport };
@@ -433,6 +453,7 @@ impl Agent {
         });
         self.screen.show(lines, uptime());
         if let Some(mut observed) = self.facts.observed(&self.notes, sets, waiting) {
+            observed.clock.clone_from(&self.clock);
             observed.cache = self.pulls.puller().cache().status();
             observed.layer0 = self.layer0.as_ref().map(|layer0| layer0.machine.observed());
             let machines = self.sets.iter().map(|(name, slot)| (name, &slot.machine));

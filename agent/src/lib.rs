@@ -4,7 +4,7 @@
 //! |---|---|
 //! | PID 1 | [`init`]: early mounts, console, reaping, supervising the agent, pivot, shutdown |
 //! | the agent's loop | [`agent`]: events, ImageSets, rolls, the link to the boot server, the report |
-//! | the machine | [`modules`], [`hardware`], [`memory`], [`network`], [`identity`], [`last_crash`], [`logging`] |
+//! | the machine | [`modules`], [`hardware`], [`memory`], [`network`], [`time`], [`entropy`], [`identity`], [`last_crash`], [`logging`] |
 //! | images | [`transport`], [`registry`], [`store`], [`cache`], [`layer`], [`pull`], [`prefetch`], [`mounts`] |
 //! | containers | [`containers`], [`health`], [`monitor`], [`container_init`], [`container_exec`] |
 //! | an operator's look inside | [`channel`]: logs and commands |
@@ -30,6 +30,7 @@ pub mod init;
 
 pub mod agent;
 
+pub mod entropy;
 pub mod hardware;
 pub mod identity;
 pub mod last_crash;
@@ -37,6 +38,7 @@ pub mod logging;
 pub mod memory;
 pub mod modules;
 pub mod network;
+pub mod time;
 
 pub mod cache;
 pub mod imageapi;

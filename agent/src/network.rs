@@ -73,6 +73,8 @@ pub enum NetworkEvent {
         router: Option<Ipv4Addr>,
         /// The node's host name.
         hostname: Option<String>,
+        /// Time servers.
+        ntp: Vec<IpAddr>,
     },
     /// What is waited for, of all interfaces, the boot interface first.
     Waiting(String),

@@ -1,6 +1,7 @@
 //! The kernel's edges that need unsafe code; the only place that may have any. Each file says why it needs it.
 
 pub mod allocator;
+pub mod clock;
 pub mod crash;
 pub mod disks;
 pub mod kexec;

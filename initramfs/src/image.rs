@@ -3,12 +3,12 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`content`] | what every image holds. Pure |
-//! | [`sources`] | what is read, and refused |
-//! | [`packing`] | the tree as a compressed initramfs |
-//! | [`forms`] | EFI program, CD, disk |
-//! | [`bundle`] | all of it in one file, with checksums and a bill of materials |
-//! | [`output`] | what is written, and what need not be made again |
+//! | `content` | what every image holds. Pure |
+//! | `sources` | what is read, and refused |
+//! | `packing` | the tree as a compressed initramfs |
+//! | `forms` | EFI program, CD, disk |
+//! | `bundle` | all of it in one file, with checksums and a bill of materials |
+//! | `output` | what is written, and what need not be made again |
 
 pub mod bundle;
 mod content;
@@ -187,14 +187,15 @@ pub enum BuildError {
         /// Every loss, with its node.
         losses: String,
     },
-    /// A firmware package could not be had.
-    #[error("cannot have the firmware package {name} (most are in Debian's non-free-firmware)")]
+    /// The archive has no such firmware package.
+    #[error(
+        "the archives this machine is set up for have no package {name}{warnings} (most firmware is in Debian's non-free-firmware); --firmware takes a directory or a .deb file as well"
+    )]
     FirmwarePackage {
         /// Its name.
         name: String,
-        /// Why.
-        #[source]
-        source: kernel::apt::AptError,
+        /// What fetching the lists warned of, after a colon; empty if nothing.
+        warnings: String,
     },
     /// Firmware could not be read.
     #[error(transparent)]

@@ -313,8 +313,8 @@ fn sweep(cache: &Path) -> io::Result<()> {
 
 fn cached(flavour: &str, dir: &Path) -> Result<Kernel, KernelError> {
     let record: Record = read_json(&dir.join("record.json"))?;
-    let modules: Vec<Module> = read_json(&dir.join("modules.json"))?;
     let (image, modules_dir) = (dir.join("vmlinuz"), dir.join("modules"));
+    let modules = cached_modules(&dir.join("modules.json"), &modules_dir)?;
     let (bytes, release) = read_image(&image)?;
     if release != record.release {
         let found = record.release;
@@ -331,6 +331,20 @@ fn cached(flavour: &str, dir: &Path) -> Result<Kernel, KernelError> {
         catalogue: files::catalogue(&modules_dir, modules)?,
         modules_dir,
     })
+}
+
+/// What modules say of themselves, as the cache has it. What a build wrote that did not ask for their firmware is written anew.
+fn cached_modules(list: &Path, dir: &Path) -> Result<Vec<Module>, KernelError> {
+    let bytes = fs::read(list).map_err(io_error(list))?;
+    let modules: Vec<Module> =
+        serde_json::from_slice(&bytes).map_err(|error| io_error(list)(error.into()))?;
+    let key = b"\"firmware\":";
+    if modules.is_empty() || bytes.windows(key.len()).any(|window| window == key) {
+        return Ok(modules);
+    }
+    let modules = files::describe(dir)?;
+    write_json(list, &modules)?;
+    Ok(modules)
 }
 
 fn given(image: &Path, modules: &Path, config: Option<&Path>) -> Result<Kernel, KernelError> {

@@ -1,5 +1,5 @@
 //! The site's archive beside the image: keys, certificates, registries, network, a rescue shell, ssh. The kernel unpacks it over
-//! the initramfs, so that the image stays the same for everybody. [`assemble`] is pure; [`build`] reads and writes around it.
+//! the initramfs, so that the image stays the same for everybody. `assemble` is pure; `build` reads and writes around it.
 //! The same inputs give the same bytes.
 
 pub mod packages;
@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use protocol::ids::Digest;
+use protocol::network::Network;
 use serde::Serialize;
 
 use crate::Notice;
@@ -208,8 +209,9 @@ fn add_site(tree: &mut Tree, config: &Config) -> Result<(), SiteError> {
     }
     if let Some(path) = &config.network {
         let text = read(path)?;
-        if let Err(error) = text.parse::<toml::Table>() {
-            let reason = error.message().to_owned();
+        let (_, problems) = Network::parse_file(&text);
+        if !problems.is_empty() {
+            let reason = problems.join("; ");
             return Err(SiteError::Wrong { path: path.clone(), reason });
         }
         tree.file(NETWORK, 0o644, text.into_bytes())?;

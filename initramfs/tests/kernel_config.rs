@@ -51,6 +51,7 @@ fn the_fragments_of_every_flavour_merge_and_ask_for_what_layer0_relies_on() {
             wishes.get(&symbol.name).is_some_and(|wish| wish.value != "n")
         };
         // What kconfig gives without being asked is in no fragment.
+        let required = kconfig::of_flavour(required.clone(), name);
         let needed = required.iter().filter(|symbol| symbol.need == Need::Required);
         let unasked: Vec<_> = needed.filter(|it| !asked(it)).map(|it| &it.name).collect();
         assert!(unasked.is_empty(), "{name}: {unasked:?}");

@@ -235,6 +235,13 @@ mod tests {
         assert_eq!(missing_firmware(": firmware: failed to load "), None);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_alias_and_any_line_is_something_or_nothing(text in "(pci:v0000|virtio:d|: firmware: failed to load )?\\PC{0,40}") {
+            let _read = (DeviceClass::of_alias(&text), pci_id(&text), missing_firmware(&text), parse(&text));
+        }
+    }
+
     #[test]
     fn facts_are_read_as_a_list_or_alone_and_what_is_later_is_ignored() {
         let golden = include_str!("../golden/v1/facts.json");

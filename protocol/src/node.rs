@@ -12,9 +12,11 @@ use crate::ids::{Digest, Mac, Name, NodeId, Version};
 use crate::reference::Reference;
 use crate::registries::RegistryEntry;
 
+mod clock;
 mod given;
 mod layer0;
 
+pub use clock::ObservedClock;
 pub use given::{FileContent, GivenFile, Usage};
 pub use layer0::{DesiredLayer0, Layer0Archive, Layer0How, Layer0State, ObservedLayer0};
 
@@ -439,6 +441,9 @@ pub struct Observed {
     /// Its Layer0; none from an agent that is not in one (`--standalone`) or does not know how to change it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer0: Option<ObservedLayer0>,
+    /// Its clock; none from an agent that does not look after it (`--standalone`) or has not compared it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<ObservedClock>,
     /// Its ImageSets.
     pub imagesets: Vec<ObservedSet>,
     /// What its hardware is: in the first report of a boot, and when it changes. The server keeps the last one.

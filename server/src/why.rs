@@ -7,7 +7,7 @@ mod advice;
 mod sets;
 
 use protocol::api::{MAX_LONG_POLL_S, NodeRecord};
-use protocol::node::{Observed, Phase, PowerAction};
+use protocol::node::{Layer0State, Observed, Phase, PowerAction};
 use protocol::why::{Why, WhyState};
 
 /// A node that was not heard of for so long is called silent: two long polls. Milliseconds.
@@ -88,6 +88,7 @@ impl Case<'_> {
             self.because(format!("nothing was heard of it for {}", span(quiet_ms)));
         }
         self.power(observed);
+        self.layer0(observed);
         self.sets(observed);
         self.side_notes(observed);
         self.conclude();
@@ -234,6 +235,31 @@ impl Case<'_> {
             self.answer(WhyState::OnItsWay, format!("it was asked to {what} and still reports"));
             self.next("its containers get 10 s to stop, then it goes down");
         }
+    }
+
+    /// Another Layer0 is wanted than the one that runs.
+    fn layer0(&mut self, observed: &Observed) {
+        let (Some(wanted), Some(runs)) = (&self.node.desired.layer0, &observed.layer0) else {
+            return;
+        };
+        push(&mut self.why.wanted, format!("Layer0 {}", wanted.digest.short()));
+        let reason =
+            runs.reason.as_deref().map_or_else(|| "it has only just heard".to_owned(), calm);
+        match runs.state {
+            Layer0State::Current => return,
+            Layer0State::Stale => {
+                self.answer(WhyState::OnItsWay, format!("it runs another Layer0: {reason}"));
+                self.next("it changes its Layer0 as soon as it may; its sets run until then");
+            }
+            Layer0State::Failed => {
+                self.answer(WhyState::Stuck, format!("it stays on another Layer0: {reason}"));
+                self.next(
+                    "its sets go on; this Layer0 is not tried again until it is asked for again",
+                );
+                self.can(format!("layercake logs {} --agent", self.node.id));
+            }
+        }
+        self.because(format!("Layer0: {reason}"));
     }
 
     /// What does not keep it from being as wanted, and may explain why it is slow or short of something.

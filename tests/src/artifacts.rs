@@ -12,6 +12,13 @@ pub const ENV_LAYER0: &str = "LAYERCAKE_LAYER0";
 /// The directory of the built example programs.
 pub const ENV_EXAMPLES: &str = "LAYERCAKE_EXAMPLES";
 
+/// Where the site's archive with a rescue shell and ssh is, and the keys.
+pub const SITE_DIR: &str = "target/site";
+/// The archive's name.
+pub const SITE_OVERLAY: &str = "site.cpio.zst";
+/// The private key that it lets in, and one that it does not.
+pub const SITE_KEYS: [&str; 2] = ["key", "other"];
+
 /// Where Layer0 with the modules of network storage is.
 pub const STORAGE_DIR: &str = "target/storage";
 /// Where Layer0 with our own kernel for virtual machines is.
@@ -113,6 +120,20 @@ impl Artifacts {
             bail!("{} is not built: run `cargo xtask test qemu`", file.display());
         }
         Ok(file)
+    }
+
+    /// The site's archive with a rescue shell and ssh, the private key that it lets in, and another one.
+    /// `cargo xtask test qemu` builds it.
+    ///
+    /// # Errors
+    /// That it is not there, and what builds it.
+    pub fn site() -> Result<(PathBuf, [PathBuf; 2])> {
+        let dir = workspace_root().join(SITE_DIR);
+        let overlay = dir.join(SITE_OVERLAY);
+        if !overlay.exists() {
+            bail!("{} is not built: run `cargo xtask test qemu`", overlay.display());
+        }
+        Ok((overlay, SITE_KEYS.map(|name| dir.join(name))))
     }
 
     /// The same with the Layer0 that has the modules of network storage. `cargo xtask test qemu` builds it.

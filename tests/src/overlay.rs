@@ -2,6 +2,7 @@
 //! (Documentation/driver-api/early-userspace/buffer-format.rst). The cases use it for a rescue
 //! shell and for keys.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
@@ -69,6 +70,50 @@ pub fn with_imageapi(from: &Artifacts, to: &Path, address: &str, tls: &Path) -> 
         .with_context(|| format!("cannot append to {}", with_shell.initramfs().display()))?;
     amend_manifest(&with_shell)?;
     Ok(with_shell)
+}
+
+/// Makes a directory of Layer0 artifacts like `from`, with busybox and a shell, this `network.toml`, and in `/tools` the `ip` and
+/// `dnsmasq` of this machine, with which the node can play its own peer.
+///
+/// # Errors
+/// When a program is not there or something cannot be read or written.
+pub fn with_network_peers(from: &Artifacts, to: &Path, wishes: &str) -> Result<Artifacts> {
+    let with_shell = with_rescue_shell(from, to)?;
+    let mut archive = Newc::default();
+    for dir in ["tools", "lib64", "lib", "lib/x86_64-linux-gnu", "etc/layercake"] {
+        archive.add(dir, DIRECTORY, &[]);
+    }
+    archive.add("etc/layercake/network.toml", FILE, wishes.as_bytes());
+    archive.add("etc/passwd", FILE, b"root:x:0:0:root:/:/bin/sh\n");
+    archive.add("etc/group", FILE, b"root:x:0:\n");
+    let mut libraries = BTreeSet::new();
+    for program in ["ip", "dnsmasq"] {
+        let file = prerequisites::find_program(program)
+            .with_context(|| format!("{program} is missing"))?;
+        let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        archive.add(&format!("tools/{program}"), PROGRAM, &bytes);
+        let output = std::process::Command::new("ldd").arg(&file).output().context("ldd")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)`, and the loader by its path alone.
+        libraries.extend(text.split_whitespace().filter(|w| w.starts_with('/')).map(str::to_owned));
+    }
+    for library in libraries {
+        let bytes = fs::read(&library).with_context(|| format!("cannot read {library}"))?;
+        archive.add(library.trim_start_matches('/'), PROGRAM, &bytes);
+    }
+    append(&with_shell.initramfs(), &archive.finish())
+        .with_context(|| format!("cannot append to {}", with_shell.initramfs().display()))?;
+    amend_manifest(&with_shell)?;
+    Ok(with_shell)
+}
+
+/// Makes a directory of Layer0 artifacts like `from`, with this archive behind the initramfs.
+///
+/// # Errors
+/// When something cannot be read or written.
+pub fn with_archive(from: &Artifacts, to: &Path, archive: &Path) -> Result<Artifacts> {
+    let bytes = fs::read(archive).with_context(|| format!("cannot read {}", archive.display()))?;
+    appended(from, to, &bytes)
 }
 
 /// Makes another Layer0 out of `from`: the same kernel, with one more file, `etc/layercake/NAME`.

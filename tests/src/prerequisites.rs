@@ -33,6 +33,7 @@ pub const CASES: &[Need] = &[
     Need::Skopeo,
     Need::Podman,
     Need::Runc,
+    Need::Ssh,
 ];
 
 /// What the cases with network storage need beside [`CASES`].
@@ -76,6 +77,7 @@ pub const UNIT: &[Need] = &[
     Need::DockerRegistry,
     Need::Busybox,
     Need::Dnsmasq,
+    Need::KeaDhcp6,
     Need::Skopeo,
     Need::Umoci,
     Need::Podman,

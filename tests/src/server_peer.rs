@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -35,6 +35,10 @@ pub struct ServerSpec {
     pub registry: Option<String>,
     /// More kernel arguments for every node.
     pub cmdline: String,
+    /// Archives that every node gets beside the initramfs.
+    pub overlays: Vec<PathBuf>,
+    /// Base URL that nodes know it by, in place of [`SERVER_URL`]; it listens on all addresses then, IPv6 too.
+    pub url: Option<String>,
 }
 
 impl ServerSpec {
@@ -47,14 +51,19 @@ impl ServerSpec {
             imagesets: Vec::new(),
             registry: None,
             cmdline: CONSOLE.to_owned(),
+            overlays: Vec::new(),
+            url: None,
         }
     }
 
     /// The config file. Every value is of our own making and needs no more than Rust's quoting.
     fn render(&self, data: &Path, ipxe: Option<&Path>) -> Result<String> {
+        let url = self.url.as_deref().unwrap_or(SERVER_URL);
+        let own = format!("{ADDRESS}:8080");
+        let listen = self.url.as_ref().map_or(own.as_str(), |_| "[::]:8080");
         let mut text = format!(
-            "[server]\nlisten = \"{ADDRESS}:8080\"\nurl = \"{SERVER_URL}\"\ndata_dir = {data:?}\nlayer0_dir = {:?}\n\n\
-             [dhcp]\ninterface = \"{BRIDGE}\"\nsubnet = \"{SUBNET}\"\nrange = [\"10.9.0.200\", \"10.9.0.250\"]\n\n\
+            "[server]\nlisten = {listen:?}\nurl = {url:?}\ndata_dir = {data:?}\nlayer0_dir = {:?}\n\n\
+             [dhcp]\naddress = \"{ADDRESS}\"\ninterface = \"{BRIDGE}\"\nsubnet = \"{SUBNET}\"\nrange = [\"10.9.0.200\", \"10.9.0.250\"]\n\n\
              [tftp]\nlisten = \"{ADDRESS}:69\"\n",
             self.artifacts.layer0
         );
@@ -62,6 +71,7 @@ impl ServerSpec {
             writeln!(text, "root = {ipxe:?}")?;
         }
         writeln!(text, "\n[boot]\ncmdline = {:?}", self.cmdline)?;
+        writeln!(text, "overlays = {:?}", self.overlays)?;
         if let Some(registry) = &self.registry {
             writeln!(text, "\n[registry]\nurl = {registry:?}")?;
         }
@@ -105,6 +115,14 @@ impl Server {
             Ok(client.answers().then_some(()))
         })?;
         Ok(Self { client, process, bin: spec.artifacts.bin.clone() })
+    }
+
+    /// Kills it, as a power cut would.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
     }
 
     /// Its log.
@@ -156,6 +174,14 @@ pub fn layercake<S: AsRef<OsStr>>(lab: &Lab, bin: &Path, args: &[S]) -> Result<S
     command.args(args);
     command.env("LAYERCAKE_SERVER", SERVER_URL);
     process::without_proxies(&mut command);
+    run(lab, command, &shown)
+}
+
+/// Runs a command inside the lab, and gives its standard output. `shown` names it in errors.
+///
+/// # Errors
+/// When it fails, with what it said.
+pub fn run(lab: &Lab, mut command: Command, shown: &str) -> Result<String> {
     // Files, not pipes: nobody needs to read while it runs.
     let (out, err) = (lab.dir().join("command.out"), lab.dir().join("command.log"));
     let create = |path: &Path| {
@@ -163,7 +189,7 @@ pub fn layercake<S: AsRef<OsStr>>(lab: &Lab, bin: &Path, args: &[S]) -> Result<S
     };
     command.stdin(Stdio::null()).stdout(create(&out)?).stderr(create(&err)?);
     let mut child = lab.namespace().spawn(command)?;
-    let ended = wait::until(&shown, COMMAND, || Ok(child.try_wait()?));
+    let ended = wait::until(shown, COMMAND, || Ok(child.try_wait()?));
     if ended.is_err() {
         child.kill().with_context(|| format!("cannot kill `{shown}`"))?;
         child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
@@ -188,7 +214,7 @@ mod tests {
         spec.imagesets = vec!["hello:1".to_owned()];
         spec.registry = Some("http://10.9.0.1:5000".to_owned());
         let text = spec.render(Path::new("/data"), Some(Path::new("/ipxe"))).expect("render");
-        let expected = "\n[boot]\ncmdline = \"console=ttyS0,115200n8 layercake.console=log\"\n\n[registry]\nurl = \"http://10.9.0.1:5000\"\n\n\
+        let expected = "\n[boot]\ncmdline = \"console=ttyS0,115200n8 layercake.console=log\"\noverlays = []\n\n[registry]\nurl = \"http://10.9.0.1:5000\"\n\n\
                         [[node]]\nid = \"n1\"\nmac = \"52:54:00:00:00:01\"\naddress = \"10.9.0.101\"\nimagesets = [\"hello:1\"]\n\n\
                         [[node]]\nid = \"n2\"\nmac = \"52:54:00:00:00:02\"\naddress = \"10.9.0.102\"\nimagesets = [\"hello:1\"]\n";
         assert!(text.starts_with("[server]\nlisten = \"10.9.0.1:8080\"\n"), "{text}");

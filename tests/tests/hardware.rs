@@ -18,8 +18,8 @@ use tests::wait;
 const MAC: &str = "52:54:00:00:01:01";
 /// Size of the disks that are plugged in.
 const DISK_BYTES: u64 = 16 << 20;
-/// The file that the kernel's e100 asks for on behalf of an 82559C.
-const MICROCODE: &str = "e100/d101m_ucode.bin";
+/// The file that the kernel's e100 asks for on behalf of an 82559ER.
+const MICROCODE: &str = "e100/d101s_ucode.bin";
 
 /// A machine with three empty PCI Express slots, and a NIC whose driver wants firmware that no image has.
 fn spec(lab: &Lab) -> Result<MachineSpec> {
@@ -32,7 +32,7 @@ fn spec(lab: &Lab) -> Result<MachineSpec> {
         // QEMU's own DHCP server answers there, and there is no way out.
         add("-netdev", format!("user,id={nic},restrict=on"));
     }
-    add("-device", "i82559c,netdev=old,romfile=".to_owned());
+    add("-device", "i82559er,netdev=old,romfile=".to_owned());
     for disk in ["one", "two"] {
         let file = lab.dir().join(format!("{disk}.raw"));
         File::create(&file).and_then(|file| file.set_len(DISK_BYTES)).context("a disk")?;

@@ -41,6 +41,14 @@ fn a_signed_set_runs_and_an_unsigned_one_is_refused_by_the_key_s_name_until_it_i
         let asked = format!("a signature by key site.pem ({short}) is asked for");
         ensure!(reason.contains(&asked), "{reason}");
         ensure!(story.hello(1)? == "1", "the signed version does not run any more");
+        let why = story.server.layercake(lab, &["why", "n1"])?;
+        for text in [
+            "hello:1 goes on running meanwhile",
+            &asked,
+            "sign it: layercake imageset sign hello:2",
+        ] {
+            ensure!(why.contains(text), "`{text}` is not in\n{why}");
+        }
 
         // The node asks again by itself.
         sign(&story, "hello:2")?;

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use tests::artifacts::{
     Artifacts, EFI_COMMAND_LINE, EFI_DIR, FLOOR_DIR, FORMS_COMMAND_LINE, FORMS_DIR, GENERIC_DIR,
-    KERNEL_FORM_DIR, STORAGE_DIR, VIRT_DIR, workspace_root,
+    KERNEL_FORM_DIR, SITE_DIR, SITE_KEYS, SITE_OVERLAY, STORAGE_DIR, VIRT_DIR, workspace_root,
 };
 use tests::qemu::ovmf;
 
@@ -134,6 +134,28 @@ pub(crate) fn floor() -> Result<()> {
     layer0.args(["--with", "zram", "--out"]);
     layer0.arg(workspace_root().join(FLOOR_DIR)).stdout(std::io::stderr());
     run(&mut layer0)
+}
+
+/// Builds the site's archive with a rescue shell and ssh, for the cases that rescue a node, and the keys for it.
+///
+/// # Errors
+/// What does not build.
+pub(crate) fn site() -> Result<()> {
+    let dir = workspace_root().join(SITE_DIR);
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    for name in SITE_KEYS {
+        let key = dir.join(name);
+        if !key.exists() {
+            let mut keygen = Command::new("ssh-keygen");
+            keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(&key);
+            run(&mut keygen)?;
+        }
+    }
+    let mut overlay = Command::new(std::env::current_exe().context("cannot find our own file")?);
+    overlay.args(["overlay", "--rescue-shell", "--ssh", "always", "--out"]);
+    overlay.arg(dir.join(SITE_OVERLAY)).arg("--authorized-key");
+    overlay.arg(dir.join(format!("{}.pub", SITE_KEYS[0])));
+    run(overlay.stdout(std::io::stderr()))
 }
 
 /// Builds the server and gives its file.

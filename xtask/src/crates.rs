@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Stdio;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use initramfs::sbom::Crate;
 use serde_json::Value;
 
@@ -22,25 +22,27 @@ type Id = (String, String);
 /// cargo cannot be asked, or answers in another form.
 pub(crate) fn of_the_agent(root: &Path) -> Result<Vec<Crate>> {
     // The tree has the features of the agent alone, which the metadata of the workspace has not; the metadata says who needs whom.
-    let edges = "normal,no-proc-macro";
-    let tree = ask(
-        root,
-        &[
-            "tree",
-            "--package",
-            AGENT,
-            "--edges",
-            edges,
-            "--target",
-            STATIC_TARGET,
-            "--prefix",
-            "none",
-            "--format",
-            "{p}",
-        ],
-    )?;
-    let metadata =
-        ask(root, &["metadata", "--format-version", "1", "--filter-platform", STATIC_TARGET])?;
+    let tree = [
+        "tree",
+        "--package",
+        AGENT,
+        "--edges",
+        "normal,no-proc-macro",
+        "--target",
+        STATIC_TARGET,
+        "--prefix",
+        "none",
+        "--format",
+        "{p}",
+    ];
+    let metadata = ["metadata", "--format-version", "1", "--filter-platform", STATIC_TARGET];
+    // Half a second each, so both at once.
+    let (tree, metadata) = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| ask(root, &metadata));
+        (ask(root, &tree), asking.join())
+    });
+    let metadata = metadata.map_err(|_| anyhow!("the thread that asks cargo died"))??;
+    let tree = tree?;
     let metadata: Value = serde_json::from_str(&metadata).context("cargo metadata")?;
     let lock = root.join("Cargo.lock");
     let lock = std::fs::read_to_string(&lock)

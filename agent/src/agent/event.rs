@@ -3,7 +3,7 @@
 use std::fmt;
 
 use protocol::ids::Name;
-use protocol::node::{Desired, ExitStatus};
+use protocol::node::{Desired, ExitStatus, ObservedClock};
 
 use super::layer0::Layer0Event;
 use super::readiness::Word;
@@ -17,7 +17,7 @@ pub enum Event {
     /// The network changed.
     Network(NetworkEvent),
     /// The server wants this.
-    Desired(Desired),
+    Desired(Box<Desired>),
     /// The server answered.
     ServerReachable,
     /// The server did not answer; why.
@@ -63,6 +63,8 @@ pub enum Event {
     Hardware,
     /// Something came of changing Layer0.
     Layer0(Layer0Event),
+    /// The clock was compared, or could not be.
+    Clock(ObservedClock),
     /// PID 1, or a user, asks the agent to end.
     Terminate,
 }
@@ -95,6 +97,7 @@ impl fmt::Display for Event {
             Self::Ended { instance, exit } => write!(f, "{instance} ended: {exit:?}"),
             Self::Word { instance, word, .. } => write!(f, "{instance}: {word:?}"),
             Self::Hardware => f.write_str("hardware"),
+            Self::Clock(clock) => write!(f, "clock: {clock:?}"),
             Self::Layer0(event) => write!(f, "layer0: {event:?}"),
             Self::Terminate => f.write_str("asked to end"),
         }

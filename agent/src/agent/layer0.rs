@@ -303,10 +303,9 @@ impl Machine {
 
     /// What the node waits for because of this, for the console; none when nothing is to be done.
     pub(super) fn waiting(&self) -> Option<String> {
-        if matches!(self.state, State::Idle) {
-            return None;
-        }
-        self.judge().1.map(|why| format!("layer0: {why}"))
+        let (state, reason) = self.judge();
+        let idle = matches!(self.state, State::Idle) && state != Layer0State::Failed;
+        reason.filter(|_| !idle).map(|why| format!("layer0: {why}"))
     }
 
     /// For the observed document.

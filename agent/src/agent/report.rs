@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use protocol::PROTOCOL_VERSION;
 use protocol::ids::{Mac, NodeId};
-use protocol::node::{Observed, ObservedLink, ObservedSet, SetState};
+use protocol::node::{Observed, ObservedClock, ObservedLink, ObservedSet, SetState};
 
 use super::notes::Notes;
 use crate::identity::Identity;
@@ -78,8 +78,19 @@ impl Facts {
             cache: None,
             layer0: None,
             hardware: None,
+            clock: None,
             imagesets,
         })
+    }
+}
+
+/// Why the server cannot be reached; with what is known of a wrong clock, where a certificate is the matter.
+pub(super) fn with_clock(why: String, clock: Option<&ObservedClock>) -> String {
+    let about_time = ["certificate expired", "not valid yet", "Expired", "NotValidYet"];
+    let problem = clock.and_then(|clock| clock.problem.as_deref());
+    match problem.filter(|_| about_time.iter().any(|words| why.contains(words))) {
+        Some(problem) => format!("{why}; the node's clock may be wrong: {problem}"),
+        None => why,
     }
 }
 
@@ -111,6 +122,20 @@ pub(super) fn status_line(facts: &Facts, sets: &[ObservedSet], waiting: Option<&
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_that_is_not_valid_at_the_nodes_time_brings_up_the_clock() {
+        let clock = |problem: Option<&str>| ObservedClock {
+            problem: problem.map(str::to_owned),
+            ..ObservedClock::default()
+        };
+        let (why, silent) = ("TLS: invalid peer certificate: Expired", Some("1.2.3.4 (silent)"));
+        let with = |why: &str, problem| with_clock(why.to_owned(), Some(&clock(problem)));
+        let expected = format!("{why}; the node's clock may be wrong: 1.2.3.4 (silent)");
+        assert_eq!(with(why, silent), expected);
+        assert_eq!(with(why, None), why);
+        assert_eq!(with("connection refused", silent), "connection refused");
+    }
 
     fn facts() -> Facts {
         let identity = Identity { boot_id: "b".to_owned(), kernel: "6.12".to_owned(), uuid: None };

@@ -50,7 +50,9 @@ pub(super) fn lines(view: &View<'_>) -> Vec<String> {
         &match view.server {
             ("", _) => "none".to_owned(),
             (urls, None) => format!("{urls} answers"),
-            (urls, Some(why)) => format!("{urls}: {why}"),
+            (urls, Some(why)) => {
+                format!("{urls}: {}", why.strip_prefix("boot server: ").unwrap_or(why))
+            }
         },
     ));
     for set in view.sets {
@@ -138,8 +140,12 @@ mod tests {
 
     fn facts() -> Facts {
         let identity = Identity { boot_id: "b".to_owned(), kernel: "6.12".to_owned(), uuid: None };
-        let mut facts =
-            Facts { node: Some("n1".parse().expect("id")), identity, links: Vec::new() };
+        let mut facts = Facts {
+            node: Some("n1".parse().expect("id")),
+            identity,
+            links: Vec::new(),
+            last_crash: None,
+        };
         facts.link("eth0", Mac([2, 0, 0, 0, 0, 1]), vec!["10.9.0.101".parse().expect("address")]);
         facts.link("eth1", Mac([2, 0, 0, 0, 0, 2]), Vec::new());
         facts
@@ -168,7 +174,7 @@ Layercake  {}, kernel 6.12
 node       n1
 eth0       10.9.0.101
 eth1       no address
-server     http://10.9.0.1:8080: boot server: connection refused
+server     http://10.9.0.1:8080: connection refused
 hello      2 runs, 50 % fetched: pulling version 3
            hello runs, started again 1 times
 waits for  boot server: connection refused

@@ -80,7 +80,7 @@ impl ServerLink {
                         // With nothing but channels in it, it is no news.
                         let news = (desired.version, desired.registries_tag.clone());
                         if known.replace(news.clone()) != Some(news) {
-                            events.send(Event::Desired(desired));
+                            events.send(Event::Desired(Box::new(desired)));
                         }
                     }
                     failures = 0;

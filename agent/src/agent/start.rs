@@ -60,6 +60,10 @@ pub fn run(options: AgentOptions) -> Result<(), String> {
     };
     logging::init(args.log, target);
     log::info!("agent {} starts", env!("CARGO_PKG_VERSION"));
+    if !options.standalone && args.console == ConsoleMode::Status {
+        // The screen follows; until then what is wrong is still said.
+        logging::limit_console(log::LevelFilter::Warn);
+    }
     for problem in &args.problems {
         log::warn!("{problem}");
     }
@@ -81,6 +85,10 @@ pub fn run(options: AgentOptions) -> Result<(), String> {
     let (plugged, hardware_news) = mpsc::channel();
     if !options.standalone {
         bring_up_machine(&args, &options, &events, plugged)?;
+    }
+    // Before anything makes keys; the network and the drivers, of which one may bring randomness, go on meanwhile.
+    if let Err(problem) = crate::entropy::wait(logging::status) {
+        log::error!("{problem}: whatever needs keys waits for them");
     }
     let mut agent = build(&options, &args, events)?;
     let (outbox, events) = (agent.outbox.clone(), agent.around.events.clone());
@@ -247,6 +255,8 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
         link: Some(link),
         network_waiting: None,
         server_waiting: None,
+        clock_keeper: None,
+        clock: None,
         power_done: false,
         standalone: options.standalone,
         status: String::new(),

@@ -36,13 +36,14 @@ pub fn resident(args: &BootArgs) -> Resident {
         shell: (args.rescue == Rescue::Always).then(|| Supervisor::new(0)),
         signals: block_signals(),
     };
-    this.health.sign(0, now);
     let mut buffer = [0; 512];
     if let Some(note) = parse(read(&mut buffer)) {
         this.program = Program::new(note.program, 0);
         this.agent = adopted(note.agent, now).unwrap_or(Supervisor::new(note.agent.1));
         this.shell = adopted(note.shell, now).or(this.shell);
     }
+    // An agent that is there was well a moment ago.
+    this.health.sign(this.agent.starts(), now);
     this
 }
 

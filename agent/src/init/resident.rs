@@ -20,7 +20,7 @@ use super::shutdown::End;
 use super::{AGENT_NAME, ENVIRONMENT, STARTS_VARIABLE, control, early, rescue};
 use crate::identity::uptime_ms;
 use crate::logging::Line;
-use crate::sys::start::{Start, errno, keep_at, kill, start};
+use crate::sys::start::{Start, errno, give_back_program, keep_at, kill, start};
 use crate::sys::{allocator, crash};
 use message::Asked;
 use note::Note;
@@ -250,6 +250,7 @@ impl Resident {
         }
         let shell = self.shell.as_ref().and_then(Supervisor::pid);
         self.watchdog.feed(self.health.feeds(shell.is_some(), now));
+        give_back_program();
     }
 
     fn write_note(&self) {

@@ -17,6 +17,7 @@ fn grant(address: Ipv4Addr) -> Grant {
         prefix_len: 24,
         router: None,
         dns: vec![],
+        ntp: vec![],
         domain: None,
         hostname: None,
         mtu: None,

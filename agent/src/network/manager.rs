@@ -336,8 +336,10 @@ impl Manager {
             (self.sink)(NetworkEvent::Lost { link, address: *address });
         } else if !addresses.is_empty() {
             let router = known.grant.as_ref().and_then(|grant| grant.router);
+            let ntp = known.grant.iter().flat_map(|grant| &grant.ntp);
+            let ntp = ntp.copied().map(IpAddr::from).collect();
             let mac = known.link.mac();
-            (self.sink)(NetworkEvent::Configured { link, mac, addresses, router, hostname });
+            (self.sink)(NetworkEvent::Configured { link, mac, addresses, router, hostname, ntp });
             self.waits(index, None);
         }
     }

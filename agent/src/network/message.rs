@@ -119,6 +119,7 @@ impl Outgoing {
             OptionCode::Hostname,
             OptionCode::DomainName,
             OptionCode::InterfaceMtu,
+            OptionCode::NtpServers,
             OptionCode::AddressLeaseTime,
             OptionCode::ServerIdentifier,
             OptionCode::Renewal,
@@ -150,6 +151,8 @@ pub struct Grant {
     pub router: Option<Ipv4Addr>,
     /// Name servers.
     pub dns: Vec<Ipv4Addr>,
+    /// Time servers.
+    pub ntp: Vec<Ipv4Addr>,
     /// The search domain.
     pub domain: Option<String>,
     /// The host name.
@@ -241,6 +244,7 @@ struct Options {
     mask: Option<Ipv4Addr>,
     router: Option<Ipv4Addr>,
     dns: Vec<Ipv4Addr>,
+    ntp: Vec<Ipv4Addr>,
     domain: Option<String>,
     hostname: Option<String>,
     mtu: Option<u16>,
@@ -267,6 +271,7 @@ impl Options {
                         .map(u16::from_be_bytes)
                         .filter(|mtu| *mtu >= MIN_MTU);
                 }
+                42 => options.ntp = addresses(data).into_iter().filter_map(host).collect(),
                 51 => options.lease = seconds(data),
                 53 => {
                     options.kind =
@@ -318,6 +323,7 @@ impl Options {
             prefix_len,
             router: self.router.filter(|router| *router != address),
             dns: self.dns,
+            ntp: self.ntp,
             domain: self.domain,
             hostname: self.hostname,
             mtu: self.mtu,

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use super::*;
 
+mod names;
+mod six;
+
 /// Longer than anything here takes on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(60);
 const ARGS: &str = "BOOTIF=01-52-54-00-00-00-01";
@@ -271,99 +274,4 @@ fn a_fixed_address_needs_no_server_and_off_touches_only_loopback() {
     cable.start("ip=off");
     assert!(run("ip", "link show dev lo").contains("LOOPBACK,UP"));
     assert!(!run("ip", "link show dev cli").contains("UP,"));
-}
-
-/// dnsmasq that also announces a prefix: `range` is its IPv6 half.
-fn dnsmasq6(cable: &Cable, range: &str) -> Running {
-    cable.far("addr add fd00:9::1/64 dev srv nodad");
-    cable.far("link set srv up");
-    let leases = cable.dir.path().join("leases6");
-    let mut command = cable.far_command(&format!(
-        "dnsmasq -k -p 0 -C /dev/null -i srv --no-ping -u root --log-dhcp --log-facility=- --pid-file= --enable-ra \
-         --ra-param=srv,4 --dhcp-option=option6:dns-server,[fd00:9::53] --dhcp-option=option6:domain-search,six.lab \
-         --dhcp-range={range}"
-    ));
-    command.arg(format!("--dhcp-leasefile={}", leases.display()));
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("nsenter");
-    let mut lines = BufReader::new(child.stderr.take().expect("pipe")).lines();
-    let started = lines.by_ref().any(|line| line.expect("utf-8").contains("router advertisement"));
-    assert!(started, "is dnsmasq there? apt-get install dnsmasq-base");
-    std::thread::spawn(move || lines.count());
-    Running(child)
-}
-
-/// Waits for an address that begins like this, and for a `resolv.conf` with this line.
-#[track_caller]
-fn six(cable: &Cable, events: &Receiver<NetworkEvent>, start: &str, line: &str) -> IpAddr {
-    let found = until(events, |event| match event {
-        NetworkEvent::Configured { addresses, .. } => {
-            addresses.iter().find(|address| address.to_string().starts_with(start)).copied()
-        }
-        _ => None,
-    });
-    let end = std::time::Instant::now() + LIMIT;
-    while !cable.file("resolv.conf").lines().any(|found| found == line) {
-        assert!(std::time::Instant::now() < end, "{}", cable.file("resolv.conf"));
-        // No event says that name servers have come.
-        std::thread::yield_now();
-    }
-    found
-}
-
-#[test]
-fn a_router_that_announces_a_prefix_gives_address_name_servers_and_domains() {
-    let cable = Cable::new();
-    let _router = dnsmasq6(&cable, "fd00:9::,ra-only,64,10m");
-    let events = cable.start(ARGS);
-    let address = six(&cable, &events, "fd00:9:", "nameserver fd00:9::53");
-    assert_eq!(address.to_string(), "fd00:9::5054:ff:fe00:1");
-    assert!(
-        cable.file("resolv.conf").contains("search six.lab\n"),
-        "{}",
-        cable.file("resolv.conf")
-    );
-    assert!(cable.file("hosts").contains("fd00:9::5054:ff:fe00:1 node-525400000001\n"));
-    assert!(run("ip", "-6 route show default").contains("proto ra"));
-    // An agent that starts again hears it again, without waiting for the next advertisement.
-    let events = cable.start(ARGS);
-    six(&cable, &events, "fd00:9:", "nameserver fd00:9::53");
-    // And one that is told not to make an address makes none.
-    let cable = Cable::new();
-    let _router = dnsmasq6(&cable, "fd00:9::,ra-only,64,10m");
-    std::fs::write(
-        cable.dir.path().join("network.toml"),
-        "[[interface]]\nname = \"cli\"\nslaac = false\naddresses = [\"fd00:9::77/64\"]\nmtu = 1380\n",
-    )
-    .expect("file");
-    let events = cable.start("");
-    let address = six(&cable, &events, "fd00:9::77", "# Written by layercake-agent.");
-    assert_eq!(address.to_string(), "fd00:9::77");
-    let shown = run("ip", "-6 addr show dev cli scope global");
-    assert!(
-        !shown.contains("5054") && run("ip", "link show dev cli").contains("mtu 1380"),
-        "{shown}"
-    );
-}
-
-#[test]
-fn dnsmasq_gives_an_address_by_dhcpv6_and_only_names_where_only_they_are_offered() {
-    let cable = Cable::new();
-    let _router = dnsmasq6(&cable, "fd00:9::100,fd00:9::1ff,64,2m");
-    let events = cable.start(ARGS);
-    let address = six(&cable, &events, "fd00:9::1", "nameserver fd00:9::53");
-    let shown = run("ip", "-6 addr show dev cli scope global");
-    assert!(
-        shown.contains(&format!("inet6 {address}/128 ")) && !shown.contains("forever"),
-        "{shown}"
-    );
-    run("ip", "link delete cli");
-    until(&events, |event| {
-        (*event == NetworkEvent::Lost { link: "cli".to_owned(), address }).then_some(())
-    });
-
-    let cable = Cable::new();
-    let _router = dnsmasq6(&cable, "fd00:9::,ra-stateless,64,10m");
-    let events = cable.start(ARGS);
-    six(&cable, &events, "fd00:9::5054", "nameserver fd00:9::53");
-    assert!(!run("ip", "-6 addr show dev cli").contains("/128"));
 }

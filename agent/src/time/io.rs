@@ -125,7 +125,9 @@ impl Asked {
         }
         self.cookie = u64::from_be_bytes(cookie);
         let to = match self.server.ip() {
-            IpAddr::V4(ip) if !v4 => SocketAddr::new(ip.to_ipv6_mapped().into(), self.server.port()),
+            IpAddr::V4(ip) if !v4 => {
+                SocketAddr::new(ip.to_ipv6_mapped().into(), self.server.port())
+            }
             _ => self.server,
         };
         self.sent = (now_ns(), Instant::now());

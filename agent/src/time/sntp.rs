@@ -105,11 +105,11 @@ pub fn read(bytes: &[u8], cookie: u64, sent: i128, received: i128) -> Result<Rep
     Ok(Reply::Time(Sample { offset_ns, delay_ns: delay_ns.max(0) }))
 }
 
-/// A timestamp, nanoseconds since 1970: of the eras of 136 years that it may mean, the first that ends after our build.
+/// A timestamp, nanoseconds since 1970: of the times that it may mean, 136 years apart, the one nearest to our build.
 fn since_1970(seconds: u32, fraction: u32) -> i128 {
     const ERA: i128 = 1 << 32;
     let in_era = i128::from(seconds) - i128::from(TO_1970);
-    let eras = (BUILT_S - in_era + ERA - 1).div_euclid(ERA).max(0);
+    let eras = (BUILT_S - in_era + ERA / 2).div_euclid(ERA);
     (in_era + eras * ERA) * SECOND + ((i128::from(fraction) * SECOND) >> 32)
 }
 

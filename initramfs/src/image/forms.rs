@@ -4,9 +4,9 @@
 //! |---|---|---|
 //! | [`Form::Uki`] | `layer0.efi` | systemd's stub, with sections added |
 //! | [`Form::Efi`] | `layer0-kernel.efi` | the kernel's own linker: [`source::relink`] |
-//! | [`Form::Iso`] | `layer0.iso` | [`iso`] |
-//! | [`Form::Usb`] | `layer0-usb.img` | [`usb`] |
-//! | [`Form::Bundle`] | `layer0-bundle.tar` | [`bundle`](super::bundle) |
+//! | [`Form::Iso`] | `layer0.iso` | `iso` |
+//! | [`Form::Usb`] | `layer0-usb.img` | `usb` |
+//! | [`Form::Bundle`] | `layer0-bundle.tar` | `super::bundle` |
 
 mod iso;
 mod sign;

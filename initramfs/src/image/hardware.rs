@@ -151,9 +151,11 @@ fn of_package(
         *apt = Some(fresh);
     }
     if let Some(apt) = apt {
-        let package = apt.find(&[name.to_owned()]).map_err(|source| {
-            let name = name.to_owned();
-            BuildError::FirmwarePackage { name, source }
+        let package = apt.find(&[name.to_owned()]).map_err(|error| match error {
+            AptError::Unknown { names: name, warnings } => {
+                BuildError::FirmwarePackage { name, warnings }
+            }
+            other => kernel(other),
         })?;
         let fail = |source| BuildError::Io { path: config.cache.clone(), source };
         let work = tempfile::Builder::new().prefix("unpack-").tempdir_in(&config.cache);
@@ -171,6 +173,7 @@ fn unpack(file: &Path, dir: &Path, cache: &Path) -> Result<(), BuildError> {
     let tree = work.path().join("firmware");
     fs::create_dir(&tree).map_err(fail)?;
     let mut budget = MAX_PACKAGE;
+    let mut links = Vec::new();
     let taken = deb::each(file, |path, size, body| {
         let too_large = || io::Error::new(io::ErrorKind::InvalidData, "it unpacks to too much");
         budget = budget.checked_sub(size).ok_or_else(too_large)?;
@@ -181,12 +184,18 @@ fn unpack(file: &Path, dir: &Path, cache: &Path) -> Result<(), BuildError> {
         }
         match body {
             Body::File(bytes) => io::copy(bytes, &mut fs::File::create(&to)?).map(drop),
-            // Where it leads is looked at when it is read.
-            Body::Link(target) => std::os::unix::fs::symlink(target, &to),
+            Body::Link(target) => {
+                links.push((target, to));
+                Ok(())
+            }
             Body::Other => Ok(()),
         }
     });
     taken.map_err(|error: DebError| BuildError::Kernel(KernelError::Deb(error)))?;
+    // After all files and directories: nothing is written through a link. Where they lead is looked at when they are read.
+    for (target, link) in links {
+        std::os::unix::fs::symlink(target, link).map_err(fail)?;
+    }
     if dir.exists() {
         fs::remove_dir_all(dir).map_err(fail)?;
     }

@@ -145,6 +145,10 @@ impl Place {
             // Firmware packages are full of links, to files and to directories. One that leads nowhere is of no use here.
             let Ok(real) = fs::canonicalize(&path) else { continue };
             if real.is_dir() {
+                // A link back up, or out of here.
+                if path.starts_with(&real) && path != real || !real.starts_with(&self.root) {
+                    continue;
+                }
                 if depth >= MAX_DEPTH {
                     return odd("it is too deep");
                 }
@@ -273,6 +277,8 @@ mod tests {
         let outside = place(&[("secret", b"key")]);
         let dir = place(&[("real/x.fw", b"x")]);
         std::os::unix::fs::symlink("real", dir.path().join("alias")).unwrap();
+        std::os::unix::fs::symlink(".", dir.path().join("self")).unwrap();
+        std::os::unix::fs::symlink("/usr", dir.path().join("usr-of-host")).unwrap();
         std::os::unix::fs::symlink("nowhere", dir.path().join("dangling.fw")).unwrap();
         let secret = outside.path().join("secret");
         std::os::unix::fs::symlink(secret, dir.path().join("y.fw")).unwrap();

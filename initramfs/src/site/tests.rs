@@ -22,7 +22,8 @@ fn config(dir: &Path) -> Config {
 fn the_same_inputs_give_the_same_archive_and_nothing_of_the_machine_is_in_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
-    fs::write(dir.path().join("network.toml"), "[link.eth0]\nmtu = 9000\n").unwrap();
+    fs::write(dir.path().join("network.toml"), "[[interface]]\nname = \"eth0\"\nmtu = 9000\n")
+        .unwrap();
     config.network = Some(dir.path().join("network.toml"));
     let first = build(&config, &|_| ()).unwrap();
     let bytes = fs::read(&config.out).unwrap();
@@ -67,10 +68,10 @@ fn what_is_empty_or_wrong_is_said_and_leaves_no_archive() {
     assert!(matches!(build(&empty, &|_| ()), Err(SiteError::Empty)));
     let nobody = Config { ssh: Some(Ssh::Rescue), ..empty.clone() };
     assert!(matches!(build(&nobody, &|_| ()), Err(SiteError::NobodyIn)));
-    fs::write(dir.path().join("n.toml"), "a = [\n").unwrap();
+    fs::write(dir.path().join("n.toml"), "colour = \"red\"\n").unwrap();
     let network = Config { network: Some(dir.path().join("n.toml")), ..empty.clone() };
     let error = build(&network, &|_| ()).unwrap_err().to_string();
-    assert!(error.contains("n.toml: "), "{error}");
+    assert!(error.contains("n.toml: ") && error.contains("colour"), "{error}");
     let gone = Config { authorized_keys: vec![dir.path().join("gone")], ..empty };
     assert!(build(&gone, &|_| ()).is_err() && !out.exists());
 }

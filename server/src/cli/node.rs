@@ -210,6 +210,12 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
         lines.push(format!("kernel     {}, boot {}", observed.kernel, observed.boot_id));
         let starts = observed.agent_starts;
         lines.push(format!("agent      {}, started {starts} times", observed.agent_version));
+        if let Some(layer0) = &observed.layer0 {
+            let digest = layer0.digest.map_or("-".to_owned(), |digest| digest.short());
+            let state = format!("{:?}", layer0.state).to_lowercase();
+            let came = if layer0.kexec { ", by kexec" } else { "" };
+            lines.push(format!("layer0     {digest}, {state}{came}"));
+        }
         lines.extend(observed.waiting.iter().map(|why| format!("waiting    {why}")));
     }
     lines.extend(node.desired.busy.iter().map(|why| format!("busy       {why}")));

@@ -27,6 +27,8 @@ fn node() -> NodeRecord {
         observed: Some(serde_json::from_str(observed).expect("observed")),
     };
     (node.desired.power, node.desired.busy) = (None, None);
+    node.desired.layer0 = None;
+    node.observed.as_mut().expect("observed").layer0 = None;
     set(&mut node).last_roll = None;
     node
 }
@@ -196,6 +198,36 @@ fn what_the_node_has_not_taken_up_or_waits_for_by_itself_is_told() {
     check(waits, WhyState::Waiting, &["it waits: eth1: no carrier"]);
     let again = |node: &mut NodeRecord| observed(node).agent_starts = 3;
     check(again, WhyState::AsWanted, &["started 3 times", "logs n1 --agent"]);
+}
+
+#[test]
+fn another_layer0_than_the_wanted_one_is_an_answer() {
+    let other = |state, reason: &'static str| {
+        move |node: &mut NodeRecord| {
+            let digest = Digest::of(b"wanted");
+            let wanted = serde_json::json!({ "digest": digest });
+            node.desired.layer0 = Some(serde_json::from_value(wanted).expect("desired"));
+            observed(node).layer0 = Some(protocol::node::ObservedLayer0 {
+                digest: None,
+                version: None,
+                agent: None,
+                kexec: false,
+                state,
+                reason: Some(reason.to_owned()),
+            });
+        }
+    };
+    check(
+        other(Layer0State::Current, "x"),
+        WhyState::AsWanted,
+        &["runs hello:2", "Layer0 sha256:"],
+    );
+    check(other(Layer0State::Stale, "fetching it"), WhyState::OnItsWay, &["fetching it"]);
+    check(
+        other(Layer0State::Failed, "not signed"),
+        WhyState::Stuck,
+        &["stays on another Layer0: not signed"],
+    );
 }
 
 #[test]

@@ -59,9 +59,9 @@ pub fn answer(bytes: &[u8], xid: [u8; 4]) -> Option<Lease> {
         return None;
     }
     let kind = option(bytes, 53)?;
-    let granted = match kind.first()? {
-        &OFFER => false,
-        &ACK => true,
+    let granted = match *kind.first()? {
+        OFFER => false,
+        ACK => true,
         _ => return None,
     };
     let mask: [u8; 4] = option(bytes, 1)?.try_into().ok()?;

@@ -44,6 +44,8 @@ pub enum Need {
     Busybox,
     /// `dnsmasq`, the boot server that is not ours.
     Dnsmasq,
+    /// `kea-dhcp6`, a DHCPv6 server that is not ours.
+    KeaDhcp6,
     /// `htpasswd`, for users of test registries.
     Htpasswd,
     /// `mkfs.erofs`, for mount forms.
@@ -78,6 +80,8 @@ pub enum Need {
     Igzip,
     /// `openssl`, the second judge of signatures.
     OpenSsl,
+    /// `ssh` and `ssh-keygen`, for rescue from afar.
+    Ssh,
     /// `mkfs.ext4`, for disks that nodes keep blobs on.
     MkfsExt4,
     /// `ganesha.nfsd`, an NFS server.
@@ -183,6 +187,7 @@ impl Need {
             Self::Ethtool => (everywhere("ethtool"), programs(&["ethtool"])),
             Self::DockerRegistry => ([Some("docker-registry"), Some("docker-distribution"), None], programs(&["docker-registry"])),
             Self::Busybox => ([Some("busybox-static"), Some("busybox"), Some("busybox")], programs(&["busybox"])),
+            Self::KeaDhcp6 => ([Some("kea-dhcp6-server"), Some("kea"), Some("kea")], programs(&["kea-dhcp6"])),
             Self::Dnsmasq => ([Some("dnsmasq-base"), Some("dnsmasq"), Some("dnsmasq")], programs(&["dnsmasq"])),
             Self::Htpasswd => ([Some("apache2-utils"), Some("httpd-tools"), Some("apache")], programs(&["htpasswd"])),
             Self::MkfsErofs => (everywhere("erofs-utils"), programs(&["mkfs.erofs"])),
@@ -201,6 +206,7 @@ impl Need {
             Self::Crun => (everywhere("crun"), programs(&["crun"])),
             Self::Igzip => ([Some("isal"), Some("isa-l-tools"), Some("isa-l")], programs(&["igzip"])),
             Self::OpenSsl => (everywhere("openssl"), programs(&["openssl"])),
+            Self::Ssh => ([Some("openssh-client"), Some("openssh-clients"), Some("openssh")], programs(&["ssh", "ssh-keygen"])),
             Self::MkfsExt4 => (everywhere("e2fsprogs"), programs(&["mkfs.ext4"])),
             Self::NfsGanesha => ([Some("nfs-ganesha"), Some("nfs-ganesha"), None], programs(&["ganesha.nfsd"])),
             Self::NfsGaneshaVfs => ([Some("nfs-ganesha-vfs"), Some("nfs-ganesha-vfs"), None], file("nfs-ganesha's VFS back end (libfsalvfs.so)", &GANESHA_DIRS, "libfsalvfs.so")),

@@ -40,6 +40,9 @@ pub(crate) struct Args {
     /// Leave out what is built and timed: build-image, and sizes of other flavours
     #[arg(long)]
     without_builds: bool,
+    /// The size of the hw flavour, too, whose kernel is compiled for half an hour when it is not in the cache
+    #[arg(long)]
+    hw: bool,
     /// Leave out the two minutes in which an idle node is watched
     #[arg(long)]
     without_idle: bool,
@@ -91,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         false => Some(Peers::ensure(&dir, &images.kernel)?),
     };
     if !args.without_builds {
-        builds::measure(&dir, &agent, &mut measured.builds)?;
+        builds::measure(&dir, &agent, args.hw, &mut measured.builds)?;
     }
     for contestant in Contestant::ALL {
         let file = match (contestant.is_peer(), &peers) {

@@ -62,6 +62,11 @@ pub(crate) struct NodeReport {
     pub(crate) after: String,
 }
 
+/// Those that the demo's boots have: none of them begins with a kexec.
+fn phases() -> impl Iterator<Item = Phase> {
+    Phase::ALL.into_iter().filter(|phase| *phase != Phase::Kexec)
+}
+
 impl NodeReport {
     /// A node of which nothing has been seen.
     pub(crate) fn new(node: String, address: String) -> Self {
@@ -71,7 +76,7 @@ impl NodeReport {
     fn cells(&self) -> Vec<String> {
         let unknown = || "-".to_owned();
         let mut cells = vec![self.node.clone()];
-        for phase in Phase::ALL {
+        for phase in phases() {
             let at = self.phases.iter().find(|at| at.phase == phase);
             cells.push(at.map_or_else(unknown, |at| seconds(at.ms)));
         }
@@ -97,7 +102,7 @@ impl Report {
     /// The table, and what its columns mean.
     pub(crate) fn table(&self) -> String {
         let mut head = vec!["node".to_owned()];
-        head.extend(Phase::ALL.iter().map(|phase| phase.as_str().to_owned()));
+        head.extend(phases().map(|phase| phase.as_str().to_owned()));
         head.extend(["fetched", "for roll", "blackout", "failed", "client gap"].map(str::to_owned));
         let mut rows = vec![head];
         rows.extend(self.nodes.iter().map(NodeReport::cells));

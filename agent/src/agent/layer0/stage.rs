@@ -72,7 +72,9 @@ impl Stager {
         if found != wanted.digest {
             return Err(again(format!("the manifest of {} has digest {found}", wanted.digest)));
         }
-        self.check_signature(wanted, &manifest)?;
+        if let Err(failure) = self.check_signature(wanted, &manifest) {
+            return or_reboot(wanted, failure);
+        }
         let contents = serde_json::from_slice::<Contents>(&manifest).map_err(|error| {
             never(format!("the manifest of {} is malformed: {error}", found.short()))
         })?;
@@ -81,11 +83,7 @@ impl Stager {
         }
         match self.kexec(wanted, &contents, say) {
             Ok(()) => Ok(Way::Kexec),
-            Err(Failure { why, last: true }) if wanted.how == Layer0How::Auto => {
-                log::warn!("layer0: {why}; the node will reboot instead");
-                Ok(Way::Reboot(Some(why)))
-            }
-            Err(failure) => Err(failure),
+            Err(failure) => or_reboot(wanted, failure),
         }
     }
 
@@ -103,9 +101,10 @@ impl Stager {
             return Err(again(format!("no key of this node has signed {short}")));
         };
         if !wanted.archives.is_empty() {
+            // A reboot gets them from the same server, as every boot does; a kexec would make them this node's own word.
             let why = "the boot server adds archives that nobody has signed, and this node wants \
                        signatures";
-            return Err(again(why));
+            return Err(never(why));
         }
         log::info!("layer0: {} vouches for {short}", key.name());
         Ok(())
@@ -260,6 +259,15 @@ impl Stager {
             }
         }
     }
+}
+
+/// What no other attempt changes is left to a reboot, where that was left open.
+fn or_reboot(wanted: &DesiredLayer0, failure: Failure) -> Result<Way, Failure> {
+    if !failure.last || wanted.how != Layer0How::Auto {
+        return Err(failure);
+    }
+    log::warn!("layer0: {}; the node will reboot instead", failure.why);
+    Ok(Way::Reboot(Some(failure.why)))
 }
 
 fn find<'a>(contents: &'a Contents, name: &str) -> Result<&'a Artifact, Failure> {

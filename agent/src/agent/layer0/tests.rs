@@ -193,6 +193,7 @@ fn an_agent_is_replaced_without_asking_in_any_boot_and_once_a_request() {
     let mut bad = Machine::new(running(), Some(tried));
     assert!(bad.want(Some(wish.clone())).is_empty());
     stands(&bad, Layer0State::Failed, "did not stay up");
+    assert!(bad.waiting().is_some() && good.waiting().is_none());
     let again = DesiredLayer0 { request: 8, ..wish };
     assert_eq!(bad.want(Some(again.clone())), [Action::Stage(1, again)]);
 }

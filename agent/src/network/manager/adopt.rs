@@ -222,13 +222,13 @@ impl Manager {
     pub(super) fn say_waits(&mut self) {
         let mut waiting: Vec<(u32, String)> = Vec::new();
         for known in self.known.values() {
-            let Some(why) = &known.waits else { continue };
             let name = &known.link.name;
             let empty = self.wish.bonds.iter().find(|bond| {
                 let is_slave = |k: &Known| matches!(&k.role, Role::Slave(of) if *of == bond.name);
                 bond.name == *name && !self.known.values().any(is_slave)
             });
-            let why = empty.map_or(why.as_str(), |_| "none of its slaves is there yet");
+            let empty = empty.map(|_| "none of its slaves is there yet");
+            let Some(why) = empty.or(known.waits.as_deref()) else { continue };
             waiting.push((known.metric, format!("{name}: {why}")));
         }
         waiting.sort();

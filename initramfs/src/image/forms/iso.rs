@@ -69,6 +69,8 @@ pub(super) fn make(from: &Ingredients<'_>, program: &[u8]) -> Result<Vec<u8>, Fo
 /// from what is on it.
 fn command(tree: &Path, out: &Path, time: u32, contents: &Digest) -> Command {
     let mut command = Command::new(XORRISO);
+    // To xorriso no time at all is 0.
+    let time = time.max(1);
     let (year, month, day) = sign::date(time / 86_400);
     let (hour, minute, second) = (time / 3600 % 24, time / 60 % 60, time % 60);
     let stamp = format!("{year:04}{month:02}{day:02}{hour:02}{minute:02}{second:02}00");

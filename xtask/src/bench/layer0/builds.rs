@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use super::images::{Contestant, build_layer0, read, write};
 use super::size;
 use crate::bench::figures::Samples;
-use crate::build_image::Flavour;
+use crate::build_image::{Flavour, Format};
 
 /// How often each is timed.
 const ROUNDS: u8 = 3;
@@ -34,14 +34,19 @@ pub(super) struct Builds {
 ///
 /// # Errors
 /// What does not build.
-pub(super) fn measure(dir: &Path, agent: &Path, builds: &mut Builds) -> Result<()> {
-    for (name, flavour) in
-        [("virt", Flavour::Virt), ("generic (Debian's kernel)", Flavour::Generic)]
-    {
-        let out = build_layer0(dir, agent, flavour)?;
+pub(super) fn measure(dir: &Path, agent: &Path, hw: bool, builds: &mut Builds) -> Result<()> {
+    let flavours = [
+        (true, "virt", Flavour::Virt),
+        (true, "generic (Debian's kernel)", Flavour::Generic),
+        (hw, "hw", Flavour::Hw),
+    ];
+    for (_, name, flavour) in flavours.into_iter().filter(|(wanted, ..)| *wanted) {
+        let out = build_layer0(dir, agent, flavour, None)?;
         builds.sizes.push((format!("initramfs, {name}"), size(&out.join("initramfs.img"))?));
         builds.sizes.push((format!("kernel, {name}"), size(&out.join("vmlinuz"))?));
     }
+    let out = build_layer0(&dir.join("forms"), agent, Flavour::Virt, Some(Format::Efi))?;
+    builds.sizes.push(("efi form, virt".to_owned(), size(&out.join("layer0-kernel.efi"))?));
     let own = std::env::current_exe().context("cannot find our own file")?;
     let other = dir.join("agent-other");
     let mut bytes = read(agent)?;

@@ -14,11 +14,14 @@ use initramfs::modules::{Catalogue, files};
 use initramfs::tree::Tree;
 
 use super::size;
-use crate::build_image::{self, Flavour, root, target_dir};
+use crate::build_image::{self, Flavour, Format, root, target_dir};
 use crate::children::{STATIC_TARGET, run, static_build};
 
 /// The modules that the floor loads, with what they need: without them a QEMU node has no network.
 const FLOOR_MODULES: [&str; 2] = ["virtio_pci", "virtio_net"];
+
+/// Of the forms that carry one.
+const COMMAND_LINE: &str = "console=tty0 console=ttyS0,115200 panic=10";
 
 /// Who boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -132,7 +135,7 @@ impl Images {
     /// # Errors
     /// When it cannot be built.
     pub(super) fn build(&self, flavour: Flavour) -> Result<PathBuf> {
-        build_layer0(&self.dir, &self.agent, flavour)
+        build_layer0(&self.dir, &self.agent, flavour, None)
     }
 
     /// An initramfs, with the probe behind it.
@@ -170,16 +173,24 @@ impl Images {
     }
 }
 
-/// Builds Layer0 with this agent below `dir`, and gives its directory.
+/// Builds Layer0 with this agent below `dir`, in a form beside kernel and initramfs, and gives its directory.
 ///
 /// # Errors
 /// When it cannot be built.
-pub(super) fn build_layer0(dir: &Path, agent: &Path, flavour: Flavour) -> Result<PathBuf> {
+pub(super) fn build_layer0(
+    dir: &Path,
+    agent: &Path,
+    flavour: Flavour,
+    format: Option<Format>,
+) -> Result<PathBuf> {
     let out = dir.join(format!("{flavour:?}").to_lowercase());
     let args = build_image::Args {
         flavour,
         agent: Some(agent.to_owned()),
         out: Some(out.clone()),
+        format: format.into_iter().collect(),
+        // Which clap would have filled in.
+        cmdline: COMMAND_LINE.to_owned(),
         ..build_image::Args::default()
     };
     build_image::build(&args)?;

@@ -13,6 +13,8 @@ use crate::bench::figures::{Figure, Samples, figures_table, table};
 /// Most that an initramfs of ours may have, MiB: the virt flavour, and that with the modules of real machines.
 const VIRT_MIB: f64 = 2.5;
 const HARDWARE_MIB: f64 = 14.0;
+/// The same for the form that is one kernel with everything inside.
+const EFI_MIB: f64 = 8.0;
 /// What /init to an address may take of the others' time.
 const OF_FLOOR: f64 = 1.3;
 const OF_INITRAMFS_TOOLS: f64 = 0.1;
@@ -49,6 +51,7 @@ fn sizes(measured: &Measured, figures: &mut Vec<Figure>) {
     for (name, bytes) in &measured.builds.sizes {
         let goal = match name.as_str() {
             "initramfs, virt" => VIRT_MIB,
+            "efi form, virt" => EFI_MIB,
             "initramfs, hw" | "initramfs, generic (Debian's kernel)" => HARDWARE_MIB,
             _ => continue,
         };

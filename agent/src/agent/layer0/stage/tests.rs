@@ -195,7 +195,10 @@ fn a_node_with_keys_takes_only_what_one_of_them_signed() {
     // An archive could replace the keys.
     let archive = Layer0Archive { digest: Digest::of(b"x"), size: 1, url: "/x".to_owned() };
     world.wanted.archives = vec![archive];
-    world.fails(false, "archives that nobody has signed");
+    world.wanted.how = Layer0How::Kexec;
+    world.fails(true, "archives that nobody has signed");
+    world.wanted.how = Layer0How::Auto;
+    assert!(matches!(world.stage(), Ok(Way::Reboot(Some(_)))));
     world.stager.policy = Policy::Unusable("site.pem is no key".to_owned());
     world.fails(false, "site.pem is no key");
 }
