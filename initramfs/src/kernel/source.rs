@@ -185,7 +185,7 @@ pub fn build(recipe: &Recipe, cache: &Path, notice: Notice<'_>) -> Result<Built,
     }
     notice(&format!("kernel {} {key}: not in the cache", recipe.flavour));
     let source = unpacked(&package, cache, notice)?;
-    let make = Make { source, objects: &objects.dir, recipe };
+    let make = Make { source, objects: &objects, recipe };
     let config = make.configure(notice)?;
     make.compile(&config, notice)?;
     let work = objects.work()?;
@@ -223,7 +223,7 @@ pub fn configuration(
     let source = unpacked(&package, cache, notice)?;
     let objects = store::Objects::take(cache, &format!("config-{}", recipe.flavour), notice)?;
     let work = objects.work()?;
-    let config = Make { source, objects: &objects.dir, recipe }.configure(notice)?;
+    let config = Make { source, objects: &objects, recipe }.configure(notice)?;
     let made = work.path().join("config");
     fs::write(&made, &config)
         .and_then(|()| fs::rename(&made, &path))

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::super::{Record, bzimage, fragments};
+use super::store::Objects;
 use super::{Package, Recipe, SourceError, io_error};
 use crate::Notice;
 use crate::modules::files;
@@ -65,7 +66,7 @@ fn last_lines<'a>(lines: impl Iterator<Item = &'a str>) -> String {
 /// make, out of tree.
 pub(super) struct Make<'a> {
     pub(super) source: PathBuf,
-    pub(super) objects: &'a Path,
+    pub(super) objects: &'a Objects,
     pub(super) recipe: &'a Recipe,
 }
 
@@ -73,7 +74,7 @@ impl Make<'_> {
     /// The same inputs give the same kernel: no dates, users, hosts or paths of this machine.
     fn command(&self) -> Command {
         let mut command = Command::new("make");
-        command.arg("-C").arg(&self.source).arg(format!("O={}", self.objects.display()));
+        command.arg("-C").arg(&self.source).arg(format!("O={}", self.objects.dir.display()));
         command.arg(format!("-j{}", self.recipe.jobs.max(1)));
         command.arg(format!("LOCALVERSION=-layercake-{}", self.recipe.flavour));
         command.arg(format!("KCFLAGS=-ffile-prefix-map={}=.", self.source.display()));
@@ -93,14 +94,14 @@ impl Make<'_> {
 
     /// Makes `.config` and checks that every wish came true. Returns its text.
     pub(super) fn configure(&self, notice: Notice<'_>) -> Result<String, SourceError> {
-        let fail = io_error(self.objects);
-        fs::create_dir_all(self.objects).map_err(&fail)?;
-        let wishes = self.objects.join("wishes.config");
+        let fail = io_error(&self.objects.dir);
+        fs::create_dir_all(&self.objects.dir).map_err(&fail)?;
+        let wishes = self.objects.dir.join("wishes.config");
         fs::write(&wishes, fragments::render(&self.recipe.wishes)).map_err(&fail)?;
         let mut command = self.command();
         command.arg("allnoconfig").env("KCONFIG_ALLCONFIG", &wishes);
         self.watch(command, "allnoconfig", notice)?;
-        let path = self.objects.join(".config");
+        let path = self.objects.dir.join(".config");
         let config = fs::read_to_string(&path).map_err(io_error(&path))?;
         super::check(self.recipe, &config)?;
         Ok(config)
@@ -123,10 +124,11 @@ impl Make<'_> {
         what: &str,
         notice: Notice<'_>,
     ) -> Result<(), SourceError> {
-        let log = self.objects.join("make.log");
+        let log = self.objects.dir.join("make.log");
         let errors = File::create(&log).map_err(io_error(&log))?;
         let mut child = command
-            .stdin(Stdio::null())
+            // As good as /dev/null, and nobody else touches these objects before make and all its children have ended.
+            .stdin(self.objects.hold().map_err(io_error(&self.objects.dir))?)
             .stdout(Stdio::piped())
             .stderr(errors)
             .spawn()
@@ -191,7 +193,7 @@ impl Make<'_> {
             }
         } else {
             for name in ["modules.builtin", "modules.builtin.modinfo"] {
-                let from = self.objects.join(name);
+                let from = self.objects.dir.join(name);
                 fs::copy(&from, modules.join(name)).map_err(io_error(&from))?;
             }
         }
@@ -212,7 +214,7 @@ impl Make<'_> {
 
     /// The finished bzImage and its release.
     fn image(&self) -> Result<(Vec<u8>, String), SourceError> {
-        let image = self.objects.join("arch/x86/boot/bzImage");
+        let image = self.objects.dir.join("arch/x86/boot/bzImage");
         let bytes = fs::read(&image).map_err(io_error(&image))?;
         let release = bzimage::release(&bytes).ok_or(SourceError::NotKernel(image))?;
         Ok((bytes, release))

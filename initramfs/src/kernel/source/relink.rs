@@ -1,6 +1,7 @@
 //! A kernel with an initramfs and a command line inside: the `efi` form. The kept objects are linked again, nothing but the few
 //! files that know of either is compiled. It knows nothing of what the initramfs holds.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -36,10 +37,9 @@ pub fn relink(
     let made: Made = read_json(&built.join("recipe.json")).map_err(|_| no_recipe())?;
     let record: Record = read_json(&built.join("record.json")).map_err(|_| no_recipe())?;
     let cache = built.parent().ok_or_else(no_recipe)?;
-    let line = quoted(command_line)?;
-    let digest = Digest::of(initramfs).to_string();
-    let key = Digest::of([FORM, &made.key, &digest, &line].join("\n").as_bytes()).hex();
-    let key: String = key.chars().take(16).collect();
+    let mut wishes = fragments::merge(&[("recipe".to_owned(), made.wishes)])?;
+    wishes.extend(inside(quoted(command_line)?));
+    let key = key(&made.key, initramfs, &wishes);
     let prefix = format!("relinked-{}-", made.flavour);
     let path = cache.join(format!("{prefix}{key}"));
     if let Some(image) = kept(&path) {
@@ -55,14 +55,6 @@ pub fn relink(
     } else {
         notice(&format!("the objects of kernel {} are gone: compiling it again", made.flavour));
     }
-    let mut wishes = fragments::merge(&[("recipe".to_owned(), made.wishes)])?;
-    for (name, value) in [
-        ("CONFIG_INITRAMFS_SOURCE", format!("\"{ARCHIVE}\"")),
-        ("CONFIG_CMDLINE_BOOL", "y".to_owned()),
-        ("CONFIG_CMDLINE", line),
-    ] {
-        wishes.insert(name.to_owned(), Wish { value, fragment: "efi".to_owned() });
-    }
     let (flavour, packages, required) = (made.flavour, vec![record.package.clone()], Vec::new());
     let recipe = Recipe { flavour, wishes, packages, required, jobs, update: false };
     let Record { package: name, version, digest, .. } = record;
@@ -71,7 +63,7 @@ pub fn relink(
     let archive = objects.dir.join(ARCHIVE);
     fs::create_dir_all(&objects.dir).map_err(io_error(&objects.dir))?;
     fs::write(&archive, initramfs).map_err(io_error(&archive))?;
-    let make = Make { source, objects: &objects.dir, recipe: &recipe };
+    let make = Make { source, objects: &objects, recipe: &recipe };
     make.configure(notice)?;
     let image = make.link(notice)?;
     let work = objects.work()?;
@@ -81,6 +73,23 @@ pub fn relink(
         .and_then(|()| store::prune(cache, &prefix))
         .map_err(io_error(&path))?;
     Ok(image)
+}
+
+/// What is asked for beyond the kernel's own recipe. The archive is not compressed by itself: the whole kernel is, which is smaller.
+fn inside(line: String) -> [(String, Wish); 4] {
+    [
+        ("CONFIG_INITRAMFS_SOURCE", format!("\"{ARCHIVE}\"")),
+        ("CONFIG_INITRAMFS_COMPRESSION_NONE", "y".to_owned()),
+        ("CONFIG_CMDLINE_BOOL", "y".to_owned()),
+        ("CONFIG_CMDLINE", line),
+    ]
+    .map(|(name, value)| (name.to_owned(), Wish { value, fragment: "efi".to_owned() }))
+}
+
+fn key(built: &str, initramfs: &[u8], wishes: &BTreeMap<String, Wish>) -> String {
+    let digest = Digest::of(initramfs).to_string();
+    let parts = [FORM, built, &digest, &fragments::render(wishes)];
+    Digest::of(parts.join("\n").as_bytes()).hex().chars().take(16).collect()
 }
 
 /// An image that was linked before.
@@ -130,9 +139,9 @@ mod tests {
             release: "6.12.1".to_owned(),
         };
         write(&built.join("record.json"), &record).unwrap();
-        let digest = Digest::of(b"cpio").to_string();
-        let key = Digest::of([FORM, "1", &digest, "\"a\""].join("\n").as_bytes()).hex();
-        let path = cache.path().join(format!("relinked-virt-{}", &key[..16]));
+        let wishes = inside("\"a\"".to_owned()).into_iter().collect();
+        let key = super::key("1", b"cpio", &wishes);
+        let path = cache.path().join(format!("relinked-virt-{key}"));
         let image = bzimage::fake("6.12.1 (x) #1");
         fs::write(path, &image).unwrap();
         assert_eq!(relink(&built, b"cpio", "a", 1, &|_| ()).unwrap(), image);

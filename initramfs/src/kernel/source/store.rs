@@ -22,7 +22,7 @@ pub(super) struct Objects {
     pub(super) dir: PathBuf,
     cache: PathBuf,
     name: String,
-    _lock: File,
+    lock: File,
 }
 
 impl Objects {
@@ -37,7 +37,16 @@ impl Objects {
     ) -> Result<Self, SourceError> {
         let name = format!("objects-{flavour}");
         let lock = lock(cache, &name, notice)?;
-        Ok(Self { dir: cache.join(&name), cache: cache.to_owned(), name, _lock: lock })
+        Ok(Self { dir: cache.join(&name), cache: cache.to_owned(), name, lock })
+    }
+
+    /// The lock, for a program that works on them: it must hold it as long as it lives, whatever becomes of this process
+    /// (flock(2) ends with the last descriptor). It is an empty file.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub(super) fn hold(&self) -> io::Result<File> {
+        self.lock.try_clone()
     }
 
     /// A directory of work beside the cache's entries, so that a finished one is renamed into its place.
@@ -142,6 +151,24 @@ mod tests {
             drop(first);
             assert_eq!(second.join().unwrap(), cache.path().join("objects-virt"));
         });
+    }
+
+    #[test]
+    fn a_program_that_outlives_the_build_keeps_the_objects() {
+        let cache = tempfile::tempdir().unwrap();
+        let objects = Objects::take(cache.path(), "virt", &|_| ()).unwrap();
+        let (outlives, inherited) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut program = std::process::Command::new("cat")
+            .stdin(std::os::fd::OwnedFd::from(inherited))
+            .stderr(objects.hold().unwrap())
+            .spawn()
+            .unwrap();
+        drop(objects);
+        let file = File::open(cache.path().join("objects-virt.lock")).unwrap();
+        assert!(matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+        drop(outlives);
+        assert!(program.wait().unwrap().success());
+        file.try_lock().unwrap();
     }
 
     #[test]
