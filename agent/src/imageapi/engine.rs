@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::ids::Digest;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use super::drivers::{self, Modules, block, iscsi, rbd};
 use super::error::ApiError;
@@ -61,6 +62,8 @@ pub struct Engine {
     pub(super) modules: Modules,
     present: Mutex<Present>,
     turn: Mutex<()>,
+    /// The table has changed: there may be something to collect.
+    changed: Notify,
 }
 
 impl From<Refusal> for ApiError {
@@ -99,6 +102,7 @@ impl Engine {
             modules: Modules::new(standalone),
             present: Mutex::new(Present { table, ..Present::default() }),
             turn: Mutex::new(()),
+            changed: Notify::new(),
         });
         engine.adopt();
         engine
@@ -124,6 +128,7 @@ impl Engine {
             log::error!("imageapi: {} is not written: {error}", path.display());
         }
         present.table = kept.table;
+        self.changed.notify_one();
         result
     }
 
@@ -192,6 +197,11 @@ impl Engine {
             present.handles.remove(&id);
             present.pins.remove(&id)
         });
+    }
+
+    /// Waits for the next change of the table; one that nobody has waited for counts.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Whether something that nobody holds could not be taken away yet.

@@ -144,11 +144,11 @@ fn listen_tcp(remote: &Remote) -> Result<(std::net::TcpListener, TlsAcceptor), S
     Ok((listener, acceptor))
 }
 
-/// What the system used when its last holder went is tried again.
+/// What the system used when its last holder went is tried again. It sleeps until the table changes: a quiet node stays quiet.
 async fn collect(engine: Arc<Engine>) {
     loop {
-        tokio::time::sleep(COLLECT_PACE).await;
-        if engine.has_garbage() {
+        while engine.has_garbage() {
+            tokio::time::sleep(COLLECT_PACE).await;
             let engine = Arc::clone(&engine);
             let done = tokio::task::spawn_blocking(move || {
                 let _turn = engine.turn();
@@ -158,6 +158,7 @@ async fn collect(engine: Arc<Engine>) {
                 log::error!("imageapi: {error}");
             }
         }
+        engine.changed().await;
     }
 }
 
