@@ -15,6 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -24,7 +25,7 @@ use crate::client::Client;
 use crate::evidence;
 use crate::namespace::{Entrance, Namespace};
 use crate::prerequisites::{self, Need};
-use crate::router::Router;
+use crate::router::{self, Router};
 
 /// The bridge.
 pub const BRIDGE: &str = "br0";
@@ -57,6 +58,19 @@ impl Lab {
     /// # Errors
     /// No right to make namespaces, or no network for the machines, with what to do about it.
     pub fn new() -> Result<Self> {
+        Self::with_router(router::UNASKED)
+    }
+
+    /// A lab whose router speaks unasked as rarely as routers do (RFC 4861 section 6.2.1, MaxRtrAdvInterval), for machines that are to
+    /// have nothing to do.
+    ///
+    /// # Errors
+    /// As [`Lab::new`].
+    pub fn quiet() -> Result<Self> {
+        Self::with_router(Duration::from_secs(600))
+    }
+
+    fn with_router(unasked: Duration) -> Result<Self> {
         check_network()?;
         let dir = LabDir::new()?;
         let namespace = Namespace::new()?;
@@ -70,7 +84,7 @@ impl Lab {
             namespace.run("ip", &args.split(' ').collect::<Vec<_>>())?;
         }
         let entrance = namespace.entrance();
-        let router = Router::start(&entrance, BRIDGE, PREFIX)?;
+        let router = Router::start(&entrance, BRIDGE, PREFIX, unasked)?;
         let capture = Capture::start(&entrance, BRIDGE, &dir.path.join("lab.pcap"))?;
         let taps = tun_opens();
         Ok(Self { capture: Some(capture), _router: router, namespace, taps, dir })

@@ -27,7 +27,7 @@ const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 /// Neighbour discovery is ignored with any other hop limit (RFC 4861 6.1).
 const HOP_LIMIT: u32 = 255;
 /// How often an advertisement goes out unasked: well under iPXE's own wait, should it miss an answer.
-const UNASKED: Duration = Duration::from_secs(3);
+pub(crate) const UNASKED: Duration = Duration::from_secs(3);
 /// How often the thread looks whether it should end.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long the prefix is good for: longer than any lab lives, in seconds.
@@ -41,18 +41,23 @@ pub struct Router {
 }
 
 impl Router {
-    /// Advertises `prefix`/64 on this interface until dropped.
+    /// Advertises `prefix`/64 on this interface until dropped: to whoever asks, and as often as `unasked` says to all.
     ///
     /// # Errors
     /// When the socket cannot be made or the interface is not there.
-    pub fn start(entrance: &Entrance, interface: &str, prefix: Ipv6Addr) -> Result<Self> {
+    pub fn start(
+        entrance: &Entrance,
+        interface: &str,
+        prefix: Ipv6Addr,
+        unasked: Duration,
+    ) -> Result<Self> {
         let (socket, scope) = entrance.inside(|| open(interface))??;
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
         let packet = advertisement(prefix);
         let thread = std::thread::Builder::new()
             .name("lab-router".to_owned())
-            .spawn(move || advertise(&socket, scope, &packet, &flag))
+            .spawn(move || advertise(&socket, scope, &packet, unasked, &flag))
             .context("cannot start the router thread")?;
         Ok(Self { stop, thread: Some(thread) })
     }
@@ -101,7 +106,7 @@ fn open(interface: &str) -> Result<(OwnedFd, u32)> {
     Ok((socket, scope))
 }
 
-fn advertise(socket: &OwnedFd, scope: u32, packet: &[u8], stop: &AtomicBool) {
+fn advertise(socket: &OwnedFd, scope: u32, packet: &[u8], unasked: Duration, stop: &AtomicBool) {
     let everybody = SocketAddrV6::new(ALL_NODES, 0, 0, scope);
     let mut buffer = [0; 1500];
     let mut due = Instant::now();
@@ -113,7 +118,7 @@ fn advertise(socket: &OwnedFd, scope: u32, packet: &[u8], stop: &AtomicBool) {
         if asked || Instant::now() >= due {
             // Fails while the bridge's own link-local address is still tentative: the next one will not.
             let _ = sendto(socket, packet, SendFlags::empty(), &everybody);
-            due = Instant::now() + UNASKED;
+            due = Instant::now() + unasked;
         }
     }
 }

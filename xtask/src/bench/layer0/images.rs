@@ -28,6 +28,8 @@ const COMMAND_LINE: &str = "console=tty0 console=ttyS0,115200 panic=10";
 pub(super) enum Contestant {
     /// Modules and DHCP, nothing else.
     Floor,
+    /// The same with the kernel of our own, which has no modules.
+    OwnFloor,
     /// Layer0 with Debian's cloud kernel.
     Ours,
     /// Layer0 with the kernel of our own.
@@ -39,12 +41,19 @@ pub(super) enum Contestant {
 }
 
 impl Contestant {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Floor, Self::Ours, Self::OwnKernel, Self::InitramfsTools, Self::Dracut];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Floor,
+        Self::Ours,
+        Self::OwnFloor,
+        Self::OwnKernel,
+        Self::InitramfsTools,
+        Self::Dracut,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Floor => "floor",
+            Self::OwnFloor => "floor, own kernel (virt)",
             Self::Ours => "layer0, cloud kernel",
             Self::OwnKernel => "layer0, own kernel (virt)",
             Self::InitramfsTools => "initramfs-tools, netboot",
@@ -60,7 +69,7 @@ impl Contestant {
     /// What it must be told on the kernel command line so that it asks for an address.
     pub(super) fn arguments(self) -> &'static str {
         match self {
-            Self::Floor | Self::Ours | Self::OwnKernel => "",
+            Self::Floor | Self::OwnFloor | Self::Ours | Self::OwnKernel => "",
             Self::InitramfsTools => "boot=nfs root=/dev/nfs nfsroot=10.9.0.1:/nowhere ip=dhcp",
             Self::Dracut => "rd.neednet=1 ip=dhcp root=/dev/nowhere",
         }
@@ -122,7 +131,15 @@ impl Images {
         let flavour = match contestant {
             Contestant::OwnKernel => Flavour::Virt,
             Contestant::Ours => Flavour::Cloud,
-            _ => return self.take(contestant, &self.floor()?),
+            Contestant::OwnFloor => {
+                let kernel = self.build(Flavour::Virt)?.join("vmlinuz");
+                let floor = self.floor("own-floor.cpio.zst", &[])?;
+                return Ok(Image { kernel, ..self.take(contestant, &floor)? });
+            }
+            _ => {
+                let modules = load_order(&self.kernel.catalogue);
+                return self.take(contestant, &self.floor("floor.cpio.zst", &modules)?);
+            }
         };
         let out = self.build(flavour)?;
         let mut image = self.take(contestant, &out.join("initramfs.img"))?;
@@ -157,17 +174,18 @@ impl Images {
         write(to, &bytes)
     }
 
-    fn floor(&self) -> Result<PathBuf> {
+    fn floor(&self, name: &str, modules: &[String]) -> Result<PathBuf> {
         let mut tree = Tree::new();
         tree.directory("dev", 0o755)?;
         tree.char_device("dev/console", 0o600, (5, 1))?;
         tree.file("init", 0o755, read(&self.floor)?)?;
-        for (place, path) in load_order(&self.kernel.catalogue).iter().enumerate() {
+        tree.directory("modules", 0o755)?;
+        for (place, path) in modules.iter().enumerate() {
             let bytes = files::read(&self.kernel.modules_dir.join(path))?;
             let name = Path::new(files::plain_path(path)).file_name().unwrap_or_default();
             tree.file(&format!("modules/{place:02}-{}", name.display()), 0o644, bytes)?;
         }
-        let to = self.dir.join("floor.cpio.zst");
+        let to = self.dir.join(name);
         write(&to, &Compression::default().compress(archive::write(&tree, 0)?)?)?;
         Ok(to)
     }

@@ -77,13 +77,7 @@ fn times(measured: &Measured, figures: &mut Vec<Figure>) {
         beside("/init to address, CPU", |it| &it.init_to_address_cpu_s, "s", None);
         beside("memory at the address", |it| &it.used_mib, "MiB", None);
     }
-    if let Some(floor) = measured.boots(Contestant::Floor)
-        && let (Some(ours), Some(floor)) = (ours.used_mib.median(), floor.used_mib.median())
-    {
-        let over = one(ours - floor);
-        let what = "memory at the address, over the floor";
-        figures.extend(Figure::below(NAME, what, &over, "MiB", OVER_FLOOR_MIB));
-    }
+    over_the_floor(measured, figures);
     if let Some(own) = measured.boots(Contestant::OwnKernel) {
         let name = measured.name(Contestant::Ours);
         let pair = (&own.start_to_agent_cpu_s, &ours.start_to_agent_cpu_s);
@@ -98,6 +92,29 @@ fn times(measured: &Measured, figures: &mut Vec<Figure>) {
             "s",
             None,
         ));
+    }
+}
+
+/// Memory of ours beyond the floor's, with each kernel; with our own the time as well.
+fn over_the_floor(measured: &Measured, figures: &mut Vec<Figure>) {
+    for (ours, floor, what) in [
+        (Contestant::Ours, Contestant::Floor, "memory at the address, over the floor"),
+        (
+            Contestant::OwnKernel,
+            Contestant::OwnFloor,
+            "own kernel: memory at the address, over the floor",
+        ),
+    ] {
+        let median = |who| measured.boots(who).and_then(|boots| boots.used_mib.median());
+        if let (Some(ours), Some(floor)) = (median(ours), median(floor)) {
+            figures.extend(Figure::below(NAME, what, &one(ours - floor), "MiB", OVER_FLOOR_MIB));
+        }
+    }
+    let own = measured.boots(Contestant::OwnKernel).zip(measured.boots(Contestant::OwnFloor));
+    if let Some((ours, floor)) = own {
+        let pair = (&ours.init_to_address_s, &floor.init_to_address_s);
+        let (what, name) = ("own kernel: /init to address", Contestant::OwnFloor.name());
+        figures.extend(Figure::beside(NAME, what, pair, name, "s", Some(OF_FLOOR)));
     }
 }
 
