@@ -136,7 +136,10 @@ fn a_key_opens_ssh_another_does_not_and_a_failing_agent_leaves_a_shell_where_it_
         ensure_says(&host_key, &["ssh-ed25519"])?;
         let refused = Ssh::new(lab, &keys[1], machines[0]).run("true").expect_err("another key");
         ensure!(format!("{refused:#}").contains("Permission denied"), "{refused:#}");
-        ensure_says(&first.run("layercake-agent why")?, &["node       n1", "waits for  nothing"])?;
+        wait::until("the node to say that it waits for nothing", ACT, || {
+            let said = first.run("layercake-agent why")?;
+            Ok(ensure_says(&said, &["node       n1", "waits for  nothing"]).ok())
+        })?;
 
         // Both agents die as often as they are started, until PID 1 has seen enough.
         let kill = format!(
