@@ -4,7 +4,8 @@
 //! Lines that make no sense are left out: a broken line should cost one module, not the boot. Names are compared with `-` and `_`
 //! being the same, as the kernel does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 /// Longest index file that is read, in bytes; longer ones are cut at a line.
 pub const MAX_INDEX: usize = 32 * 1024 * 1024;
@@ -22,27 +23,22 @@ pub struct Step {
     pub optional: bool,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Entry {
-    path: String,
-    /// As in `modules.dep`: the one that is needed first comes last.
-    needs: Vec<String>,
+/// A line of `modules.dep`.
+#[derive(Debug, Clone, Copy)]
+struct Entry<'a> {
+    path: &'a str,
+    /// The one that is needed first comes last.
+    needs: &'a str,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Soft {
-    pre: Vec<String>,
-    post: Vec<String>,
-}
-
-/// The parsed index.
+/// The index: its texts, in which is looked when something is asked for. Few lines ever are, and the first answer must come
+/// soon: the network waits for its driver.
 #[derive(Debug, Clone, Default)]
 pub struct Index {
-    modules: BTreeMap<String, Entry>,
-    builtin: BTreeSet<String>,
-    /// By what stands before the first `:`, if there is no wildcard in it; the others under the empty key.
-    aliases: BTreeMap<String, Vec<(String, String)>>,
-    soft: BTreeMap<String, Soft>,
+    dep: String,
+    alias: String,
+    softdep: String,
+    builtin: String,
 }
 
 /// What a request comes to.
@@ -55,82 +51,101 @@ pub enum Plan {
 }
 
 impl Index {
-    /// Reads the four files' texts; any may be empty.
+    /// Takes the four files' texts; any may be empty.
     #[must_use]
-    pub fn parse(dep: &str, alias: &str, softdep: &str, builtin: &str) -> Self {
-        let mut index = Self::default();
-        for (path, needs) in lines(dep).filter_map(|line| line.split_once(':')) {
-            let needs = needs.split_whitespace().map(file_name).collect();
-            let entry = Entry { path: path.trim().to_owned(), needs };
-            index.modules.insert(file_name(path), entry);
+    pub fn new(
+        dep: impl Into<String>,
+        alias: impl Into<String>,
+        softdep: impl Into<String>,
+        builtin: impl Into<String>,
+    ) -> Self {
+        Self {
+            dep: dep.into(),
+            alias: alias.into(),
+            softdep: softdep.into(),
+            builtin: builtin.into(),
         }
-        for line in lines(alias) {
-            let mut words = line.split_whitespace();
-            if let (Some("alias"), Some(pattern), Some(module)) =
-                (words.next(), words.next(), words.next())
-            {
-                let pattern = fold_alias(pattern);
-                index
-                    .aliases
-                    .entry(bucket(&pattern).to_owned())
-                    .or_default()
-                    .push((pattern, fold(module)));
-            }
-        }
-        for line in lines(softdep) {
-            let mut words = line.split_whitespace();
-            if let (Some("softdep"), Some(name)) = (words.next(), words.next()) {
-                parse_soft(words, index.soft.entry(fold(name)).or_default());
-            }
-        }
-        index.builtin = lines(builtin).map(file_name).collect();
-        index
-    }
-
-    /// Number of modules that have files.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.modules.len()
     }
 
     /// Whether no module has a file.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.modules.is_empty()
+        lines(&self.dep).next().is_none()
+    }
+
+    /// The module of this name, folded.
+    fn entry(&self, name: &str) -> Option<Entry<'_>> {
+        lines(&self.dep).find_map(|line| {
+            let (path, needs) = line.split_once(':')?;
+            is_file_of(path, name).then_some(Entry { path, needs })
+        })
+    }
+
+    fn is_builtin(&self, name: &str) -> bool {
+        lines(&self.builtin).any(|path| is_file_of(path, name))
     }
 
     /// What to load for a module's name or a device's alias.
     #[must_use]
     pub fn plan(&self, request: &str) -> Plan {
-        let name = fold(request.trim());
+        let request = request.trim();
         let mut walk = Walk { index: self, seen: BTreeSet::new(), steps: Vec::new() };
-        if self.modules.contains_key(&name) {
-            walk.visit(&name, false, 0);
-            return Plan::Load(walk.steps);
-        }
-        if self.builtin.contains(&name) {
-            return Plan::Load(Vec::new());
+        // A device's alias has a colon, which no name has.
+        if !request.contains(':') {
+            let name = fold(request);
+            if self.entry(&name).is_some() {
+                walk.visit(&name, false, 0);
+                return Plan::Load(walk.steps);
+            }
+            if self.is_builtin(&name) {
+                return Plan::Load(Vec::new());
+            }
         }
         let mut known = false;
-        for module in self.matches(request.trim()) {
-            known |= self.modules.contains_key(module) || self.builtin.contains(module);
-            walk.visit(module, false, 0);
+        for module in self.matches(request) {
+            known |= walk.visit(&module, false, 0) || self.is_builtin(&module);
         }
         if known { Plan::Load(walk.steps) } else { Plan::Unknown }
     }
 
     /// The modules whose aliases match, in the index's order.
-    fn matches(&self, alias: &str) -> Vec<&str> {
+    fn matches(&self, alias: &str) -> Vec<String> {
+        let kind = bucket(alias);
         let alias = fold_alias(alias);
-        let own = self.aliases.get(bucket(&alias));
-        let general = if bucket(&alias).is_empty() { None } else { self.aliases.get("") };
-        let mut found: Vec<&str> = Vec::new();
-        for (pattern, module) in own.into_iter().chain(general).flatten() {
-            if !found.contains(&module.as_str()) && glob(pattern.as_bytes(), alias.as_bytes()) {
-                found.push(module);
+        let mut found = Vec::new();
+        for line in lines(&self.alias) {
+            let words = line.strip_prefix("alias ").and_then(|rest| rest.split_once(' '));
+            let Some((pattern, module)) = words else { continue };
+            // Most are of another kind; one whose kind has a wildcard is of any.
+            let may = pattern.starts_with(kind) || bucket(pattern).is_empty();
+            if may && glob(fold_alias(pattern).as_bytes(), alias.as_bytes()) {
+                let module = fold(module.trim());
+                if !found.contains(&module) {
+                    found.push(module);
+                }
             }
         }
         found
+    }
+
+    /// What a module softly wants before it, or after it.
+    fn soft(&self, name: &str, list: &str) -> Vec<&str> {
+        let mut wanted = Vec::new();
+        for line in lines(&self.softdep) {
+            let mut words = line.split_whitespace();
+            if words.next() != Some("softdep") || words.next().is_none_or(|it| !is_name(it, name)) {
+                continue;
+            }
+            let mut is_wanted = false;
+            for word in words {
+                match word {
+                    "pre:" | "post:" => is_wanted = word == list,
+                    _ if is_wanted => wanted.push(word),
+                    _ => {}
+                }
+            }
+        }
+        wanted
     }
 }
 
@@ -141,40 +156,39 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Dependencies first, then the module, then what it softly wants after it.
-    fn visit(&mut self, name: &str, optional: bool, depth: usize) {
-        let Some(entry) = self.index.modules.get(name) else { return };
+    /// Dependencies first, then the module, then what it softly wants after it. Whether there is such a module.
+    fn visit(&mut self, name: &str, optional: bool, depth: usize) -> bool {
+        let Some(entry) = self.index.entry(name) else { return false };
         if depth > MAX_DEPTH {
-            return;
+            return true;
         }
         if !self.seen.insert(name.to_owned()) {
             // Wanted softly before, needed now.
             if let Some(step) = self.steps.iter_mut().find(|step| step.name == name) {
                 step.optional &= optional;
             }
-            return;
+            return true;
         }
-        let soft = self.index.soft.get(name);
-        for wanted in soft.map(|soft| soft.pre.as_slice()).unwrap_or_default() {
+        for wanted in self.index.soft(name, "pre:") {
             self.visit_soft(wanted, depth);
         }
-        for needed in entry.needs.iter().rev() {
-            self.visit(needed, optional, depth.saturating_add(1));
+        for needed in entry.needs.split_whitespace().rev() {
+            self.visit(&file_name(needed), optional, depth.saturating_add(1));
         }
-        self.steps.push(Step { name: name.to_owned(), path: entry.path.clone(), optional });
-        for wanted in soft.map(|soft| soft.post.as_slice()).unwrap_or_default() {
+        let path = entry.path.to_owned();
+        self.steps.push(Step { name: name.to_owned(), path, optional });
+        for wanted in self.index.soft(name, "post:") {
             self.visit_soft(wanted, depth);
         }
+        true
     }
 
     /// A soft dependency may name an alias (`crypto-sha256`).
     fn visit_soft(&mut self, wanted: &str, depth: usize) {
         let name = fold(wanted);
-        if self.index.modules.contains_key(&name) {
-            self.visit(&name, true, depth.saturating_add(1));
-        } else if !self.index.builtin.contains(&name) {
+        if !self.visit(&name, true, depth.saturating_add(1)) && !self.index.is_builtin(&name) {
             for module in self.index.matches(wanted) {
-                self.visit(module, true, depth.saturating_add(1));
+                self.visit(&module, true, depth.saturating_add(1));
             }
         }
     }
@@ -193,28 +207,16 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-fn parse_soft<'a>(words: impl Iterator<Item = &'a str>, soft: &mut Soft) {
-    let mut list = None;
-    for word in words {
-        match word {
-            "pre:" => list = Some(&mut soft.pre),
-            "post:" => list = Some(&mut soft.post),
-            _ => {
-                if let Some(list) = list.as_deref_mut() {
-                    list.push(word.to_owned());
-                }
-            }
-        }
-    }
-}
-
 /// A module's name with `_` in the place of `-`.
 fn fold(name: &str) -> String {
     name.replace('-', "_")
 }
 
 /// The same outside brackets, where `-` is a range.
-fn fold_alias(alias: &str) -> String {
+fn fold_alias(alias: &str) -> Cow<'_, str> {
+    if !alias.contains('-') {
+        return Cow::Borrowed(alias);
+    }
     let mut inside = false;
     let change = |c| {
         match c {
@@ -225,7 +227,7 @@ fn fold_alias(alias: &str) -> String {
         }
         c
     };
-    alias.chars().map(change).collect()
+    Cow::Owned(alias.chars().map(change).collect())
 }
 
 /// The name of a module from its file's path: `kernel/a/b-c.ko.xz` is `b_c`.
@@ -234,11 +236,24 @@ fn file_name(path: &str) -> String {
     fold(file.split(".ko").next().unwrap_or_default())
 }
 
+/// Whether a module's file is that of the module of this name, which is folded.
+fn is_file_of(path: &str, name: &str) -> bool {
+    let file = path.rsplit('/').next().unwrap_or_default();
+    // What follows the name is `.ko` or `.ko.xz`.
+    let own = file.get(..name.len()).is_some_and(|own| is_name(own, name));
+    own && file.get(name.len()..).is_some_and(|end| end.starts_with(".ko"))
+}
+
+/// Whether a name is this one, which is folded.
+fn is_name(name: &str, folded: &str) -> bool {
+    let same = |(a, b): (u8, u8)| a == b || (a == b'-' && b == b'_');
+    name.len() == folded.len() && name.bytes().zip(folded.bytes()).all(same)
+}
+
+/// What stands before the first `:`, with it, if there is no wildcard in it.
 fn bucket(alias: &str) -> &str {
-    match alias.split_once(':') {
-        Some((kind, _)) if !kind.contains(['*', '?', '[']) => kind,
-        _ => "",
-    }
+    let kind = alias.find(':').and_then(|end| alias.get(..=end)).unwrap_or_default();
+    if kind.contains(['*', '?', '[']) { "" } else { kind }
 }
 
 /// Shell-style matching (fnmatch(3) without flags): `*`, `?`, `[a-f]`, `[!a]`. Time is at most the product of both lengths.
@@ -335,7 +350,7 @@ alias fs-ext4 ext4
     const SOFT: &str = "softdep btr pre: crypto-crc nothere post: virtio-ring\n";
 
     fn index() -> Index {
-        Index::parse(DEP, ALIAS, SOFT, "kernel/fs/ext4/ext4.ko\n")
+        Index::new(DEP, ALIAS, SOFT, "kernel/fs/ext4/ext4.ko\n")
     }
 
     #[track_caller]
@@ -381,14 +396,14 @@ alias fs-ext4 ext4
 
     #[test]
     fn a_circle_ends() {
-        let index = Index::parse("a.ko: b.ko\nb.ko: a.ko\n", "", "softdep a pre: a b\n", "");
+        let index = Index::new("a.ko: b.ko\nb.ko: a.ko\n", "", "softdep a pre: a b\n", "");
         let Plan::Load(steps) = index.plan("a") else { panic!("unknown") };
         assert_eq!(steps.len(), 2);
     }
 
     #[test]
     fn what_is_wanted_and_needed_is_needed() {
-        let index = Index::parse("a.ko: b.ko\nb.ko:\n", "", "softdep a pre: b\n", "");
+        let index = Index::new("a.ko: b.ko\nb.ko:\n", "", "softdep a pre: b\n", "");
         let Plan::Load(steps) = index.plan("a") else { panic!("unknown") };
         assert!(steps.iter().all(|step| !step.optional), "{steps:?}");
     }
@@ -422,7 +437,7 @@ alias fs-ext4 ext4
     proptest! {
         #[test]
         fn any_text_is_an_index(text in "[ -~\n]{0,300}", request in "[ -~]{0,40}") {
-            let index = Index::parse(&text, &text, &text, &text);
+            let index = Index::new(&text, &text, &text, &text);
             let _ = index.plan(&request);
         }
 
@@ -443,7 +458,7 @@ alias fs-ext4 ext4
                 format!("m{m}.ko: {}\n", needed.join(" "))
             };
             let dep: String = (0..12).map(line).collect();
-            let index = Index::parse(&dep, "", "", "");
+            let index = Index::new(&dep, "", "", "");
             let Plan::Load(steps) = index.plan("m11") else { panic!("unknown") };
             let place = |m: u8| steps.iter().position(|step| step.name == format!("m{m}"));
             for step in 0..12 {

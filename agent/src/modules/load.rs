@@ -84,14 +84,19 @@ impl Loader {
     /// [`ModuleError::Index`].
     pub fn open_at(dir: &Path) -> Result<Self, ModuleError> {
         let text = |name| read_index(&dir.join(name));
-        let index = Index::parse(
-            &text("modules.dep")?,
-            &text("modules.alias")?,
-            &text("modules.softdep")?,
-            &text("modules.builtin")?,
+        let index = Index::new(
+            text("modules.dep")?,
+            text("modules.alias")?,
+            text("modules.softdep")?,
+            text("modules.builtin")?,
         );
-        log::debug!("{}: {} modules", dir.display(), index.len());
         Ok(Self { dir: dir.to_owned(), index, settled: BTreeSet::new(), loaded: 0 })
+    }
+
+    /// Whether there are no modules: everything is built in.
+    #[must_use]
+    pub fn has_none(&self) -> bool {
+        self.index.is_empty()
     }
 
     /// How many modules it has put into the kernel.
