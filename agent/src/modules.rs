@@ -51,6 +51,27 @@ pub fn start(sink: impl Fn(&Event) + Send + 'static) -> Result<JoinHandle<()>, M
     Ok(thread)
 }
 
+/// Loads the drivers of the network adapters that are there now, and nothing else: those on PCI first, which bring virtio's to
+/// light. Problems are left to [`start`], which finds the same devices again.
+pub fn load_network_drivers() {
+    let Ok(loader) = Loader::open(&identity::release()) else { return };
+    if loader.has_none() {
+        return;
+    }
+    let loader = Mutex::new(loader);
+    for bus in ["pci", "virtio"] {
+        let Ok(devices) = fs::read_dir(Path::new("/sys/bus").join(bus).join("devices")) else {
+            continue;
+        };
+        for device in devices.flatten() {
+            let alias = fs::read_to_string(device.path().join("modalias")).unwrap_or_default();
+            if is_network(alias.trim()) {
+                load_alias(&loader, alias.trim());
+            }
+        }
+    }
+}
+
 /// Loads what the kernel asks for on behalf of a program, a file system's module at the first mount of its kind: containers
 /// have no CAP_SYS_MODULE, and need none. The result is the process's exit code.
 ///

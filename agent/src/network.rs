@@ -7,8 +7,9 @@
 //! | [`message`], [`message6`] | their messages, pure |
 //! | [`advertisement`], `six` | what IPv6 routers say, and what is known of an interface's IPv6, pure |
 //! | [`frame`] | IPv4 and UDP headers, pure |
+//! | [`early`], [`lease`] | the first address, before there is an agent, and how it is handed on |
 //! | `manager`, `nic`, `nic6` | the thread: interfaces as they come and go, bonds, VLANs; a task for each interface |
-//! | `links`, `socket`, `socket6`, `files` | rtnetlink, packet, UDP and ICMPv6 sockets, `/etc` |
+//! | `links`, `kernel`, `socket`, `socket6`, `files` | rtnetlink, packet, UDP and ICMPv6 sockets, `/etc` |
 //!
 //! Everything is driven by netlink notifications and timers; nothing polls. An agent that starts again finds the
 //! address of its earlier life, keeps it in use and asks for it again. What is wished for is
@@ -26,8 +27,11 @@ use protocol::network::Network;
 pub mod advertisement;
 pub mod client;
 pub mod client6;
+pub mod early;
 mod files;
 pub mod frame;
+mod kernel;
+pub mod lease;
 mod links;
 mod manager;
 pub mod message;
@@ -49,6 +53,18 @@ pub struct Settings {
     pub node: Option<NodeId>,
     /// The site's wishes, [`crate::paths::ConfigDir::network`]; need not exist.
     pub wishes: PathBuf,
+    /// Where leases are kept, [`crate::paths::RunDirs::state`].
+    pub state: PathBuf,
+}
+
+/// Metric of the boot interface's default route: it wins.
+const BOOT_METRIC: u32 = 100;
+/// Metric of the others' default routes, plus their index.
+const OTHER_METRIC: u32 = 200;
+
+/// The metric of an interface's default route.
+fn metric(is_boot: bool, index: u32) -> u32 {
+    if is_boot { BOOT_METRIC } else { OTHER_METRIC.saturating_add(index) }
 }
 
 /// What happened on the network.
@@ -122,8 +138,8 @@ pub enum NetworkError {
     Died,
 }
 
-/// Starts the network's thread, which lives as long as the process. Returns when loopback is up and the interfaces that
-/// exist are known; what happens then is told to `sink`, from that thread.
+/// Starts the network's thread, which lives as long as the process. Returns when loopback is up; what happens then is told
+/// to `sink`, from that thread.
 ///
 /// # Errors
 /// When there is no thread to be had or the kernel refuses netlink. Whatever goes wrong on one interface is said as

@@ -165,6 +165,7 @@ fn bring_up_machine(
         set_hostname: true,
         node: args.node.clone().or_else(|| options.node.clone()),
         wishes: options.config.network(),
+        state: RunDirs::new(&options.run_dir).state(),
     };
     let sink = events.clone();
     network::start(args, settings, move |event| sink.send(Event::Network(event)))

@@ -12,6 +12,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, Rlimit};
 
+use crate::network;
+
 /// The cgroup that the agent lives in: not the root's, where an image's systemd would sweep it up after a pivot.
 pub const AGENT_CGROUP: &str = "/sys/fs/cgroup/layercake-agent";
 /// Where a process is put in there.
@@ -68,24 +70,31 @@ pub const MOUNTS: [EarlyMount; 11] = [
     mount("/proc", "proc", NO_ALL, None, true),
     mount("/sys", "sysfs", NO_ALL, None, true),
     mount("/dev", "devtmpfs", MountFlags::NOSUID, Some(c"mode=0755"), true),
-    mount("/dev/pts", "devpts", NO_SUID_EXEC, Some(c"mode=0620,gid=5,ptmxmode=0666"), false),
-    mount("/dev/shm", "tmpfs", NO_SUID_DEV, Some(c"mode=1777"), false),
     mount("/run", "tmpfs", NO_SUID_DEV, Some(c"mode=0755,size=20%"), true),
     mount("/run/layercake", "tmpfs", PLAIN, Some(STORE), true),
+    mount("/dev/pts", "devpts", NO_SUID_EXEC, Some(c"mode=0620,gid=5,ptmxmode=0666"), false),
+    mount("/dev/shm", "tmpfs", NO_SUID_DEV, Some(c"mode=1777"), false),
     mount("/tmp", "tmpfs", NO_SUID_DEV, Some(c"mode=1777,size=20%"), false),
     mount("/sys/fs/cgroup", "cgroup2", NO_ALL, Some(c"nsdelegate,memory_recursiveprot"), true),
     mount("/sys/kernel/security", "securityfs", NO_ALL, None, false),
     mount("/sys/fs/pstore", "pstore", NO_ALL, None, false),
 ];
 
-/// What comes before the first word can be said: a root that can be pivoted, the mounts, the console. Returns a sentence for
-/// each thing that failed, and whether it is grave.
+/// How many of them the network's first address needs.
+const FIRST: usize = 5;
+
+/// What comes before the first word can be said: a root that can be pivoted, the mounts, the console. As soon as what it needs
+/// is there, the network's first address is asked for. Returns a sentence for each thing that failed, and whether it is grave.
 #[must_use]
 pub fn begin() -> Vec<(bool, String)> {
     let root = make_root_pivotable().map_err(|e| format!("pivot mode will not work: {e}"));
-    let mut problems = mount_all();
+    let (first, rest) = MOUNTS.split_at(FIRST);
+    let mut problems = mount_all(first);
     let console = attach_console().map_err(|error| format!("/dev/console: {error}"));
-    problems.extend([root, console].into_iter().filter_map(Result::err).map(|text| (true, text)));
+    let address = network::early::start();
+    problems.extend(mount_all(rest));
+    let failed = [root, console, address].into_iter().filter_map(Result::err);
+    problems.extend(failed.map(|text| (true, text)));
     problems
 }
 
@@ -108,10 +117,13 @@ pub fn make_root_pivotable() -> Result<(), String> {
 
 /// Mounts what is not mounted yet; returns a sentence for each that failed, and whether it is required.
 #[must_use]
-pub fn mount_all() -> Vec<(bool, String)> {
+pub fn mount_all(entries: &[EarlyMount]) -> Vec<(bool, String)> {
+    // Before `/proc` is mounted, nothing is.
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let there = mount_points(&text);
     let mut problems = Vec::new();
-    for entry in &MOUNTS {
-        if is_mounted(entry.target) {
+    for entry in entries {
+        if there.iter().any(|point| point == entry.target) {
             continue;
         }
         if let Err(error) = mount_one(entry) {
@@ -140,12 +152,6 @@ fn without_last(options: &CStr) -> Option<CString> {
     let bytes = options.to_bytes();
     let end = bytes.iter().rposition(|byte| *byte == b',')?;
     CString::new(bytes.get(..end)?).ok()
-}
-
-/// Whether this path is a mount point. Before `/proc` is mounted, nothing is.
-fn is_mounted(path: &str) -> bool {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mount_points(&text).iter().any(|point| point == path)
 }
 
 /// The mount points in the text of `/proc/self/mountinfo` (proc(5)), in its order, escapes undone.

@@ -182,6 +182,9 @@ pub enum Role {
 /// # Errors
 /// One sentence that names the argument.
 pub fn parse(argv: &[OsString], pid1: bool) -> Result<Role, String> {
+    if pid1 && argv.len() <= 1 {
+        return Ok(Role::Init(Stage::First));
+    }
     let (program, args) = argv
         .split_first()
         .map_or((OsStr::new(""), &[][..]), |(program, args)| (program.as_os_str(), args));

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use dhcproto::v4::MessageType;
 
+use super::lease::Kept;
 use super::message::{Answer, Grant, Outgoing, Times};
 
 /// Longest time between two DISCOVERs (RFC 2131 section 4.1).
@@ -106,6 +107,16 @@ impl Client {
             sent: 0,
             refusals: 0,
             deadline: None,
+        }
+    }
+
+    /// Goes on with the lease of an earlier process, and says what to set up. It is good until the server says otherwise: with
+    /// the carrier it is verified.
+    pub fn resume(&mut self, kept: Kept, now: Instant) -> Vec<Action> {
+        match now.checked_sub(kept.age) {
+            Some(then) => self.bind(kept.server, kept.grant, kept.times, then),
+            // A clock that is younger than the lease.
+            None => Vec::new(),
         }
     }
 

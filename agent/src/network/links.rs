@@ -5,16 +5,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::AddressFamily;
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo,
 };
 use netlink_packet_route::link::{
     InfoBond, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
-use netlink_packet_route::route::RouteProtocol;
+use netlink_packet_route::route::{RouteMessage, RouteProtocol};
 use protocol::ids::Mac;
 use protocol::network::{Bond, Vlan};
-use rtnetlink::packet_core::{DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST};
+use rtnetlink::packet_core::{DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
 use rtnetlink::{
     AddressMessageBuilder, Handle, LinkBond, LinkUnspec, LinkVlan, RouteMessageBuilder,
 };
@@ -114,9 +115,19 @@ pub(super) async fn up(handle: &Handle, index: u32) -> Result<(), rtnetlink::Err
     handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await
 }
 
+/// The request of [`up`], for who has no handle.
+pub(super) fn up_message(index: u32) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(index).up().build())
+}
+
 /// Sets an interface's MTU, in bytes.
 pub(super) async fn set_mtu(handle: &Handle, index: u32, mtu: u32) -> Result<(), rtnetlink::Error> {
     handle.link().set(LinkUnspec::new_with_index(index).mtu(mtu).build()).execute().await
+}
+
+/// The request of [`set_mtu`].
+pub(super) fn mtu_message(index: u32, mtu: u32) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(index).mtu(mtu).build())
 }
 
 /// Makes a bond, or changes the one that is there: the driver may have made `bond0` by itself.
@@ -300,6 +311,15 @@ pub(super) async fn set_address(
     handle.address().add(index, address, grant.prefix_len).replace().execute().await
 }
 
+/// The request of [`set_address`], and its flags.
+pub(super) fn address_message(index: u32, grant: &Grant) -> (RouteNetlinkMessage, u16) {
+    let message = AddressMessageBuilder::<Ipv4Addr>::new()
+        .index(index)
+        .address(grant.address, grant.prefix_len)
+        .build();
+    (RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
 /// Takes an address away; the kernel takes the routes that came from it along.
 pub(super) async fn delete_address(
     handle: &Handle,
@@ -316,10 +336,29 @@ pub(super) async fn delete_address(
 pub(super) async fn set_default_route(
     handle: &Handle,
     index: u32,
-    (address, prefix_len): (Ipv4Addr, u8),
+    from: (Ipv4Addr, u8),
     gateway: Ipv4Addr,
     metric: u32,
 ) -> Result<(), rtnetlink::Error> {
+    handle.route().add(default_route(index, from, gateway, metric)).replace().execute().await
+}
+
+/// The request of [`set_default_route`] through a grant's gateway, and its flags. `None` where it has none.
+pub(super) fn granted_route_message(
+    index: u32,
+    grant: &Grant,
+    metric: u32,
+) -> Option<(RouteNetlinkMessage, u16)> {
+    let message = default_route(index, (grant.address, grant.prefix_len), grant.router?, metric);
+    Some((RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE))
+}
+
+fn default_route(
+    index: u32,
+    (address, prefix_len): (Ipv4Addr, u8),
+    gateway: Ipv4Addr,
+    metric: u32,
+) -> RouteMessage {
     let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
         .gateway(gateway)
         .output_interface(index)
@@ -330,7 +369,7 @@ pub(super) async fn set_default_route(
     if u32::from(gateway) & mask != u32::from(address) & mask {
         route = route.onlink();
     }
-    handle.route().add(route.build()).replace().execute().await
+    route.build()
 }
 
 /// Whether it failed because there is such a thing already.

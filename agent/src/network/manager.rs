@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::{Stream, StreamExt as _};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -17,14 +17,20 @@ use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
+use super::lease::Leases;
 use super::links::{self, Link, Standing};
 use super::message::Grant;
 use super::nic::{Nic, Report};
 use super::six::Six;
 use super::socket6::RouterSocket;
-use super::{NetworkError, NetworkEvent, Settings, advertisement, client6, files, message6, nic6};
+use super::{
+    NetworkError, NetworkEvent, Settings, advertisement, client6, early, files, message6, nic6,
+};
 
 mod adopt;
+
+/// How often is looked whether [`early`] is still at work.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Receives what happened.
 pub(super) type Sink = Box<dyn Fn(NetworkEvent) + Send>;
@@ -88,7 +94,7 @@ pub(super) struct Manager {
 }
 
 impl Manager {
-    /// Connects to the kernel, brings loopback up, makes bonds and takes on the interfaces that exist.
+    /// Connects to the kernel and brings loopback up.
     pub(super) async fn begin(
         wish: Network,
         bootif: Option<Mac>,
@@ -123,11 +129,25 @@ impl Manager {
             manager.routers = RouterSocket::open()
                 .inspect_err(|error| log::warn!("network: no IPv6: {error}"))
                 .ok();
-            manager.make_bonds().await;
-            manager.look().await.map_err(fail("list interfaces"))?;
-            manager.say_waits();
         }
         Ok(manager)
+    }
+
+    /// Makes bonds and takes on the interfaces that exist, once nobody else is at work on them.
+    async fn take_over(&mut self) {
+        let begin = Instant::now();
+        while early::is_at_work(&self.settings.state) && begin.elapsed() < early::WITHIN * 2 {
+            tokio::time::sleep(LOOK).await;
+        }
+        self.make_bonds().await;
+        self.look_again().await;
+        self.say_waits();
+    }
+
+    async fn look_again(&mut self) {
+        if let Err(error) = self.look().await {
+            log::error!("network: cannot list interfaces: {error}");
+        }
     }
 
     /// Serves until the process ends.
@@ -135,6 +155,7 @@ impl Manager {
         if self.wish.is_off {
             return;
         }
+        self.take_over().await;
         loop {
             let deadline = self.known.values().filter_map(|known| known.six.deadline()).min();
             tokio::select! {
@@ -145,7 +166,10 @@ impl Manager {
                         return;
                     }
                 },
-                Some(report) = self.reports.recv() => self.reported(report),
+                Some(report) = self.reports.recv() => match report {
+                    Report::Up => self.look_again().await,
+                    report => self.reported(report),
+                },
                 said = async {
                     match &self.routers {
                         Some(routers) => routers.receive().await,
@@ -207,11 +231,7 @@ impl Manager {
                 self.address(&message, false);
             }
             // Notifications were lost: ask how things are.
-            NetlinkPayload::Overrun(_) => {
-                if let Err(error) = self.look().await {
-                    log::error!("network: cannot list interfaces: {error}");
-                }
-            }
+            NetlinkPayload::Overrun(_) => self.look_again().await,
             _ => {}
         }
     }
@@ -278,6 +298,7 @@ impl Manager {
             metric: known.metric,
             handle: self.handle.clone(),
             reports: self.reporter.clone(),
+            leases: Leases::new(&self.settings.state),
         })
     }
 
@@ -294,6 +315,7 @@ impl Manager {
 
     fn reported(&mut self, report: Report) {
         match report {
+            Report::Up => {}
             Report::Waiting(index, what) => self.waits(index, Some(what)),
             Report::Configured(index, grant) => {
                 let Some(known) = self.known.get_mut(&index) else { return };

@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use dhcproto::v4::{DhcpOption, Flags, HType, Message, MessageType, Opcode, OptionCode, borrowed};
+use dhcproto::v4::{DhcpOption, Flags, HType, MAGIC, MessageType, Opcode, OptionCode, borrowed};
 use dhcproto::{Encodable, Encoder};
 use protocol::ids::Mac;
 
@@ -92,27 +92,53 @@ impl Outgoing {
     /// The bytes of the message. `None` only if the codec refuses it.
     #[must_use]
     pub fn encode(&self, station: &Station) -> Option<Vec<u8>> {
-        let mut message = Message::default();
-        message
-            .set_xid(self.xid)
-            .set_secs(u16::try_from(self.elapsed.as_secs()).unwrap_or(u16::MAX))
-            .set_ciaddr(self.ciaddr);
-        match station {
-            Station::Ethernet(mac) => message.set_chaddr(&mac.0),
-            // RFC 4390 section 2.1: no hardware address, and answers to everyone while there is no address to answer to.
-            Station::Infiniband { .. } => {
-                let broadcast = self.ciaddr.is_unspecified();
-                let flags = Flags::default();
-                let flags = if broadcast { flags.set_broadcast() } else { flags };
-                message.set_htype(HType::Infiniband).set_flags(flags).set_chaddr(&[])
-            }
+        let mut options = Vec::new();
+        let mut encoder = Encoder::new(&mut options);
+        for option in self.options(station) {
+            option.encode(&mut encoder).ok()?;
+        }
+        let mut bytes = self.header(station);
+        bytes.extend(MAGIC);
+        bytes.extend(options);
+        if bytes.len() < MIN_MESSAGE {
+            bytes.resize(MIN_MESSAGE, 0);
+        }
+        Some(bytes)
+    }
+
+    /// All before the options (RFC 2131 section 2). The codec's own message begins with a random number for a transaction that
+    /// is not this one, which costs a boot more than the rest of the message.
+    fn header(&self, station: &Station) -> Vec<u8> {
+        /// `yiaddr`, `siaddr` and `giaddr`.
+        const OTHER_ADDRESSES: usize = 12;
+        /// `chaddr`, `sname` and `file`.
+        const NAMES: usize = 16 + 64 + 128;
+        // RFC 4390 section 2.1: InfiniBand has no hardware address here, and wants answers to everyone while there is no address
+        // to answer to.
+        let (htype, address): (_, &[u8]) = match station {
+            Station::Ethernet(mac) => (HType::Eth, &mac.0),
+            Station::Infiniband { .. } => (HType::Infiniband, &[]),
         };
-        let options = message.opts_mut();
-        options.insert(DhcpOption::MessageType(self.kind));
-        options.insert(DhcpOption::ClassIdentifier(VENDOR_CLASS.to_vec()));
-        options.insert(DhcpOption::ClientIdentifier(station.client_id()));
-        options.insert(DhcpOption::MaxMessageSize(MAX_MESSAGE));
-        options.insert(DhcpOption::ParameterRequestList(vec![
+        let flags = match address.is_empty() && self.ciaddr.is_unspecified() {
+            true => Flags::default().set_broadcast(),
+            false => Flags::default(),
+        };
+        let secs = u16::try_from(self.elapsed.as_secs()).unwrap_or(u16::MAX);
+        let hlen = if address.is_empty() { 0 } else { ETHERNET_LEN };
+        let mut bytes = Vec::with_capacity(MIN_MESSAGE);
+        bytes.extend([Opcode::BootRequest.into(), htype.into(), hlen, 0]);
+        bytes.extend(self.xid.to_be_bytes());
+        bytes.extend(secs.to_be_bytes());
+        bytes.extend(u16::from(flags).to_be_bytes());
+        bytes.extend(self.ciaddr.octets());
+        bytes.extend([0; OTHER_ADDRESSES]);
+        bytes.extend(address);
+        bytes.resize(bytes.len() + NAMES - address.len(), 0);
+        bytes
+    }
+
+    fn options(&self, station: &Station) -> impl Iterator<Item = DhcpOption> {
+        let wanted = vec![
             OptionCode::SubnetMask,
             OptionCode::Router,
             OptionCode::DomainNameServer,
@@ -124,19 +150,18 @@ impl Outgoing {
             OptionCode::ServerIdentifier,
             OptionCode::Renewal,
             OptionCode::Rebinding,
-        ]));
-        if let Some(address) = self.requested {
-            options.insert(DhcpOption::RequestedIpAddress(address));
-        }
-        if let Some(server) = self.server {
-            options.insert(DhcpOption::ServerIdentifier(server));
-        }
-        let mut bytes = Vec::with_capacity(MIN_MESSAGE);
-        message.encode(&mut Encoder::new(&mut bytes)).ok()?;
-        if bytes.len() < MIN_MESSAGE {
-            bytes.resize(MIN_MESSAGE, 0);
-        }
-        Some(bytes)
+        ];
+        let options = [
+            Some(DhcpOption::MessageType(self.kind)),
+            self.requested.map(DhcpOption::RequestedIpAddress),
+            self.server.map(DhcpOption::ServerIdentifier),
+            Some(DhcpOption::ParameterRequestList(wanted)),
+            Some(DhcpOption::MaxMessageSize(MAX_MESSAGE)),
+            Some(DhcpOption::ClassIdentifier(VENDOR_CLASS.to_vec())),
+            Some(DhcpOption::ClientIdentifier(station.client_id())),
+            Some(DhcpOption::End),
+        ];
+        options.into_iter().flatten()
     }
 }
 

@@ -11,6 +11,7 @@ use rtnetlink::Handle;
 use tokio::sync::{mpsc::UnboundedSender, watch};
 
 use super::client::{Action, Client, Event};
+use super::lease::Leases;
 use super::links::{self, Link};
 use super::message::{self, Grant, Outgoing};
 use super::socket::{PacketSocket, RenewSocket};
@@ -23,10 +24,14 @@ const NO_CARRIER: &str = "no carrier";
 
 /// How long a carrier may take to come up before a person is told that there is none.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
+/// A lease that is as young as this needs no verifying: the cable is where it was.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// What a task tells the manager.
 #[derive(Debug)]
 pub(super) enum Report {
+    /// The interface was brought up. It may have its carrier already, of which the kernel tells up to a second late.
+    Up,
     /// DHCP has set the interface up like this (again).
     Configured(u32, Grant),
     /// The kernel has these fixed IPv4 addresses.
@@ -47,6 +52,7 @@ pub(super) struct Nic {
     pub(super) metric: u32,
     pub(super) handle: Handle,
     pub(super) reports: UnboundedSender<Report>,
+    pub(super) leases: Leases,
 }
 
 /// Serves an interface until it disappears. `shared` is common to all interfaces that may take one fixed address.
@@ -64,6 +70,7 @@ pub(super) async fn run(
     if let Err(error) = links::up(&nic.handle, nic.link.index).await {
         nic.say(&format!("cannot be brought up: {error}"));
     }
+    nic.report(Report::Up);
     // It mostly comes a millisecond after the interface is up.
     if tokio::time::timeout(CARRIER_PATIENCE, carrier.wait_for(|up| *up)).await.is_err() {
         nic.say(NO_CARRIER);
@@ -87,11 +94,16 @@ pub(super) async fn run(
         log::warn!("{}: cannot read its addresses: {error}", nic.link.name);
         None
     });
-    let seed = RandomState::new().build_hasher().finish();
-    let client = Client::new(old.map(|(address, _)| address), seed, Instant::now());
+    let client = Client::new(old.map(|(address, _)| address), seed(), Instant::now());
     let has_mtu = ip.mtu.is_some();
-    let mut task = DhcpTask { nic, client, has_mtu, set: old, packet: None, renew: None };
+    let last = Vec::new();
+    let mut task = DhcpTask { nic, client, has_mtu, set: old, packet: None, renew: None, last };
     task.run(carrier).await;
+}
+
+/// Unpredictable, for a client's transactions.
+pub(super) fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 impl Nic {
@@ -176,6 +188,8 @@ struct DhcpTask {
     set: Option<(Ipv4Addr, u8)>,
     packet: Option<PacketSocket>,
     renew: Option<RenewSocket>,
+    /// The last answer as it came.
+    last: Vec<u8>,
 }
 
 enum Wake {
@@ -187,7 +201,8 @@ enum Wake {
 
 impl DhcpTask {
     async fn run(&mut self, mut carrier: watch::Receiver<bool>) {
-        if *carrier.borrow_and_update() {
+        let fresh = self.resume().await;
+        if *carrier.borrow_and_update() && !fresh {
             self.step(Event::CarrierUp).await;
         }
         loop {
@@ -200,7 +215,10 @@ impl DhcpTask {
                 }
                 Wake::Timer => Event::Timer,
                 Wake::Bytes(Ok(bytes)) => match message::decode(&bytes, &self.nic.link.station) {
-                    Some((xid, answer)) => Event::Heard(xid, answer),
+                    Some((xid, answer)) => {
+                        self.last = bytes;
+                        Event::Heard(xid, answer)
+                    }
                     None => continue,
                 },
                 Wake::Bytes(Err(error)) => {
@@ -211,6 +229,17 @@ impl DhcpTask {
             };
             self.step(event).await;
         }
+    }
+
+    /// Goes on with the lease that an earlier process has left. Whether it needs no verifying.
+    async fn resume(&mut self) -> bool {
+        let Nic { link, leases, .. } = &self.nic;
+        let Some(kept) = leases.kept(link.index, &link.station) else { return false };
+        let fresh = kept.age < FRESH;
+        for action in self.client.resume(kept, Instant::now()) {
+            self.act(action).await;
+        }
+        fresh
     }
 
     async fn wait(&self, carrier: &mut watch::Receiver<bool>) -> Wake {
@@ -297,10 +326,14 @@ impl DhcpTask {
                     self.take(old, prefix_len).await;
                 }
                 self.set = Some((grant.address, grant.prefix_len));
+                if !self.last.is_empty() {
+                    self.nic.leases.keep(self.nic.link.index, &self.last);
+                }
                 self.nic.apply(&grant, self.has_mtu).await;
             }
             Action::Deconfigure(grant) => {
                 self.set = None;
+                self.nic.leases.forget(self.nic.link.index);
                 self.take(grant.address, grant.prefix_len).await;
                 self.nic.report(Report::Lost(self.nic.link.index));
             }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType};
@@ -27,25 +27,12 @@ pub(super) struct PacketSocket {
 impl PacketSocket {
     /// A socket on this interface, whose stations all hear what is sent to `everyone`.
     pub(super) fn open(index: u32, everyone: &[u8]) -> io::Result<Self> {
-        let packets = ipv4_packets(index).ok_or(Errno::ENODEV)?;
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        // No protocol until it is bound: packets of other interfaces never get in.
-        let fd = socket::socket(AddressFamily::Packet, SockType::Datagram, flags, None).map_err(
-            |error| match error {
-                Errno::EAFNOSUPPORT => {
-                    io::Error::other("the kernel has no packet sockets: load the module af_packet")
-                }
-                other => other.into(),
-            },
-        )?;
-        socket::bind(fd.as_raw_fd(), &packets)?;
-        Ok(Self { fd: register(fd)?, index, everyone: everyone.to_vec() })
+        Ok(Self { fd: register(open(index)?)?, index, everyone: everyone.to_vec() })
     }
 
     /// Sends a DHCP message to every station.
     pub(super) fn broadcast(&self, payload: &[u8], source: Ipv4Addr) -> io::Result<()> {
-        let packet = frame::wrap(payload, source, Ipv4Addr::BROADCAST).ok_or(Errno::EMSGSIZE)?;
-        send_ipv4(self.fd.get_ref().as_fd(), self.index, &self.everyone, &packet)
+        broadcast(self.fd.get_ref().as_fd(), (self.index, &self.everyone), payload, source)
     }
 
     /// The next DHCP message from a server. Safe to cancel.
@@ -53,17 +40,81 @@ impl PacketSocket {
         let mut buffer = vec![0; MAX_PACKET];
         loop {
             let mut ready = self.fd.readable().await?;
-            let received = ready.try_io(|fd| {
-                let len = socket::recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-                Ok(len)
-            });
             // Not ready after all: wait again.
-            let Ok(len) = received else { continue };
-            if let Some(message) = frame::unwrap(buffer.get(..len?).unwrap_or_default()) {
-                return Ok(message.to_vec());
+            let Ok(received) = ready.try_io(|fd| receive(fd.as_fd(), &mut buffer)) else {
+                continue;
+            };
+            if let Some(message) = received? {
+                return Ok(message);
             }
         }
     }
+}
+
+/// The same for a process without a runtime.
+#[derive(Debug)]
+pub(super) struct EarlySocket {
+    fd: OwnedFd,
+    index: u32,
+    everyone: Vec<u8>,
+}
+
+impl EarlySocket {
+    /// As [`PacketSocket::open`].
+    pub(super) fn open(index: u32, everyone: &[u8]) -> io::Result<Self> {
+        Ok(Self { fd: open(index)?, index, everyone: everyone.to_vec() })
+    }
+
+    /// As [`PacketSocket::broadcast`].
+    pub(super) fn broadcast(&self, payload: &[u8], source: Ipv4Addr) -> io::Result<()> {
+        broadcast(self.fd.as_fd(), (self.index, &self.everyone), payload, source)
+    }
+
+    /// The next packet, where it is a DHCP message from a server. Does not wait.
+    pub(super) fn receive(&self) -> io::Result<Option<Vec<u8>>> {
+        match receive(self.fd.as_fd(), &mut [0; MAX_PACKET]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            received => received,
+        }
+    }
+}
+
+impl AsFd for EarlySocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn open(index: u32) -> io::Result<OwnedFd> {
+    let packets = ipv4_packets(index).ok_or(Errno::ENODEV)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    // No protocol until it is bound: packets of other interfaces never get in.
+    let fd = socket::socket(AddressFamily::Packet, SockType::Datagram, flags, None).map_err(
+        |error| match error {
+            Errno::EAFNOSUPPORT => {
+                io::Error::other("the kernel has no packet sockets: load the module af_packet")
+            }
+            other => other.into(),
+        },
+    )?;
+    socket::bind(fd.as_raw_fd(), &packets)?;
+    Ok(fd)
+}
+
+fn broadcast(
+    fd: BorrowedFd<'_>,
+    (index, everyone): (u32, &[u8]),
+    payload: &[u8],
+    source: Ipv4Addr,
+) -> io::Result<()> {
+    let packet = frame::wrap(payload, source, Ipv4Addr::BROADCAST).ok_or(Errno::EMSGSIZE)?;
+    send_ipv4(fd, index, everyone, &packet)
+}
+
+/// A packet, if it is a DHCP message from a server.
+fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<Vec<u8>>> {
+    let len = socket::recv(fd.as_raw_fd(), buffer, MsgFlags::empty())?;
+    Ok(frame::unwrap(buffer.get(..len).unwrap_or_default()).map(<[u8]>::to_vec))
 }
 
 /// The socket of a renewal: ordinary UDP from our address.

@@ -101,6 +101,7 @@ impl Cable {
             set_hostname: false,
             node: args.node.clone(),
             wishes: self.dir.path().join("network.toml"),
+            state: self.dir.path().to_owned(),
         };
         start(&args, settings, move |event| {
             let _ = sender.send(event);
@@ -182,6 +183,26 @@ fn an_agent_that_starts_again_keeps_the_address_that_it_finds() {
     let events = cable.start(ARGS);
     assert_eq!(configured(&events), "10.9.0.107");
     assert_eq!(cable.file("hostname"), "node-525400000001\n", "named after its interface");
+}
+
+#[test]
+fn the_first_address_is_there_before_the_agent_which_goes_on_with_its_lease() {
+    let cable = Cable::new();
+    cable.far("link set srv up");
+    let server = cable.dnsmasq(100);
+    let mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
+    early::testing::first_address("cli", mac, cable.dir.path()).expect("an address");
+    let shown = run("ip", "-4 addr show dev cli");
+    assert!(shown.contains("inet 10.9.0.10") && shown.contains("mtu 1400"), "{shown}");
+    let routes = run("ip", "-4 route show");
+    assert!(routes.contains("default via 10.9.0.1 dev cli proto dhcp"), "{routes}");
+
+    // Nobody could give another one.
+    drop(server);
+    let events = cable.start(ARGS);
+    let address = configured(&events);
+    assert!(shown.contains(&format!("inet {address}/24")), "{address}: {shown}");
+    assert!(cable.file("resolv.conf").contains("nameserver 10.9.0.1\n"));
 }
 
 #[test]

@@ -58,7 +58,8 @@ extern "C" fn on_crash(signal: libc::c_int) {
 /// # Errors
 /// What the kernel says to `sigaltstack` or `sigaction`.
 pub fn install() -> std::io::Result<()> {
-    let memory: &'static mut [u8] = Box::leak(vec![0_u8; STACK_SIZE].into_boxed_slice());
+    // Never written to but by a crash, so that it takes no memory.
+    let memory = Box::leak(Box::<[u8]>::new_uninit_slice(STACK_SIZE));
     let stack =
         libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: STACK_SIZE };
     // SAFETY: `stack` describes memory that is never freed; no old stack is asked for.
@@ -77,6 +78,14 @@ pub fn install() -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Takes the handlers away again: in a child that is not to become PID 1.
+pub fn uninstall() {
+    for (signal, _) in SIGNALS {
+        // SAFETY: SIG_DFL is a valid disposition and no handler is involved.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }
 
 #[cfg(test)]

@@ -58,6 +58,22 @@ pub fn start(start: &Start<'_>) -> Result<i32, Errno> {
     i32::try_from(pid).map_err(|_| Errno::EOVERFLOW)
 }
 
+/// Runs a part of this program in a child, without an exec: a crash ends it, all else is the child's copy of what the caller has.
+/// Nobody is told how it ends. For a caller with one thread.
+///
+/// # Errors
+/// What fork(2) says.
+pub fn fork(body: impl FnOnce()) -> Result<(), Errno> {
+    // SAFETY: the caller has one thread, so the child is in no way less than its parent.
+    if let nix::unistd::ForkResult::Child = unsafe { nix::unistd::fork() }? {
+        super::crash::uninstall();
+        body();
+        // SAFETY: ends the child alone, without running what the parent has registered for its own end.
+        unsafe { libc::_exit(0) }
+    }
+    Ok(())
+}
+
 type Words = [*const libc::c_char; MAX_WORDS + 1];
 
 fn pointers(words: &[&CStr]) -> Result<Words, Errno> {
@@ -187,7 +203,7 @@ mod tests {
             c"echo $0 $A; cat /proc/self/stat | cut -d' ' -f1,6; ls /proc/self/fd | tr '\\n' ' '";
         let script = [script.to_str().unwrap(), "; grep SigBlk /proc/self/status"].concat();
         let script = std::ffi::CString::new(format!("exec >&3; {script}")).unwrap();
-        let high = keep_at(writer, 90).unwrap();
+        let high = keep_at(writer, 990).unwrap();
         let pid = start(&Start {
             program: c"/bin/sh",
             args: &[c"sh", c"-c", &script, c"zero"],
@@ -247,12 +263,12 @@ mod tests {
 
     #[test]
     fn a_kept_descriptor_is_found_by_its_number_alone() {
-        assert!(kept(93).is_none() && close_on_exec(93, true).is_err());
+        assert!(kept(993).is_none() && close_on_exec(993, true).is_err());
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        let fd = keep_at(reader, 94).unwrap();
+        let fd = keep_at(reader, 994).unwrap();
         let flags = || rustix::io::fcntl_getfd(&fd).unwrap();
         assert!(flags().is_empty());
-        close_on_exec(94, true).unwrap();
+        close_on_exec(994, true).unwrap();
         assert!(flags().contains(rustix::io::FdFlags::CLOEXEC));
     }
 }

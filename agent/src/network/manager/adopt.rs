@@ -9,12 +9,7 @@ use tokio::sync::watch;
 use super::{Known, Manager, links, send};
 use crate::network::links::Link;
 use crate::network::six::Six;
-use crate::network::{NetworkEvent, client6, files, nic};
-
-/// Metric of the boot interface's default route: it wins.
-const BOOT_METRIC: u32 = 100;
-/// Metric of the others' default routes, plus their index.
-const OTHER_METRIC: u32 = 200;
+use crate::network::{NetworkEvent, client6, files, metric, nic};
 
 impl Manager {
     /// Makes the bonds; the interfaces that become parts of them may come much later.
@@ -146,10 +141,7 @@ impl Manager {
         let parent = self.wish.vlans.iter().find(|vlan| vlan.name == link.name);
         let parent = parent.and_then(|vlan| self.by_name(&vlan.parent));
         let is_behind = parent.is_some_and(|parent| parent.ip().is_some());
-        match self.bootif == Some(own) && !is_behind {
-            true => BOOT_METRIC,
-            false => OTHER_METRIC.saturating_add(link.index),
-        }
+        metric(self.bootif == Some(own) && !is_behind, link.index)
     }
 
     fn by_name(&self, name: &str) -> Option<&Known> {
