@@ -7,6 +7,7 @@ pub mod disks;
 pub mod kexec;
 pub mod loop_device;
 pub mod packet;
+pub mod pages;
 pub mod process;
 pub mod session;
 pub mod start;

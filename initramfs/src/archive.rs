@@ -111,6 +111,28 @@ pub fn join(archives: Vec<Vec<u8>>) -> Vec<u8> {
     row
 }
 
+/// How many bytes the archive at the start of these takes, with its trailer; none if there is no whole one.
+#[must_use]
+pub fn length(bytes: &[u8]) -> Option<usize> {
+    /// Bytes of an entry's head: the magic number and 13 fields of 8 digits.
+    const HEAD: usize = 110;
+    let mut at = 0_usize;
+    loop {
+        let head = bytes.get(at..at + HEAD)?;
+        let field = |index: usize| {
+            let digits = std::str::from_utf8(head.get(6 + 8 * index..14 + 8 * index)?).ok()?;
+            usize::from_str_radix(digits, 16).ok()
+        };
+        let (size, name) = (field(6)?, field(11)?);
+        let contents = (at + HEAD + name).next_multiple_of(4);
+        let is_trailer = bytes.get(at + HEAD..at + HEAD + name)? == b"TRAILER!!!\0";
+        at = (contents + size).next_multiple_of(4);
+        if is_trailer {
+            return Some(at.min(bytes.len()));
+        }
+    }
+}
+
 /// Reads uncompressed newc archives that follow each other, with zeros between them, to the end.
 ///
 /// # Errors
@@ -216,6 +238,17 @@ mod tests {
     }
 
     #[test]
+    fn the_length_of_an_archive_ends_with_its_trailer() {
+        let plain = write(&sample(), 7).unwrap();
+        assert_eq!(length(&plain), Some(plain.len()));
+        let behind = [plain.as_slice(), &[0, 0, 0, 0], &plain].concat();
+        assert_eq!(length(&behind).unwrap().next_multiple_of(4), plain.len().next_multiple_of(4));
+        for wrong in [&plain[..plain.len() - 20], b"070701", b""] {
+            assert_eq!(length(wrong), None);
+        }
+    }
+
+    #[test]
     fn a_cut_archive_is_an_error_wherever_it_is_cut() {
         let plain = write(&sample(), 0).unwrap();
         for cut in 0..plain.len() - 4 {
@@ -226,7 +259,7 @@ mod tests {
     proptest! {
         #[test]
         fn reading_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let _ = read(&bytes);
+            let _ = (read(&bytes), length(&bytes));
         }
 
         #[test]
@@ -234,7 +267,7 @@ mod tests {
             let mut bytes = write(&sample(), 0).unwrap();
             let at = at % bytes.len();
             bytes[at] = byte;
-            let _ = read(&bytes);
+            let _ = (read(&bytes), length(&bytes));
         }
     }
 }

@@ -10,12 +10,15 @@ use std::str::FromStr;
 use lzma_rust2::{CheckType, FilterType, XzOptions, XzReader, XzWriterMt};
 use zstd::zstd_safe::CParameter;
 
+use crate::archive;
 use crate::kernel::kconfig::{Symbol, Value};
 use crate::modules::wanted::Need;
 
-/// zstd's level where none is given. 19 is the last one whose window (8 MiB) every kernel takes without asking; beyond it an
-/// initramfs does not get smaller.
-const ZSTD_LEVEL: u8 = 19;
+/// zstd's level where none is given: level 19 takes two to three times as long for a hundredth of the size.
+const ZSTD_LEVEL: u8 = 18;
+/// The level that is for what is compressed once and kept: the last one whose window (8 MiB) every kernel takes without asking.
+/// Beyond it nothing of ours gets smaller.
+const ZSTD_SMALL: u8 = 19;
 /// Highest level of zstd. Its window stays below the 128 MiB that the kernel's decoder allows (lib/decompress_unzstd.c).
 const ZSTD_MAX: u8 = 22;
 /// xz's preset where none is given. 9 has a larger dictionary, which no block of ours would fill.
@@ -25,14 +28,16 @@ const XZ_MAX: u8 = 9;
 /// What one of xz's blocks holds, and its dictionary, in bytes. Blocks are compressed at the same time; with smaller ones the
 /// whole gets larger.
 const XZ_BLOCK: u32 = 4 << 20;
-/// What one of zstd's jobs holds at least, in bytes, for the same reasons.
+/// What one of zstd's jobs holds in bytes, at most up to level 18 and at least above it, for the same reasons.
 const JOB: usize = 3 << 20;
 /// Most jobs of one archive.
 const MAX_JOBS: usize = 16;
-/// How much of its window a job of zstd's sees of the one before: a quarter. It costs a two-thousandth of the size.
-const OVERLAP: u32 = 7;
-/// Threads that compress. The output is the same with any number.
-const WORKERS: u32 = 2;
+/// How much of its window a job of zstd's sees of the one before, as zstd counts it: a quarter above level 18, an eighth up to it.
+const OVERLAPS: (u32, u32) = (7, 6);
+/// Largest window up to level 18, as a power of two: 4 MiB. A job sees no further, and a larger one costs time.
+const FAST_WINDOW: u32 = 22;
+/// Most threads that compress. The output is the same with any number.
+const MAX_WORKERS: usize = 8;
 /// Memory that unpacking xz may take here, in KiB.
 const XZ_MEMORY_KIB: u32 = 1 << 17;
 
@@ -89,6 +94,8 @@ impl FromStr for Compression {
 impl Compression {
     /// xz at the preset that is used where none is given.
     pub const XZ: Self = Self::Xz(XZ_PRESET);
+    /// zstd for what is compressed once and kept.
+    pub const SMALL: Self = Self::Zstd(ZSTD_SMALL);
 
     /// Symbols that a kernel's configuration must have for it to unpack this.
     #[must_use]
@@ -107,7 +114,7 @@ impl Compression {
     /// The codec failed.
     pub fn compress(self, archive: Vec<u8>) -> io::Result<Vec<u8>> {
         match self {
-            Self::Zstd(level) => zstd_frame(&archive, level),
+            Self::Zstd(level) => zstd_frame(&archive, level, workers()),
             Self::Xz(preset) => xz_stream(&archive, preset),
             Self::None => Ok(archive),
         }
@@ -126,15 +133,32 @@ fn symbol(name: &str, reason: &str) -> Symbol {
     }
 }
 
-fn zstd_frame(archive: &[u8], level: u8) -> io::Result<Vec<u8>> {
+fn workers() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(processors.clamp(1, MAX_WORKERS)).unwrap_or(1)
+}
+
+/// How many jobs do the work: from the length alone, so that every machine makes the same of it.
+fn jobs(length: usize, level: u8) -> usize {
+    let jobs = if level <= ZSTD_LEVEL { length.div_ceil(JOB) } else { length / JOB };
+    jobs.clamp(1, MAX_JOBS)
+}
+
+fn zstd_frame(archive: &[u8], level: u8, workers: u32) -> io::Result<Vec<u8>> {
     let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), i32::from(level))?;
     encoder.include_checksum(true)?;
     encoder.set_pledged_src_size(u64::try_from(archive.len()).ok())?;
     if archive.len() > JOB {
-        encoder.multithread(WORKERS)?;
-        let job = archive.len().div_ceil((archive.len() / JOB).clamp(1, MAX_JOBS));
+        // One worker cuts the work as many do, none would not.
+        encoder.multithread(workers)?;
+        let job = archive.len().div_ceil(jobs(archive.len(), level));
         encoder.set_parameter(CParameter::JobSize(u32::try_from(job).unwrap_or(u32::MAX)))?;
-        encoder.set_parameter(CParameter::OverlapSizeLog(OVERLAP))?;
+        let fast = level <= ZSTD_LEVEL;
+        let overlap = if fast { OVERLAPS.1 } else { OVERLAPS.0 };
+        encoder.set_parameter(CParameter::OverlapSizeLog(overlap))?;
+    }
+    if (17..=ZSTD_LEVEL).contains(&level) {
+        encoder.set_parameter(CParameter::WindowLog(FAST_WINDOW))?;
     }
     encoder.write_all(archive)?;
     encoder.finish()
@@ -150,7 +174,7 @@ fn xz_stream(archive: &[u8], preset: u8) -> io::Result<Vec<u8>> {
     let lzma = &mut options.lzma_options;
     lzma.dict_size = lzma.dict_size.min(XZ_BLOCK).min(small.max(4096));
     options.set_block_size(NonZeroU64::new(u64::from(XZ_BLOCK)));
-    let mut writer = XzWriterMt::new(Vec::new(), options, WORKERS)?;
+    let mut writer = XzWriterMt::new(Vec::new(), options, workers())?;
     writer.write_all(archive)?;
     writer.finish()
 }
@@ -198,11 +222,11 @@ pub fn unpacks(kind: Kind) -> bool {
     matches!(kind, Kind::Cpio | Kind::Compressed("CONFIG_RD_ZSTD" | "CONFIG_RD_XZ"))
 }
 
-/// Unpacks what [`Compression::compress`] made, and other archives of those kinds, one after the other, as a kernel does:
-/// archives begin at multiples of 4 bytes, with zeros between them. At most `most` bytes come out.
+/// Unpacks what [`Compression::compress`] made, and other archives of those kinds, one after the other, as a kernel does: with
+/// zeros between them, and those that are not compressed at multiples of 4 bytes (init/initramfs.c). At most `most` bytes come out.
 ///
 /// # Errors
-/// The bytes are of no kind that is known here, damaged, or more comes out.
+/// The bytes are of no kind that is known here, damaged, one lies where no kernel looks for it, or more comes out.
 pub fn unpack(bytes: &[u8], most: usize) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     let mut rest = bytes;
@@ -210,10 +234,16 @@ pub fn unpack(bytes: &[u8], most: usize) -> io::Result<Vec<u8>> {
         rest = rest.get(zeros..).unwrap_or_default();
         let left = most.saturating_sub(out.len()) as u64;
         let before = out.len();
+        let at = bytes.len() - rest.len();
         rest = match Kind::of(rest) {
+            Some(Kind::Cpio) if !at.is_multiple_of(4) => {
+                let text = format!("the cpio at its byte {at} is at no multiple of 4");
+                return Err(io::Error::other(text));
+            }
             Some(Kind::Cpio) => {
-                out.extend_from_slice(rest);
-                &[]
+                let (one, behind) = rest.split_at(archive::length(rest).unwrap_or(rest.len()));
+                out.extend_from_slice(one);
+                behind
             }
             Some(Kind::Compressed("CONFIG_RD_ZSTD")) => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(rest)?.single_frame();
@@ -258,6 +288,7 @@ mod tests {
             assert_eq!(name.parse::<Compression>().unwrap().to_string(), name);
         }
         assert_eq!("zstd".parse(), Ok(Compression::default()));
+        assert_eq!(Compression::default().to_string(), "zstd:18");
         assert_eq!("xz".parse(), Ok(Compression::XZ));
         for wrong in ["", "zstd:0", "zstd:23", "xz:10", "none:1", "lz4", "zstd:", "xz:x"] {
             let error = wrong.parse::<Compression>().unwrap_err().to_string();
@@ -278,6 +309,37 @@ mod tests {
                 assert!(unpack(&packed, most).unwrap() == padded, "{how} {length}");
             }
         }
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_bytes() {
+        // Up to level 18 no job is larger than 3 MiB, above it none is smaller.
+        for (length, level, expected) in
+            [(JOB - 1, 18, 1), (JOB + 1, 18, 2), (2 * JOB, 18, 2), (2 * JOB - 1, 19, 1)]
+        {
+            assert_eq!(jobs(length, level), expected, "{length} {level}");
+        }
+        let plain = sample(1 << 18).repeat(26);
+        for level in [3, 18] {
+            let one = zstd_frame(&plain, level, 1).unwrap();
+            for workers in [2, 3, 5] {
+                assert!(zstd_frame(&plain, level, workers).unwrap() == one, "{level} {workers}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cpio_between_compressed_archives_comes_out_where_a_kernel_finds_it() {
+        let mut tree = crate::tree::Tree::new();
+        tree.file("a", 0o644, vec![1; 5]).unwrap();
+        let plain = archive::write(&tree, 0).unwrap();
+        let packed = Compression::Zstd(1).compress(plain.clone()).unwrap();
+        let row = archive::join(vec![plain.clone(), packed.clone(), plain.clone(), packed]);
+        let entries = archive::read_all(&unpack(&row, 1 << 20).unwrap()).unwrap();
+        assert_eq!(entries.iter().filter(|entry| entry.path == "a").count(), 4);
+        let odd = [b"\0\0".as_slice(), &plain].concat();
+        let error = unpack(&odd, 1 << 20).unwrap_err().to_string();
+        assert!(error.contains("byte 2 is at no multiple of 4"), "{error}");
     }
 
     #[test]

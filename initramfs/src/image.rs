@@ -5,15 +5,19 @@
 //! |---|---|
 //! | `content` | what every image holds. Pure |
 //! | `sources` | what is read, and refused |
+//! | `modules` | the chosen modules, compressed one by one |
 //! | `packing` | the tree as a compressed initramfs |
+//! | `cache` | what was compressed before |
 //! | `forms` | EFI program, CD, disk |
 //! | `bundle` | all of it in one file, with checksums and a bill of materials |
 //! | `output` | what is written, and what need not be made again |
 
 pub mod bundle;
+mod cache;
 mod content;
 pub mod forms;
 pub mod hardware;
+mod modules;
 mod output;
 mod packing;
 mod sources;
@@ -42,6 +46,7 @@ use crate::sbom::Crate;
 use crate::tree::{Tree, TreeError};
 use bundle::BundleError;
 use forms::{Form, FormError, FormOptions, Ingredients};
+use modules::{Ready, Stay};
 use output::{Made, Shop};
 use packing::Packed;
 
@@ -107,6 +112,8 @@ pub struct Report {
     pub agent_size: u64,
     /// Size of all modules, uncompressed, in bytes.
     pub modules_size: u64,
+    /// How many of them are compressed one by one.
+    pub modules_compressed: usize,
     /// Size of the initramfs before compression, in bytes, without archives that are appended.
     pub archive_size: u64,
     /// How it is compressed.
@@ -241,13 +248,18 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     sources::check_config(&kernel, &config.required)?;
     let lacks = sources::lacks(&kernel, &config.required);
     lacks.iter().for_each(|lack| notice(&format!("kernel {}: {lack}", kernel.release)));
-    let selection = hardware::choose(&kernel, config, notice)?;
+    let mut selection = hardware::choose(&kernel, config, notice)?;
     if !selection.absent.is_empty() {
         notice(&format!("this kernel has no {}: left out", selection.absent.join(", ")));
     }
-    let modules = sources::read_modules(&kernel.modules_dir, &selection)?;
-    let modules_size = modules.iter().map(|(_, bytes)| size(bytes)).sum();
     let compression = config.compression;
+    let stay = match compression {
+        // Whoever takes xz wants it small: one frame with all of them is the smallest.
+        Compression::Xz(_) => Stay::All,
+        _ => Stay::Below(config.lists.plain_below(&kernel.flavour)),
+    };
+    let Ready { files: modules, size: modules_size } =
+        modules::ready(&kernel.modules_dir, &mut selection, stay, &config.packed, notice)?;
     let appended = sources::read_archives(&config.archives)?;
     let mut decoders = compression.needs();
     decoders.extend(appended.iter().filter_map(|it| it.needs.clone()));
@@ -260,6 +272,7 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
     let mut tree = assemble(parts)?;
     manifest.firmware = hardware::add_firmware(&mut tree, &kernel, &selection, config, notice)?;
     let mut inputs = add_operators(&mut tree, config)?;
+    content::give_way(&mut tree, &mut selection, &kernel.release)?;
     inputs.extend(appended.iter().map(|it| input("archive", &it.bytes)));
     let appended = appended.into_iter().map(|it| it.bytes).collect();
     let packed = packing::pack(tree, appended, compression, config.mtime, &config.packed, notice)?;
@@ -282,6 +295,7 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, BuildError> 
         manifest,
         agent_size,
         modules_size,
+        modules_compressed: selection.compressed.len(),
         archive_size: packed.size,
         compression,
         absent: selection.absent,

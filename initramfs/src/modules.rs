@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 use crate::elf::{self, ElfError};
 use wanted::{Need, Pick, Wanted};
 
+/// What the name of a module ends with that lies in the image compressed.
+pub const COMPRESSED: &str = ".zst";
+
 /// What a module says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Module {
@@ -57,6 +60,10 @@ pub struct Selection {
     pub modules: BTreeMap<String, Module>,
     /// Names to load at start whatever the hardware is, in the order of the list.
     pub load: Vec<String>,
+    /// Names of those that are needed before there is an address, and of what those need: they lie in the image as they are.
+    pub plain: BTreeSet<String>,
+    /// Names of those that lie in the image compressed.
+    pub compressed: BTreeSet<String>,
     /// What was optional and is not there: name or pattern.
     pub absent: Vec<String>,
 }
@@ -82,6 +89,15 @@ pub enum ModulesError {
         /// What it depends on.
         depends: String,
     },
+}
+
+impl Selection {
+    /// Where a module of it lies in the image, below `lib/modules/VERSION`.
+    #[must_use]
+    pub fn place(&self, module: &Module) -> String {
+        let suffix = if self.compressed.contains(&module.name) { COMPRESSED } else { "" };
+        format!("{}{suffix}", module.path)
+    }
 }
 
 impl Module {
@@ -188,8 +204,12 @@ impl Catalogue {
     pub fn select(&self, list: &[Wanted]) -> Result<Selection, ModulesError> {
         let mut selection = Selection::default();
         let mut queue = Vec::new();
+        let mut plain = Vec::new();
         for wanted in list {
             let found = self.pick(&wanted.pick);
+            if wanted.plain {
+                plain.extend(&found);
+            }
             if wanted.load {
                 selection.load.extend(found.iter().map(|module| module.name.clone()));
             }
@@ -203,16 +223,24 @@ impl Catalogue {
             }
             queue.extend(found);
         }
+        let all = self.closure(queue)?;
+        selection.modules = all.into_iter().map(|it| (it.name.clone(), it.clone())).collect();
+        selection.plain = self.closure(plain)?.iter().map(|it| it.name.clone()).collect();
+        Ok(selection)
+    }
+
+    /// These modules with all they need.
+    fn closure<'a>(&'a self, mut queue: Vec<&'a Module>) -> Result<Vec<&'a Module>, ModulesError> {
+        let mut found = BTreeMap::new();
         while let Some(module) = queue.pop() {
-            if selection.modules.contains_key(&module.name) {
+            if found.insert(&module.name, module).is_some() {
                 continue;
             }
-            selection.modules.insert(module.name.clone(), module.clone());
             queue.extend(self.hard(module)?);
             let soft = module.soft().map(normal).chain(module.weakdeps.iter().cloned());
             queue.extend(soft.flat_map(|name| self.by_name_or_alias(&name)));
         }
-        Ok(selection)
+        Ok(found.into_values().collect())
     }
 
     fn pick(&self, pick: &Pick) -> Vec<&Module> {
@@ -344,6 +372,26 @@ mod tests {
         let error = select("name='hole';need='required'").unwrap_err();
         let (module, depends) = ("hole".to_owned(), "nowhere".to_owned());
         assert_eq!(error, ModulesError::Hole { module, depends });
+    }
+
+    #[test]
+    fn what_is_needed_before_there_is_an_address_stays_plain_with_what_it_needs() {
+        let cases = [
+            (
+                "name='a-b';need='required';plain=true name='weak';need='required'",
+                "a_b c_d crc_fast e",
+            ),
+            ("name='e';need='required' name='e';need='optional';plain=true", "e"),
+            ("name='built_in';need='required';plain=true name='a-b';need='required'", ""),
+        ];
+        for (text, expected) in cases {
+            let selection = select(text).unwrap();
+            assert_eq!(
+                selection.plain.into_iter().collect::<Vec<_>>().join(" "),
+                expected,
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -167,7 +167,7 @@ pub fn build(config: &Config, notice: Notice<'_>) -> Result<Report, SiteError> {
     let plain = archive::write(&tree, config.mtime)?;
     let plain_size = size(&plain);
     let is_plain = config.out.extension().is_some_and(|extension| extension == "cpio");
-    let how = if is_plain { Compression::None } else { Compression::default() };
+    let how = if is_plain { Compression::None } else { Compression::SMALL };
     let bytes = how.compress(plain).map_err(ArchiveError::Write)?;
     let secret = is_secret(&tree);
     replace(&config.out, &bytes, if secret { 0o600 } else { 0o644 })?;

@@ -115,6 +115,13 @@ impl Tree {
         self.put(path, mode, Kind::CharDevice { major, minor })
     }
 
+    /// Takes out what stands at this path, unless it is a directory.
+    pub fn remove_file(&mut self, path: &str) {
+        if self.nodes.get(path).is_some_and(|node| node.kind != Kind::Directory) {
+            self.nodes.remove(path);
+        }
+    }
+
     /// What stands at this path.
     #[must_use]
     pub fn get(&self, path: &str) -> Option<&Node> {
@@ -126,19 +133,21 @@ impl Tree {
         self.nodes.iter().map(|(path, node)| (path.as_str(), node))
     }
 
-    /// Takes out what lies below a directory, with that directory and its parents, which also stay: two trees that, unpacked
-    /// one after the other, are this one.
+    /// Takes out the paths that are asked for, with the directories they lie in, which also stay: two trees that, unpacked one
+    /// after the other, are this one.
     #[must_use]
-    pub fn split(mut self, below: &str) -> (Self, Self) {
-        let inside = format!("{below}/");
-        let mut taken = Self::new();
-        for (path, node) in &self.nodes {
-            if path.starts_with(&inside) || inside.starts_with(&format!("{path}/")) {
-                taken.nodes.insert(path.clone(), node.clone());
-            }
-        }
-        self.nodes.retain(|path, _| !path.starts_with(&inside));
-        (taken, self)
+    pub fn split(self, takes: impl Fn(&str) -> bool) -> (Self, Self) {
+        let (inside, stays): (BTreeMap<_, _>, _) =
+            self.nodes.into_iter().partition(|(path, _)| takes(path));
+        let (mut taken, rest) = (Self { nodes: inside }, Self { nodes: stays });
+        let parents: Vec<_> = taken
+            .nodes
+            .keys()
+            .flat_map(|path| path.match_indices('/').filter_map(|(end, _)| path.get(..end)))
+            .filter_map(|parent| Some((parent.to_owned(), rest.nodes.get(parent)?.clone())))
+            .collect();
+        taken.nodes.extend(parents);
+        (taken, rest)
     }
 
     /// Bytes of all its files together.
@@ -242,6 +251,23 @@ mod tests {
         let node = tree.get("etc/x").unwrap();
         assert_eq!((&node.kind, node.mode), (&Kind::File(vec![2]), 0o755));
         assert_eq!(tree.get("etc").unwrap().mode, 0o700);
+    }
+
+    #[test]
+    fn what_is_split_off_keeps_the_directories_it_lies_in() {
+        let mut tree = Tree::new();
+        tree.directory("a", 0o700).unwrap();
+        for path in ["a/b/x.z", "a/b/y", "c/z.z", "d"] {
+            tree.file(path, 0o644, vec![1]).unwrap();
+        }
+        let paths = |tree: &Tree| tree.iter().map(|(path, _)| path.to_owned()).collect::<Vec<_>>();
+        let (taken, rest) = tree.clone().split(|path| path.ends_with(".z"));
+        assert_eq!(paths(&taken), ["a", "a/b", "a/b/x.z", "c", "c/z.z"]);
+        assert_eq!(paths(&rest), ["a", "a/b", "a/b/y", "c", "d"]);
+        assert_eq!(taken.get("a").unwrap().mode, 0o700);
+        let (taken, rest) = tree.split(|path| path.starts_with("a/b/"));
+        assert_eq!(paths(&taken), ["a", "a/b", "a/b/x.z", "a/b/y"]);
+        assert_eq!(paths(&rest), ["a", "a/b", "c", "c/z.z", "d"]);
     }
 
     #[test]

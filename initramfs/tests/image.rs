@@ -89,8 +89,8 @@ impl Fixture {
     }
 
     fn entries(&self) -> BTreeMap<String, Entry> {
-        let plain = zstd::decode_all(self.out("initramfs.img").as_slice()).unwrap();
-        let entries = archive::read(&plain).unwrap();
+        let plain = compress::unpack(&self.out("initramfs.img"), 1 << 24).unwrap();
+        let entries = archive::read_all(&plain).unwrap();
         entries.into_iter().map(|entry| (entry.path.clone(), entry)).collect()
     }
 }
@@ -110,10 +110,11 @@ fn the_archive_holds_the_agent_the_modules_and_their_index() {
     assert_eq!((entries["dev/console"].mode, entries["dev/console"].device), (0o020_600, (5, 1)));
     assert_eq!((entries["dev/null"].mode, entries["dev/null"].device), (0o020_666, (1, 3)));
     assert_eq!(entries["tmp"].mode, 0o041_777);
-    let cipher = &entries[&format!("{base}/kernel/cipher.ko")].contents;
-    assert_eq!(*cipher, fake::module(&[("softdep", "pre: hash")]), "it is not compressed twice");
-    assert!(!entries.contains_key(&format!("{base}/kernel/other.ko")));
-    let dep = "kernel/cipher.ko:\nkernel/fs/overlay.ko: kernel/cipher.ko\n";
+    let cipher = &entries[&format!("{base}/kernel/cipher.ko.zst")].contents;
+    let cipher = zstd::decode_all(cipher.as_slice()).unwrap();
+    assert_eq!(cipher, fake::module(&[("softdep", "pre: hash")]), "it is not compressed twice");
+    assert!(!entries.keys().any(|path| path.contains("kernel/other.ko")));
+    let dep = "kernel/cipher.ko.zst:\nkernel/fs/overlay.ko.zst: kernel/cipher.ko.zst\n";
     assert_eq!(text(&entries, &format!("{base}/modules.dep")), dep);
     let alias = text(&entries, &format!("{base}/modules.alias"));
     assert!(alias.ends_with("\nalias fs-overlay overlay\n"));
@@ -130,14 +131,62 @@ fn the_archive_holds_the_agent_the_modules_and_their_index() {
 fn every_parent_comes_before_its_children_and_inode_numbers_are_unique() {
     let fixture = Fixture::new();
     fixture.build().unwrap();
-    let plain = zstd::decode_all(fixture.out("initramfs.img").as_slice()).unwrap();
+    let plain = compress::unpack(&fixture.out("initramfs.img"), 1 << 24).unwrap();
     let mut seen = vec![".".to_owned()];
-    for (index, entry) in archive::read(&plain).unwrap().into_iter().enumerate() {
+    let mut number = 0;
+    for entry in archive::read_all(&plain).unwrap() {
         let parent = entry.path.rsplit_once('/').map_or(".", |(parent, _)| parent);
         assert!(seen.contains(&parent.to_owned()), "{}", entry.path);
-        assert_eq!(usize::try_from(entry.ino).unwrap(), index + 1);
+        // Each archive counts for itself.
+        number = if entry.path == "." { 1 } else { number + 1 };
+        assert_eq!(entry.ino, number);
         seen.push(entry.path);
     }
+}
+
+#[test]
+fn a_module_that_an_overlay_brings_is_the_one_that_is_loaded() {
+    let mut fixture = Fixture::new();
+    let base = format!("lib/modules/{RELEASE}");
+    let dir = fixture.dir.path().join("overlay");
+    fs::create_dir_all(dir.join(&base).join("kernel/fs")).unwrap();
+    fs::write(dir.join(&base).join("kernel/fs/overlay.ko"), "patched").unwrap();
+    fixture.config.overlays = vec![dir.clone()];
+    fixture.build().unwrap();
+    let entries = fixture.entries();
+    let dep = format!("{base}/modules.dep");
+    let expected = "kernel/cipher.ko.zst:\nkernel/fs/overlay.ko: kernel/cipher.ko.zst\n";
+    assert_eq!(text(&entries, &dep), expected);
+    assert_eq!(text(&entries, &format!("{base}/kernel/fs/overlay.ko")), "patched");
+    assert!(!entries.contains_key(&format!("{base}/kernel/fs/overlay.ko.zst")));
+    fs::write(dir.join(&dep), "kernel/fs/overlay.ko:\n").unwrap();
+    fixture.build().unwrap();
+    assert_eq!(text(&fixture.entries(), &dep), "kernel/fs/overlay.ko:\n", "their own index stays");
+}
+
+#[test]
+fn cpio_and_zstd_find_the_archives_where_a_kernel_does() {
+    let mut fixture = Fixture::new();
+    let lists = LISTS
+        .replace("need = 'required', reason = 'DHCP'", "need = 'optional', reason = 'x'")
+        + "\n[flavour.custom]\nmodule = [{ name = 'cipher', need = 'required', plain = true, reason = 'early' }]";
+    fixture.config.lists = wanted::parse(&lists).unwrap();
+    let report = fixture.build().unwrap();
+    assert_eq!((report.manifest.modules.len(), report.modules_compressed), (2, 1));
+    let image = fixture.out("initramfs.img");
+    let first = archive::length(&image).unwrap().next_multiple_of(4);
+    let dir = fixture.dir.path();
+    fs::write(dir.join("first"), &image[..first]).unwrap();
+    fs::write(dir.join("second"), &image[first..]).unwrap();
+    let base = format!("lib/modules/{RELEASE}/kernel");
+    let listed = run(dir, "sh", &["-c", "cpio -it --quiet < first"]);
+    assert!(listed.ends_with(&format!("{base}/fs/overlay.ko.zst\n")), "{listed}");
+    let listed = run(dir, "sh", &["-c", "zstd -dc < second | cpio -it --quiet"]);
+    assert!(listed.contains(&format!("\n{base}/cipher.ko\n")), "{listed}");
+    assert!(listed.lines().any(|line| line == "init"), "{listed}");
+    // Smallest of all: xz, with nothing compressed in it.
+    fixture.config.compression = Compression::XZ;
+    assert_eq!(fixture.build().unwrap().modules_compressed, 0);
 }
 
 #[test]
@@ -290,7 +339,7 @@ fn every_form_is_the_same_wherever_and_whenever_it_is_made() {
     }
     let inputs = report.manifest.inputs.unwrap();
     assert_eq!(inputs.forms, ["uki", "iso", "usb", "bundle"]);
-    assert_eq!((inputs.compression.as_str(), inputs.mtime), ("zstd:19", 0));
+    assert_eq!((inputs.compression.as_str(), inputs.mtime), ("zstd:18", 0));
     assert!(first.build().unwrap().unchanged);
 }
 

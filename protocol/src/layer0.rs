@@ -101,7 +101,7 @@ pub struct Inputs {
     pub forms: Vec<String>,
     /// Kernel command line of the forms that carry one.
     pub command_line: String,
-    /// How the initramfs is compressed: `zstd:19`.
+    /// How the initramfs is compressed: `zstd:18`.
     pub compression: String,
     /// Lists of modules that were added.
     pub with: Vec<String>,

@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use super::index::{Index, MAX_INDEX, Plan, Step};
+use crate::sys::pages::Pages;
+
+/// Largest module that is unpacked, in bytes. The largest that netboots need have some 5 MB, the largest of all some 30.
+const MAX_MODULE: usize = 64 << 20;
 
 /// Why a module was not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -18,11 +22,21 @@ pub enum ModuleError {
         /// What was asked for.
         name: String,
     },
-    /// The file is compressed.
-    #[error("module {path}: compressed modules are unpacked at image build")]
+    /// The file is compressed by something else than zstd.
+    #[error(
+        "module {path}: only .ko and .ko.zst can be loaded, others are unpacked at image build"
+    )]
     Compressed {
         /// The file.
         path: PathBuf,
+    },
+    /// What is compressed cannot be unpacked.
+    #[error("module {path}: {source}")]
+    Unpack {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// The file cannot be opened.
     #[error("module {path}: cannot be opened")]
@@ -138,14 +152,23 @@ impl Loader {
 
     fn insert(&mut self, step: &Step) -> Result<(), ModuleError> {
         let path = self.dir.join(&step.path);
-        if !step.path.ends_with(".ko") {
+        let is_packed = step.path.ends_with(".ko.zst");
+        if !is_packed && !step.path.ends_with(".ko") {
             return Err(ModuleError::Compressed { path });
         }
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(source) => return Err(ModuleError::Open { path, source }),
         };
-        match rustix::system::finit_module(&file, c"", 0) {
+        let given = if is_packed {
+            match unpack(file, MAX_MODULE) {
+                Ok(module) => rustix::system::init_module(&module, c""),
+                Err(source) => return Err(ModuleError::Unpack { path, source }),
+            }
+        } else {
+            rustix::system::finit_module(&file, c"", 0)
+        };
+        match given {
             Ok(()) => {
                 log::debug!("module {} loaded", step.name);
                 self.loaded = self.loaded.saturating_add(1);
@@ -160,6 +183,21 @@ impl Loader {
             }),
         }
     }
+}
+
+/// Unpacks one zstd frame that says how many bytes it holds, at most as many as may come out.
+fn unpack(mut file: File, most: usize) -> io::Result<Pages> {
+    let wrong = |text| io::Error::new(io::ErrorKind::InvalidData, text);
+    let bounded = |size| usize::try_from(size).ok().filter(|size| *size <= most);
+    let too_large = || wrong("it unpacks to over 64 MiB");
+    let mut packed = Pages::new(bounded(file.metadata()?.len()).ok_or_else(too_large)?)?;
+    file.read_exact(&mut packed)?;
+    let size = zstd::zstd_safe::get_frame_content_size(&packed).ok().flatten();
+    let size = size.ok_or_else(|| wrong("it is no zstd frame that says its size"))?;
+    let mut module = Pages::new(bounded(size).ok_or_else(too_large)?)?;
+    let out: &mut [u8] = &mut module;
+    let unpacked = zstd::bulk::decompress_to_buffer(&packed, out)?;
+    if unpacked == module.len() { Ok(module) } else { Err(wrong("it is cut")) }
 }
 
 /// What an errno of `finit_module(2)` means for the module.
@@ -207,12 +245,55 @@ mod tests {
         let (dir, mut loader) = loader("a/one.ko.xz:\na/two.ko: a/three.ko\na/three.ko:\n");
         let text = loader.load("one").unwrap_err().to_string();
         assert!(text.contains("a/one.ko.xz") && text.contains("unpacked at image build"), "{text}");
+        let (dir_gz, mut gz) = self::loader("one.ko.gz:\n");
+        assert!(matches!(gz.load("one"), Err(ModuleError::Compressed { .. })));
+        drop(dir_gz);
         let text = loader.load("two").unwrap_err().to_string();
         assert!(text.contains("a/three.ko"), "{text}");
         let text = loader.load("four").unwrap_err().to_string();
         assert_eq!(text, "module four: this image has no such module");
         assert_eq!(loader.loaded(), 0);
         drop(dir);
+    }
+
+    #[test]
+    fn what_cannot_be_unpacked_is_named_with_the_reason() {
+        let (dir, mut loader) = loader("a.ko.zst:\nb.ko.zst:\nc.ko.zst:\nd.ko.zst:\ne.ko.zst:\n");
+        let frame = |plain: &[u8]| {
+            let mut encoder = zstd::bulk::Compressor::new(1).unwrap();
+            encoder.include_checksum(true).unwrap();
+            encoder.compress(plain).unwrap()
+        };
+        let good = frame(b"not a module, but whole");
+        let mut spoilt = good.clone();
+        *spoilt.last_mut().unwrap() ^= 1;
+        let mut sizeless = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        std::io::Write::flush(&mut sizeless).unwrap();
+        let sizeless = sizeless.finish().unwrap();
+        let large = frame(&vec![0; MAX_MODULE + 1]);
+        for (name, bytes, said) in [
+            ("a", &good[..], "a.ko.zst): "),
+            ("b", &good[..good.len() - 6], "b.ko.zst: "),
+            ("c", &spoilt, "c.ko.zst: "),
+            ("d", &sizeless, "d.ko.zst: it is no zstd frame that says its size"),
+            ("e", &large, "e.ko.zst: it unpacks to over 64 MiB"),
+        ] {
+            fs::write(dir.path().join(format!("{name}.ko.zst")), bytes).unwrap();
+            let error = loader.load(name).unwrap_err();
+            assert_eq!(matches!(error, ModuleError::Unpack { .. }), name != "a", "{error}");
+            assert!(error.to_string().contains(said), "{error}");
+        }
+        assert_eq!(loader.loaded(), 0);
+    }
+
+    #[test]
+    fn what_is_unpacked_is_what_was_packed() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let plain = b"module".repeat(1000);
+        fs::write(file.path(), zstd::bulk::compress(&plain, 19).unwrap()).unwrap();
+        let open = || File::open(file.path()).unwrap();
+        assert_eq!(*unpack(open(), plain.len()).unwrap(), *plain);
+        assert!(unpack(open(), plain.len() - 1).is_err());
     }
 
     #[test]

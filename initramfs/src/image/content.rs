@@ -2,8 +2,8 @@
 
 use protocol::layer0::Manifest;
 
-use crate::modules::{Selection, index};
-use crate::tree::{Tree, TreeError};
+use crate::modules::{Module, Selection, index};
+use crate::tree::{Kind, Tree, TreeError};
 
 /// Where modules lie: everything below changes with the kernel, not with the agent.
 pub(super) const MODULES: &str = "lib/modules";
@@ -35,7 +35,7 @@ pub struct Parts<'a> {
     pub agent: Vec<u8>,
     /// The chosen modules.
     pub selection: &'a Selection,
-    /// Their contents, uncompressed, by path below `lib/modules/VERSION`.
+    /// Their files, by path below `lib/modules/VERSION`, as the selection has them.
     pub modules: Vec<(String, Vec<u8>)>,
     /// The kernel's `modules.builtin`.
     pub builtin: Vec<u8>,
@@ -72,6 +72,29 @@ pub fn assemble(parts: Parts<'_>) -> Result<Tree, TreeError> {
     tree.file(MODULES_LOAD, 0o644, index::load(selection).into_bytes())?;
     tree.file(ABOUT, 0o644, about_text(about).into_bytes())?;
     Ok(tree)
+}
+
+/// Takes out the modules that an operator's tree has brought another file for, uncompressed, and names that one in the index, unless
+/// the operator has brought an index as well.
+pub(super) fn give_way(
+    tree: &mut Tree,
+    selection: &mut Selection,
+    release: &str,
+) -> Result<(), TreeError> {
+    let base = format!("{MODULES}/{release}");
+    let index_path = format!("{base}/modules.dep");
+    let ours = Kind::File(index::dep(selection).into_bytes());
+    let other = |module: &&Module| tree.get(&format!("{base}/{}", module.path)).is_some();
+    let packed = selection.modules.values().filter(|it| selection.compressed.contains(&it.name));
+    let replaced: Vec<_> = packed.filter(other).cloned().collect();
+    for module in &replaced {
+        tree.remove_file(&format!("{base}/{}", selection.place(module)));
+        selection.compressed.remove(&module.name);
+    }
+    if !replaced.is_empty() && tree.get(&index_path).is_some_and(|node| node.kind == ours) {
+        tree.file(&index_path, 0o644, index::dep(selection).into_bytes())?;
+    }
+    Ok(())
 }
 
 fn about_text(about: &Manifest) -> String {

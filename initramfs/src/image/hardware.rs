@@ -59,7 +59,7 @@ pub(super) fn choose(
     };
     if hardware.all_modules {
         let (pick, reason) = (Pick::Path("**".to_owned()), "all were asked for".to_owned());
-        list.push(Wanted { pick, need: Need::Optional, load: false, reason });
+        list.push(Wanted { pick, need: Need::Optional, load: false, plain: false, reason });
     }
     if let Some(nodes) = &hardware.nodes {
         let choice = facts::choose(&kernel.catalogue, nodes);

@@ -1,9 +1,7 @@
-//! What a build reads, and refuses: the agent, the kernel's configuration, its modules, and archives that are appended.
+//! What a build reads, and refuses: the agent, the kernel's configuration, and archives that are appended.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use super::BuildError;
 use crate::archive;
@@ -11,8 +9,6 @@ use crate::compress::{self, Kind};
 use crate::elf;
 use crate::kernel::Kernel;
 use crate::kernel::kconfig::{self, Symbol};
-use crate::modules::Selection;
-use crate::modules::files::{self, FilesError};
 
 /// Most bytes that may come out of an archive that is appended.
 const MAX_UNPACKED: usize = 2 << 30;
@@ -48,34 +44,6 @@ pub(super) fn lacks(kernel: &Kernel, required: &[Symbol]) -> Vec<String> {
     let config = kernel.config.as_deref().unwrap_or_default();
     let lacks = if config.is_empty() { Vec::new() } else { kconfig::lacks(config, required) };
     lacks.iter().map(ToString::to_string).collect()
-}
-
-/// Reads the chosen modules, on as many threads as there are processors, in order of their names.
-pub(super) fn read_modules(
-    dir: &Path,
-    selection: &Selection,
-) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
-    let chosen: Vec<_> = selection.modules.values().collect();
-    let workers = thread::available_parallelism().map_or(1, usize::from);
-    let read = |modules: &[&crate::modules::Module]| {
-        let one = |module: &&crate::modules::Module| {
-            Ok((module.path.clone(), files::read(&dir.join(&module.file))?))
-        };
-        modules.iter().map(one).collect::<Result<Vec<_>, FilesError>>()
-    };
-    thread::scope(|scope| {
-        let chunks = chosen.chunks(chosen.len().div_ceil(workers).max(1));
-        let work: Vec<_> = chunks.map(|chunk| scope.spawn(move || read(chunk))).collect();
-        let mut modules = Vec::with_capacity(chosen.len());
-        for worker in work {
-            let died = || BuildError::Io {
-                path: dir.to_owned(),
-                source: io::Error::other("a reader of its modules died"),
-            };
-            modules.extend(worker.join().map_err(|_| died())??);
-        }
-        Ok(modules)
-    })
 }
 
 /// An archive that is appended, and the symbols that unpack it.

@@ -97,7 +97,7 @@ pub fn choose(catalogue: &Catalogue, nodes: &[NodeFacts]) -> Choice {
     }
     let wanted = |(name, reason)| {
         let pick = Pick::Name(name);
-        Wanted { pick, need: Need::Required, load: false, reason }
+        Wanted { pick, need: Need::Required, load: false, plain: false, reason }
     };
     choice.wanted = picked.into_iter().map(wanted).collect();
     choice

@@ -12,13 +12,13 @@ pub fn dep(selection: &Selection) -> String {
     modules.sort_by(|a, b| a.path.cmp(&b.path));
     let mut text = String::new();
     for module in modules {
-        text.push_str(&module.path);
+        text.push_str(&selection.place(module));
         text.push(':');
         let mut order = Vec::new();
         visit(module, &selection.modules, &mut BTreeSet::new(), &mut order);
-        for path in order.iter().rev().skip(1) {
+        for needed in order.iter().rev().skip(1) {
             text.push(' ');
-            text.push_str(path);
+            text.push_str(&selection.place(needed));
         }
         text.push('\n');
     }
@@ -30,7 +30,7 @@ fn visit<'a>(
     module: &'a Module,
     all: &'a BTreeMap<String, Module>,
     seen: &mut BTreeSet<&'a str>,
-    order: &mut Vec<&'a str>,
+    order: &mut Vec<&'a Module>,
 ) {
     if !seen.insert(&module.name) {
         return;
@@ -38,7 +38,7 @@ fn visit<'a>(
     for needed in module.depends.iter().filter_map(|name| all.get(name)) {
         visit(needed, all, seen, order);
     }
-    order.push(&module.path);
+    order.push(module);
 }
 
 /// The text of `modules.alias`, by module name.
@@ -97,7 +97,7 @@ mod tests {
             module("base", &["built_in"]),
         ];
         let modules = modules.into_iter().map(|module| (module.name.clone(), module)).collect();
-        Selection { modules, load: vec!["base".to_owned()], absent: Vec::new() }
+        Selection { modules, load: vec!["base".to_owned()], ..Selection::default() }
     }
 
     #[test]
@@ -116,6 +116,15 @@ mod tests {
                 assert!(loaded.insert(name), "{line}");
             }
         }
+    }
+
+    #[test]
+    fn a_module_is_named_as_it_lies_in_the_image() {
+        let mut selection = selection();
+        selection.compressed = ["left".to_owned(), "base".to_owned()].into();
+        let text = dep(&selection);
+        let top = "kernel/top.ko: kernel/right.ko kernel/left.ko.zst kernel/base.ko.zst\n";
+        assert!(text.starts_with("kernel/base.ko.zst:\n") && text.ends_with(top), "{text}");
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct Wanted {
     pub need: Need,
     /// Whether the agent loads it at start whatever the hardware is.
     pub load: bool,
+    /// Whether it is needed before there is an address: it lies in the image as it is, with what it needs.
+    pub plain: bool,
     /// Why it is wanted.
     pub reason: String,
 }
@@ -71,6 +73,9 @@ struct RawExtra {
 struct RawFlavour {
     #[serde(default)]
     packages: Vec<String>,
+    /// Modules below this size, in bytes, are not compressed one by one.
+    #[serde(default)]
+    plain_below: u64,
     #[serde(default)]
     module: Vec<Raw>,
 }
@@ -83,6 +88,8 @@ struct Raw {
     need: Need,
     #[serde(default)]
     load: bool,
+    #[serde(default)]
+    plain: bool,
     reason: String,
 }
 
@@ -140,6 +147,12 @@ impl Lists {
         Ok(self)
     }
 
+    /// Size in bytes below which this flavour's modules are not compressed one by one: many small files take less room in one frame.
+    #[must_use]
+    pub fn plain_below(&self, flavour: &str) -> u64 {
+        self.flavour.get(flavour).map_or(0, |own| own.plain_below)
+    }
+
     /// The packages that may bring this flavour's kernel, the best first.
     #[must_use]
     pub fn packages(&self, flavour: &str) -> Vec<String> {
@@ -159,7 +172,8 @@ fn entry(raw: &Raw) -> Result<Wanted, WantedError> {
     if raw.reason.trim().is_empty() {
         return Err(WantedError::Entry(pick.to_string()));
     }
-    Ok(Wanted { pick, need: raw.need, load: raw.load, reason: raw.reason.clone() })
+    let Raw { need, load, plain, ref reason, .. } = *raw;
+    Ok(Wanted { pick, need, load, plain, reason: reason.clone() })
 }
 
 #[cfg(test)]
@@ -172,12 +186,15 @@ mod tests {
             module = [{ name = "over-lay", need = "required", load = true, reason = "roots" }]
             [flavour.cloud]
             packages = ["a", "b"]
-            module = [{ path = "kernel/x/**", need = "optional", reason = "disks" }]
+            plain_below = 4096
+            module = [{ path = "kernel/x/**", need = "optional", plain = true, reason = "disks" }]
         "#;
         let lists = parse(text).unwrap();
         let cloud = lists.list("cloud").unwrap();
         assert_eq!(cloud[0].pick, Pick::Name("over_lay".to_owned()));
-        assert!(cloud[0].load && cloud[0].need == Need::Required);
+        assert!(cloud[0].load && cloud[0].need == Need::Required && !cloud[0].plain);
+        assert!(cloud[1].plain);
+        assert_eq!((lists.plain_below("cloud"), lists.plain_below("custom")), (4096, 0));
         assert_eq!(cloud[1].pick, Pick::Path("kernel/x/**".to_owned()));
         assert_eq!(lists.list("custom").unwrap().len(), 1);
         assert_eq!(lists.packages("cloud"), ["a", "b"]);

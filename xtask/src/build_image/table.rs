@@ -15,8 +15,10 @@ pub(super) fn render(report: &Report, out: &Path) -> String {
         text.push_str(&format!("{name:<18} {size:>11}  {note}\n"));
     };
     row("agent", report.agent_size, &format!("{}, static", manifest.agent));
-    row("modules", report.modules_size, &format!("{} of them", manifest.modules.len()));
-    row("archive", report.archive_size, "initramfs before compression");
+    let modules = (manifest.modules.len(), report.modules_compressed);
+    let modules = format!("{} of them, {} compressed one by one", modules.0, modules.1);
+    row("modules", report.modules_size, &modules);
+    row("archive", report.archive_size, "what the initramfs unpacks to");
     for artifact in &manifest.artifacts {
         let note = match artifact.name.as_str() {
             KERNEL => format!("{} ({})", manifest.kernel, manifest.flavour),
