@@ -6,7 +6,7 @@ use std::error::Error;
 use std::fs;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use guest::dhcp::{self, Lease};
@@ -60,13 +60,13 @@ fn run() -> Result<Ipv4Addr, Box<dyn Error>> {
     Ok(Ipv4Addr::from(lease.address))
 }
 
-/// The first interface that is not the loopback.
+/// The first interface that is hardware: a kernel with bonding built in has `bond0`.
 fn interface() -> Result<String, Box<dyn Error>> {
     let looks = PATIENCE.as_millis() / LOOK.as_millis();
     for _ in 0..looks {
         for entry in fs::read_dir(INTERFACES)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
-            if name != "lo" {
+            if Path::new(INTERFACES).join(&name).join("device").exists() {
                 return Ok(name);
             }
         }

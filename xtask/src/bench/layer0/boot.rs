@@ -19,7 +19,7 @@ use crate::bench::measure;
 /// Memory of a machine: dracut's initramfs wants it.
 const MEMORY_MB: u32 = 1024;
 /// How long a boot may take. The slowest takes half a minute on a quiet machine.
-const WITHIN: Duration = Duration::from_secs(300);
+const WITHIN: Duration = Duration::from_secs(120);
 /// Between two looks at the console: the precision of every time.
 const LOOK: Duration = Duration::from_millis(2);
 /// What the probe's lines begin with.
