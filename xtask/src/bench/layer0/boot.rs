@@ -86,7 +86,7 @@ pub(super) fn once(contestant: Contestant, image: &Image) -> Result<Seen> {
     let _dhcp = start_dhcp(&lab)?;
     let arguments = format!("{COMMAND_LINE} {}", contestant.arguments());
     let machine = start(&lab, image, &arguments)?;
-    let mut moments = Moments::default();
+    let mut moments = Moments { has_agent: contestant.has_agent(), ..Moments::default() };
     let mut watch = Watch::new(&machine);
     watch.until(&machine, "an address", WITHIN, |line, moment| moments.hear(line, moment))?;
     let (Some(init), Some((address, used_kib))) = (moments.init, moments.address) else {
@@ -131,6 +131,8 @@ fn start_dhcp(lab: &Lab) -> Result<Process> {
 /// What has been heard of a boot.
 #[derive(Debug, Default)]
 struct Moments {
+    /// An agent follows, before the address or after it.
+    has_agent: bool,
     init: Option<Moment>,
     agent: Option<Moment>,
     address: Option<(Moment, f64)>,
@@ -142,7 +144,7 @@ impl Moments {
         if line.contains("agent ") && line.trim_end().ends_with(" starts") {
             self.agent.get_or_insert(moment);
         }
-        let Some((_, said)) = line.split_once(PROBE) else { return false };
+        let said = line.split_once(PROBE).map_or("", |(_, said)| said);
         let words: Vec<&str> = said.split_whitespace().collect();
         match words[..] {
             ["init"] => self.init = Some(moment),
@@ -151,7 +153,7 @@ impl Moments {
             }
             _ => {}
         }
-        self.address.is_some()
+        self.address.is_some() && (self.agent.is_some() || !self.has_agent)
     }
 }
 
@@ -230,6 +232,9 @@ mod tests_of_lines {
         assert!(!moments.hear("layercake-probe: init", at(2)));
         assert!(!moments.hear("[    1.5] layercake: agent: agent 0.1.0 starts", at(3)));
         assert!(moments.hear("layercake-probe: address 10.9.0.101 used 2048 kB", at(4)));
+        let mut early = Moments { has_agent: true, ..Moments::default() };
+        assert!(!early.hear("layercake-probe: address 10.9.0.101 used 2048 kB", at(3)));
+        assert!(early.hear("[    1.5] layercake: agent: agent 0.1.0 starts", at(4)));
         assert_eq!(moments.init.expect("init").at.as_millis(), 2);
         assert_eq!(moments.agent.expect("agent").at.as_millis(), 3);
         assert!(moments.address.expect("address").1 > 2047.0);

@@ -66,6 +66,11 @@ impl Contestant {
         matches!(self, Self::InitramfsTools | Self::Dracut)
     }
 
+    /// Whether it is Layer0.
+    pub(super) fn has_agent(self) -> bool {
+        matches!(self, Self::Ours | Self::OwnKernel)
+    }
+
     /// What it must be told on the kernel command line so that it asks for an address.
     pub(super) fn arguments(self) -> &'static str {
         match self {
