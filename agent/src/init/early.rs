@@ -80,6 +80,9 @@ pub const MOUNTS: [EarlyMount; 11] = [
     mount("/sys/fs/pstore", "pstore", NO_ALL, None, false),
 ];
 
+/// Nice value of PID 1 while it prepares the machine.
+const WHILE_PREPARING: i32 = 10;
+
 /// How many of them the network's first address needs.
 const FIRST: usize = 5;
 
@@ -92,6 +95,8 @@ pub fn begin() -> Vec<(bool, String)> {
     let mut problems = mount_all(first);
     let console = attach_console().map_err(|error| format!("/dev/console: {error}"));
     let address = network::early::start();
+    // Its child goes first: everything wants the network.
+    set_nice(WHILE_PREPARING);
     problems.extend(mount_all(rest));
     let failed = [root, console, address].into_iter().filter_map(Result::err);
     problems.extend(failed.map(|text| (true, text)));
@@ -233,6 +238,17 @@ pub fn tune_kernel() {
     // The initramfs builder may have been careful; a user namespace needs to walk through `/`.
     if let Err(error) = fs::set_permissions(Path::new("/"), fs::Permissions::from_mode(0o755)) {
         log::debug!("mode of /: {error}");
+    }
+}
+
+/// PID 1 is about to start the agent, which is to have the priority of any program.
+pub fn end() {
+    set_nice(0);
+}
+
+fn set_nice(nice: i32) {
+    if let Err(error) = rustix::process::setpriority_process(None, nice) {
+        log::debug!("nice {nice}: {error}");
     }
 }
 

@@ -37,9 +37,6 @@ const INTERFACES: &str = "/sys/class/net";
 const LOCK: &str = "first-address";
 /// Between two looks for a card and its carrier.
 const LOOK: Duration = Duration::from_millis(3);
-/// The child goes before everything else that runs: all of that wants the network.
-const NICE: i32 = -20;
-
 /// Starts the child. Everything that it needs is mounted.
 ///
 /// # Errors
@@ -73,7 +70,6 @@ pub(super) fn is_at_work(state: &Path) -> bool {
 }
 
 fn run(deadline: Instant, state: &Path) -> Result<(), String> {
-    nice(NICE).map_err(|error| format!("priority: {error}"))?;
     let line = fs::read_to_string("/proc/cmdline").map_err(|error| error.to_string())?;
     let args = BootArgs::parse(&line);
     if ConfigDir::default().network().exists() || !is_common(&args.network) {
@@ -87,10 +83,6 @@ fn run(deadline: Instant, state: &Path) -> Result<(), String> {
     files::set_ipv6(&card.name, &ip);
     let metric = metric(args.bootif == Some(card.mac), card.number);
     obtain(&card, metric, &news, &Leases::new(state), deadline)
-}
-
-fn nice(nice: i32) -> io::Result<()> {
-    Ok(rustix::process::setpriority_process(None, nice)?)
 }
 
 /// An address for this interface; the lease is kept for the agent.
@@ -117,8 +109,6 @@ fn set(kernel: &mut Kernel, index: u32, grant: &Grant, metric: u32) -> io::Resul
     if let Some(mtu) = grant.mtu {
         kernel.ask(links::mtu_message(index, mtu.into()), 0)?;
     }
-    // Whoever has waited for it is as important as what follows.
-    nice(0)?;
     let (address, flags) = links::address_message(index, grant);
     kernel.ask(address, flags)?;
     match links::granted_route_message(index, grant, metric) {
