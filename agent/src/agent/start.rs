@@ -204,7 +204,7 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     let mut notes = notes_file.load(&identity.boot_id);
     notes.starts = notes.starts.saturating_add(1);
     notes_file.save(&notes);
-    let transport = Transport::new(&options.config.ca()).map_err(|error| chain(&error))?;
+    let transport = transport(options)?;
     let registries = Registries::new(transport.clone());
     if let Err(problem) = registries.read_file(&options.config.registries()) {
         log::error!("{problem}; registries are spoken to without it");
@@ -273,6 +273,20 @@ fn build(options: &AgentOptions, args: &BootArgs, events: Sender) -> Result<Agen
     }
     agent.mark(protocol::node::Phase::Init);
     Ok(agent)
+}
+
+/// What speaks to servers. A node goes on without a site's certificates that cannot be read: by plain HTTP it can still be told
+/// better, and whoever looks is told what is wrong.
+fn transport(options: &AgentOptions) -> Result<Transport, String> {
+    let made = Transport::new(&options.config.ca());
+    let made = match made {
+        Err(error) if !options.standalone => {
+            log::error!("{}: no certificate is trusted", chain(&error));
+            Transport::new(Path::new(""))
+        }
+        made => made,
+    };
+    made.map_err(|error| chain(&error))
 }
 
 /// The cache of blobs: the directory of the options, else in Layer0 the disk with the command line's label.
@@ -367,6 +381,22 @@ mod tests {
         let desired = desired_of_reference(&node, reference);
         let set = desired.imagesets.first().expect("one set");
         assert_eq!((set.name.as_str(), set.version.as_str()), ("hello", "2"));
+    }
+
+    #[test]
+    fn a_certificate_that_is_none_leaves_a_node_without_it_and_ends_a_program() {
+        let dir = tempfile::tempdir().expect("directory");
+        let options = |standalone| AgentOptions {
+            standalone,
+            config: crate::paths::ConfigDir::new(dir.path()),
+            ..AgentOptions::default()
+        };
+        assert!(transport(&options(true)).is_ok(), "there is none");
+        fs::create_dir(dir.path().join("ca")).expect("directory");
+        fs::write(dir.path().join("ca/site.pem"), "no certificate").expect("file");
+        assert!(transport(&options(false)).is_ok());
+        let error = transport(&options(true)).expect_err("no certificate");
+        assert!(error.contains("site.pem"), "{error}");
     }
 
     #[test]
