@@ -69,9 +69,9 @@ const STORE: &CStr = c"mode=0755,size=80%,nr_inodes=0,huge=within_size";
 pub const MOUNTS: [EarlyMount; 11] = [
     mount("/proc", "proc", NO_ALL, None, true),
     mount("/sys", "sysfs", NO_ALL, None, true),
-    mount("/dev", "devtmpfs", MountFlags::NOSUID, Some(c"mode=0755"), true),
     mount("/run", "tmpfs", NO_SUID_DEV, Some(c"mode=0755,size=20%"), true),
     mount("/run/layercake", "tmpfs", PLAIN, Some(STORE), true),
+    mount("/dev", "devtmpfs", MountFlags::NOSUID, Some(c"mode=0755"), true),
     mount("/dev/pts", "devpts", NO_SUID_EXEC, Some(c"mode=0620,gid=5,ptmxmode=0666"), false),
     mount("/dev/shm", "tmpfs", NO_SUID_DEV, Some(c"mode=1777"), false),
     mount("/tmp", "tmpfs", NO_SUID_DEV, Some(c"mode=1777,size=20%"), false),
@@ -84,7 +84,7 @@ pub const MOUNTS: [EarlyMount; 11] = [
 const WHILE_PREPARING: i32 = 10;
 
 /// How many of them the network's first address needs.
-const FIRST: usize = 5;
+const FIRST: usize = 4;
 
 /// What comes before the first word can be said: a root that can be pivoted, the mounts, the console. As soon as what it needs
 /// is there, the network's first address is asked for. Returns a sentence for each thing that failed, and whether it is grave.
@@ -93,11 +93,11 @@ pub fn begin() -> Vec<(bool, String)> {
     let root = make_root_pivotable().map_err(|e| format!("pivot mode will not work: {e}"));
     let (first, rest) = MOUNTS.split_at(FIRST);
     let mut problems = mount_all(first);
-    let console = attach_console().map_err(|error| format!("/dev/console: {error}"));
     let address = network::early::start();
     // Its child goes first: everything wants the network.
     set_nice(WHILE_PREPARING);
     problems.extend(mount_all(rest));
+    let console = attach_console().map_err(|error| format!("/dev/console: {error}"));
     let failed = [root, console, address].into_iter().filter_map(Result::err);
     problems.extend(failed.map(|text| (true, text)));
     problems

@@ -35,8 +35,8 @@ pub(super) const WITHIN: Duration = Duration::from_secs(4);
 const INTERFACES: &str = "/sys/class/net";
 /// In the run directory's state: locked while the child lives.
 const LOCK: &str = "first-address";
-/// Between two looks for a card and its carrier.
-const LOOK: Duration = Duration::from_millis(3);
+/// Between the first two looks for a card or its carrier, and between the last: each waits twice as long as the one before.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 /// Starts the child. Everything that it needs is mounted.
 ///
 /// # Errors
@@ -182,6 +182,7 @@ fn await_news<T>(
     deadline: Instant,
     mut look: impl FnMut() -> Result<T, &'static str>,
 ) -> Result<T, String> {
+    let mut pause = LOOKS.0;
     loop {
         let missing = match look() {
             Ok(found) => return Ok(found),
@@ -191,9 +192,10 @@ fn await_news<T>(
         if now >= deadline {
             return Err(format!("{missing} within {WITHIN:?}"));
         }
-        if wait(news, deadline.min(now + LOOK)) {
+        if wait(news, deadline.min(now + pause)) {
             news.drain();
         }
+        pause = (pause * 2).min(LOOKS.1);
     }
 }
 
@@ -301,9 +303,9 @@ mod tests {
     fn the_child_is_at_work_as_long_as_it_holds_its_lock() {
         let dir = tempfile::tempdir().expect("directory");
         assert!(!is_at_work(dir.path()), "there was none");
-        let lock = fs::File::create(dir.path().join(LOCK)).expect("lock");
+        fs::File::create(dir.path().join(LOCK)).expect("file");
         assert!(!is_at_work(dir.path()));
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("flock");
+        let lock = testing::lock(dir.path());
         assert!(is_at_work(dir.path()));
         drop(lock);
         assert!(!is_at_work(dir.path()));
@@ -313,6 +315,13 @@ mod tests {
 #[cfg(test)]
 pub(super) mod testing {
     use super::*;
+
+    /// The child's lock.
+    pub(in crate::network) fn lock(state: &Path) -> fs::File {
+        let lock = fs::File::create(state.join(LOCK)).expect("lock");
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).expect("flock");
+        lock
+    }
 
     /// What the child does with an interface that has been found.
     pub(in crate::network) fn first_address(

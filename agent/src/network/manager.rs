@@ -136,6 +136,10 @@ impl Manager {
     /// Makes bonds and takes on the interfaces that exist, once nobody else is at work on them.
     async fn take_over(&mut self) {
         let begin = Instant::now();
+        if early::is_at_work(&self.settings.state) {
+            "the first address is being asked for".clone_into(&mut self.said);
+            (self.sink)(NetworkEvent::Waiting(self.said.clone()));
+        }
         while early::is_at_work(&self.settings.state) && begin.elapsed() < early::WITHIN * 2 {
             tokio::time::sleep(LOOK).await;
         }

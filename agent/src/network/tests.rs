@@ -206,6 +206,19 @@ fn the_first_address_is_there_before_the_agent_which_goes_on_with_its_lease() {
 }
 
 #[test]
+fn an_agent_waits_for_who_asks_for_the_first_address_and_says_so() {
+    let cable = Cable::new();
+    cable.far("link set srv up");
+    let _server = cable.dnsmasq(100);
+    let lock = early::testing::lock(cable.dir.path());
+    let events = cable.start(ARGS);
+    waiting(&events, "the first address is being asked for");
+    assert!(!run("ip", "link show dev cli").contains(",UP"), "it is not touched meanwhile");
+    drop(lock);
+    assert!(configured(&events).starts_with("10.9.0.10"));
+}
+
+#[test]
 fn a_lease_of_seconds_is_renewed_again_and_again_and_ends_when_its_server_is_gone() {
     let cable = Cable::new();
     cable.far("link set srv up");
