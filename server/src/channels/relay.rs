@@ -156,14 +156,14 @@ async fn pass(operator: &mut Socket, node: &mut Socket, early: Vec<Bytes>) -> En
     let (mut to_operator, mut from_operator) = operator.split();
     let (mut to_node, mut from_node) = node.split();
     let down = async {
-        for frame in early {
-            if let Err(error) = to_node.send(Message::Binary(frame)).await {
-                return Ending::NodeLeft(error.to_string());
-            }
-        }
+        let mut early = early.into_iter();
         let mut ping = tokio::time::interval(PING_EVERY);
         loop {
+            let next = early.next().map(Message::Binary);
             let message = tokio::select! {
+                biased;
+                Some(message) = std::future::ready(next) => message,
+                _ = ping.tick() => Message::Ping(Bytes::new()),
                 message = from_operator.next() => match binary(message) {
                     Ok(Some(frame)) => match Frame::parse(&frame) {
                         Ok(_) => Message::Binary(frame),
@@ -172,7 +172,6 @@ async fn pass(operator: &mut Socket, node: &mut Socket, early: Vec<Bytes>) -> En
                     Ok(None) => continue,
                     Err(_) => return Ending::OperatorLeft,
                 },
-                _ = ping.tick() => Message::Ping(Bytes::new()),
             };
             if let Err(error) = to_node.send(message).await {
                 // What it said last may still be unread.

@@ -137,6 +137,8 @@ impl End {
         let bearer = format!("Bearer {}", request.token.as_str()).parse().expect("header");
         upgrade.headers_mut().insert("authorization", bearer);
         let stream = TcpStream::connect(address).expect("connect");
+        // As the agent does: what it has said is on its way when it goes.
+        stream.set_nodelay(true).expect("no delay");
         let (socket, _) = client(upgrade, stream).expect("upgrade");
         socket.get_ref().set_read_timeout(Some(Duration::from_millis(50))).expect("time-out");
         Self { request, socket, window: Window::default(), taken: Taken::default() }
