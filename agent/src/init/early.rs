@@ -81,7 +81,7 @@ pub const MOUNTS: [EarlyMount; 11] = [
 ];
 
 /// Nice value of PID 1 while it prepares the machine.
-const WHILE_PREPARING: i32 = 10;
+const WHILE_PREPARING: i32 = 19;
 
 /// How many of them the network's first address needs.
 const FIRST: usize = 4;
@@ -96,6 +96,7 @@ pub fn begin() -> Vec<(bool, String)> {
     let address = network::early::start();
     // Its child goes first: everything wants the network.
     set_nice(WHILE_PREPARING);
+    std::thread::yield_now();
     problems.extend(mount_all(rest));
     let console = attach_console().map_err(|error| format!("/dev/console: {error}"));
     let failed = [root, console, address].into_iter().filter_map(Result::err);

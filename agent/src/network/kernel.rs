@@ -13,6 +13,8 @@ use nix::sys::socket::{
 };
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 
+use super::links;
+
 /// The multicast group of links (`RTMGRP_LINK`, rtnetlink(7)).
 const LINKS: u32 = 1;
 /// Longest answer that is read, in bytes: an error repeats the request.
@@ -57,8 +59,9 @@ impl Kernel {
 }
 
 impl Kernel {
-    /// Whether an interface that is up has its carrier now. Sysfs says so as well, but turns in circles in the kernel while
-    /// somebody else has the network's lock (`carrier_show`).
+    /// Whether an interface that is up has its carrier now and packets can be sent: what is sent while the kernel has not yet
+    /// acted upon the carrier is lost (`net/core/link_watch.c`). Sysfs speaks of the carrier as well, but turns in circles in the
+    /// kernel while somebody else has the network's lock (`carrier_show`).
     ///
     /// # Errors
     /// The kernel's.
@@ -73,7 +76,10 @@ impl Kernel {
         let answer = buffer.get(..length).unwrap_or_default();
         let is_link = answer.get(4..6) == Some(&libc::RTM_NEWLINK.to_ne_bytes());
         match answer.get(FLAGS).and_then(|flags| flags.try_into().ok()).filter(|_| is_link) {
-            Some(flags) => Ok(u32::from_ne_bytes(flags) & LinkFlags::LowerUp.bits() != 0),
+            Some(flags) => {
+                let flags = LinkFlags::from_bits_retain(u32::from_ne_bytes(flags));
+                Ok(flags.contains(links::CARRIER))
+            }
             None => Err(io::ErrorKind::InvalidData.into()),
         }
     }

@@ -26,6 +26,10 @@ use super::message6::Lease;
 /// What netlink calls a bond's preferred slave (`IFLA_BOND_PRIMARY`, `linux/if_link.h`).
 const PRIMARY: u16 = 11;
 
+/// It has a carrier, and the kernel has acted upon that: before, what is sent is lost.
+pub(super) const CARRIER: LinkFlags =
+    LinkFlags::Up.union(LinkFlags::LowerUp).union(LinkFlags::Running);
+
 /// An Ethernet or InfiniBand interface as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Link {
@@ -67,7 +71,7 @@ pub(super) fn read(message: &LinkMessage) -> Option<Link> {
         station: Station::Ethernet(Mac([0; 6])),
         permanent: None,
         is_up: header.flags.contains(LinkFlags::Up),
-        carrier: header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        carrier: header.flags.contains(CARRIER),
         is_virtual: false,
         controller: None,
         mtu: 0,
