@@ -87,7 +87,6 @@ pub fn run(stage: Stage) -> ! {
             early::tune_kernel();
             early::prepare_cgroups();
             report(RUN_DIR, fs::create_dir_all(RunDirs::new(RUN_DIR).state()));
-            early::end();
         }
         Stage::Recover => {
             log::warn!("PID 1 has crashed and goes on");

@@ -7,6 +7,7 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
@@ -80,8 +81,9 @@ pub const MOUNTS: [EarlyMount; 11] = [
     mount("/sys/fs/pstore", "pstore", NO_ALL, None, false),
 ];
 
-/// Nice value of PID 1 while it prepares the machine.
-const WHILE_PREPARING: i32 = 19;
+/// How long PID 1 stands still for the network's first address. Everything waits for that: two at once would only get in each
+/// other's way, where there is one processor. Whatever takes longer than this waits for hardware or for a server.
+const HEAD_START: Duration = Duration::from_secs(1);
 
 /// How many of them the network's first address needs.
 const FIRST: usize = 4;
@@ -93,10 +95,7 @@ pub fn begin() -> Vec<(bool, String)> {
     let root = make_root_pivotable().map_err(|e| format!("pivot mode will not work: {e}"));
     let (first, rest) = MOUNTS.split_at(FIRST);
     let mut problems = mount_all(first);
-    let address = network::early::start();
-    // Its child goes first: everything wants the network.
-    set_nice(WHILE_PREPARING);
-    std::thread::yield_now();
+    let address = network::early::start().map(|child| child.wait(HEAD_START));
     problems.extend(mount_all(rest));
     let console = attach_console().map_err(|error| format!("/dev/console: {error}"));
     let failed = [root, console, address].into_iter().filter_map(Result::err);
@@ -110,15 +109,14 @@ pub fn begin() -> Vec<(bool, String)> {
 /// # Errors
 /// The step that failed.
 pub fn make_root_pivotable() -> Result<(), String> {
-    const STEP: &str = "/.layer0";
+    /// Any directory does, for a moment. This one is in every image.
+    const STEP: &str = "/run";
     let fail = |what: &str, error: std::io::Error| format!("{what} {STEP}: {error}");
-    fs::create_dir_all(STEP).map_err(|e| fail("mkdir", e))?;
     rustix::mount::mount_bind("/", STEP).map_err(|e| fail("bind / to", e.into()))?;
     std::env::set_current_dir(STEP).map_err(|e| fail("chdir", e))?;
     rustix::mount::mount_move(".", "/").map_err(|e| fail("move to /:", e.into()))?;
     rustix::process::chroot(".").map_err(|e| fail("chroot", e.into()))?;
-    std::env::set_current_dir("/").map_err(|e| fail("chdir / from", e))?;
-    fs::remove_dir(STEP).map_err(|e| fail("rmdir", e))
+    std::env::set_current_dir("/").map_err(|e| fail("chdir / from", e))
 }
 
 /// Mounts what is not mounted yet; returns a sentence for each that failed, and whether it is required.
@@ -140,12 +138,16 @@ pub fn mount_all(entries: &[EarlyMount]) -> Vec<(bool, String)> {
 }
 
 fn mount_one(entry: &EarlyMount) -> std::io::Result<()> {
-    fs::create_dir_all(entry.target)?;
     let mut data = entry.data.map(CStr::to_owned);
+    let mut is_made = false;
     loop {
         let (kind, options) = (entry.kind, data.as_deref());
         let mounted = rustix::mount::mount(kind, entry.target, kind, entry.flags, options);
         match (mounted, data) {
+            (Err(rustix::io::Errno::NOENT), options) if !is_made => {
+                fs::create_dir_all(entry.target)?;
+                (data, is_made) = (options, true);
+            }
             // The kernel does not know an option: the last are those that can be missed.
             (Err(rustix::io::Errno::INVAL), Some(options)) => data = without_last(&options),
             (done, _) => return Ok(done?),
@@ -239,17 +241,6 @@ pub fn tune_kernel() {
     // The initramfs builder may have been careful; a user namespace needs to walk through `/`.
     if let Err(error) = fs::set_permissions(Path::new("/"), fs::Permissions::from_mode(0o755)) {
         log::debug!("mode of /: {error}");
-    }
-}
-
-/// PID 1 is about to start the agent, which is to have the priority of any program.
-pub fn end() {
-    set_nice(0);
-}
-
-fn set_nice(nice: i32) {
-    if let Err(error) = rustix::process::setpriority_process(None, nice) {
-        log::debug!("nice {nice}: {error}");
     }
 }
 

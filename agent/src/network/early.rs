@@ -19,15 +19,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::client::{Action, Client, Event};
-use super::kernel::{Kernel, LinkNews};
+use super::kernel::Kernel;
 use super::lease::Leases;
 use super::links;
-use super::message::{self, Grant, Station};
+use super::message::{self, Answer, Grant, Outgoing, Station};
 use super::socket::EarlySocket;
 use super::{files, metric, nic};
 use crate::modules;
 use crate::paths::{ConfigDir, RUN_DIR, RunDirs};
-use crate::sys::start;
+use crate::sys::start::{self, Child};
 
 /// How long all of it may take. Then the agent does it, and says what it waits for.
 pub(super) const WITHIN: Duration = Duration::from_secs(4);
@@ -35,13 +35,16 @@ pub(super) const WITHIN: Duration = Duration::from_secs(4);
 const INTERFACES: &str = "/sys/class/net";
 /// In the run directory's state: locked while the child lives.
 const LOCK: &str = "first-address";
-/// Between the first two looks for a card or its carrier, and between the last: each waits twice as long as the one before.
-const LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+/// Before the second look for a card, and before the first one for its carrier: each look waits twice as long as the one before.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+/// Longest time between two looks.
+const MAX_PAUSE: Duration = Duration::from_millis(50);
+
 /// Starts the child. Everything that it needs is mounted.
 ///
 /// # Errors
 /// What was being done, and why it failed.
-pub fn start() -> Result<(), String> {
+pub fn start() -> Result<Child, String> {
     let state = RunDirs::new(RUN_DIR).state();
     let path = state.join(LOCK);
     let fail = |error: io::Error| format!("{}: {error}", path.display());
@@ -75,32 +78,27 @@ fn run(deadline: Instant, state: &Path) -> Result<(), String> {
     if ConfigDir::default().network().exists() || !is_common(&args.network) {
         return Err("the network is not to be as usual".to_owned());
     }
-    let news = LinkNews::open().map_err(|error| format!("netlink: {error}"))?;
     modules::load_network_drivers();
-    let find = || wanted(Path::new(INTERFACES), args.bootif).ok_or("no interface of its own");
-    let card = await_news(&news, deadline, find)?;
+    let card = find(Path::new(INTERFACES), args.bootif, deadline)?;
     let ip = addressing(&args, &card).ok_or("the interface is not to have an address by DHCP")?;
-    files::set_ipv6(&card.name, &ip);
+    if !ip.slaac {
+        // What the kernel does by itself is to be prevented. What is beyond that, the agent sets in time.
+        files::set_ipv6(&card.name, &ip);
+    }
     let metric = metric(args.bootif == Some(card.mac), card.number);
-    obtain(&card, metric, &news, &Leases::new(state), deadline)
+    obtain(&card, metric, &Leases::new(state), deadline)
 }
 
 /// An address for this interface; the lease is kept for the agent.
-fn obtain(
-    card: &Card,
-    metric: u32,
-    news: &LinkNews,
-    leases: &Leases,
-    deadline: Instant,
-) -> Result<(), String> {
+fn obtain(card: &Card, metric: u32, leases: &Leases, deadline: Instant) -> Result<(), String> {
     let index = card.number;
     let mut kernel = Kernel::open().map_err(|error| format!("netlink: {error}"))?;
     kernel.ask(links::up_message(index), 0).map_err(|error| format!("up: {error}"))?;
-    let up = || kernel.has_carrier(index).unwrap_or(false).then_some(()).ok_or("no carrier");
-    await_news(news, deadline, up)?;
-    let (grant, ack) = lease(card, deadline)?;
+    // The socket goes later: the kernel takes a while to be sure that nobody is using it.
+    let (socket, grant, ack) = lease(card, &mut kernel, deadline)?;
     set(&mut kernel, index, &grant, metric)
         .map_err(|error| format!("the address {}: {error}", grant.address))?;
+    drop(socket);
     leases.keep(index, &ack);
     Ok(())
 }
@@ -175,28 +173,23 @@ fn addressing(args: &BootArgs, card: &Card) -> Option<Addressing> {
     }
 }
 
-/// Looks again with every change of a link, and now and then: the kernel tells of a carrier up to a second late
-/// (`net/core/link_watch.c`).
-fn await_news<T>(
-    news: &LinkNews,
-    deadline: Instant,
-    mut look: impl FnMut() -> Result<T, &'static str>,
-) -> Result<T, String> {
+/// Waits for the interface.
+fn find(interfaces: &Path, bootif: Option<Mac>, deadline: Instant) -> Result<Card, String> {
     let mut pause = LOOKS.0;
     loop {
-        let missing = match look() {
-            Ok(found) => return Ok(found),
-            Err(missing) => missing,
-        };
-        let now = Instant::now();
-        if now >= deadline {
-            return Err(format!("{missing} within {WITHIN:?}"));
+        if let Some(card) = wanted(interfaces, bootif) {
+            return Ok(card);
         }
-        if wait(news, deadline.min(now + pause)) {
-            news.drain();
+        if Instant::now() >= deadline {
+            return Err(format!("no interface of its own within {WITHIN:?}"));
         }
-        pause = (pause * 2).min(LOOKS.1);
+        std::thread::sleep(pause);
+        pause = longer(pause);
     }
+}
+
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).min(MAX_PAUSE)
 }
 
 /// Waits until something can be read, or it is too late.
@@ -207,36 +200,90 @@ fn wait(fd: impl AsFd, until: Instant) -> bool {
     poll(&mut fds, timeout.as_ref()).is_ok_and(|ready| ready > 0)
 }
 
-/// DISCOVER, OFFER, REQUEST, ACK: the client's state machine over a socket. Returns the ACK as it came, too.
-fn lease(card: &Card, deadline: Instant) -> Result<(Grant, Vec<u8>), String> {
-    let station = Station::Ethernet(card.mac);
-    let socket = EarlySocket::open(card.number, station.everyone());
+/// What the conversation with the servers goes through.
+struct Line<'a> {
+    socket: EarlySocket,
+    station: Station,
+    kernel: &'a mut Kernel,
+    index: u32,
+    /// What was sent last. It is sent without a look at the carrier, which costs as much as the rest of the conversation,
+    /// and once more when there is a carrier: what was sent before that is lost.
+    last: Option<Outgoing>,
+    /// The next look for the carrier, and how long the one after it waits.
+    look: Option<(Instant, Duration)>,
+}
+
+impl Line<'_> {
+    fn send(&mut self, outgoing: Outgoing) {
+        let bytes = outgoing.encode(&self.station).unwrap_or_default();
+        // One that is not sent is sent again, as one that is lost.
+        self.socket.broadcast(&bytes, outgoing.ciaddr).unwrap_or_default();
+        self.last = Some(outgoing);
+    }
+
+    /// Looks for the carrier, if it is time.
+    fn look(&mut self) {
+        let now = Instant::now();
+        let Some((_, pause)) = self.look.filter(|(at, _)| *at <= now) else { return };
+        self.look = Some((now + pause, longer(pause)));
+        if self.kernel.has_carrier(self.index).unwrap_or(false) {
+            self.look = None;
+            if let Some(last) = self.last.take() {
+                self.send(last);
+            }
+        }
+    }
+
+    /// The next answer, with the bytes it came in; none when it is too late.
+    fn hear(&mut self, until: Instant) -> Result<Option<(u32, Answer, Vec<u8>)>, String> {
+        loop {
+            let due = self.look.map_or(until, |(at, _)| at.min(until));
+            if wait(&self.socket, due) {
+                let received = self.socket.receive();
+                let received = received.map_err(|error| format!("packet socket: {error}"))?;
+                let answer = received
+                    .and_then(|bytes| Some((message::decode(&bytes, &self.station)?, bytes)));
+                if let Some(((xid, answer), bytes)) = answer {
+                    self.look = None;
+                    return Ok(Some((xid, answer, bytes)));
+                }
+            } else if due == until {
+                return Ok(None);
+            }
+            self.look();
+        }
+    }
+}
+
+/// DISCOVER, OFFER, REQUEST, ACK: the client's state machine over a socket. Returns that, too, and the ACK as it came.
+fn lease(
+    card: &Card,
+    kernel: &mut Kernel,
+    deadline: Instant,
+) -> Result<(EarlySocket, Grant, Vec<u8>), String> {
+    let (index, station) = (card.number, Station::Ethernet(card.mac));
+    let socket = EarlySocket::open(index, station.everyone());
     let socket = socket.map_err(|error| format!("packet socket: {error}"))?;
-    let mut client = Client::new(None, nic::seed(), Instant::now());
+    let begin = Instant::now();
+    let look = Some((begin + LOOKS.1, longer(LOOKS.1)));
+    let mut line = Line { socket, station, kernel, index, last: None, look };
+    let mut client = Client::new(None, nic::seed(), begin);
     let (mut event, mut last) = (Event::CarrierUp, Vec::new());
     loop {
         for action in client.handle(event, Instant::now()) {
             match action {
-                Action::Broadcast(outgoing) => {
-                    let bytes = outgoing.encode(&station).unwrap_or_default();
-                    // One that is not sent is sent again, as one that is lost.
-                    socket.broadcast(&bytes, outgoing.ciaddr).unwrap_or_default();
-                }
-                Action::Configure(grant) => return Ok((grant, last)),
+                Action::Broadcast(outgoing) => line.send(outgoing),
+                Action::Configure(grant) => return Ok((line.socket, grant, last)),
                 Action::Say(_) | Action::Unicast(..) | Action::Deconfigure(_) => {}
             }
         }
-        event = loop {
-            let due = client.deadline().map_or(deadline, |due| due.min(deadline));
-            if !wait(&socket, due) {
-                break Event::Timer;
-            }
-            let received = socket.receive().map_err(|error| format!("packet socket: {error}"))?;
-            let Some(bytes) = received else { continue };
-            if let Some((xid, answer)) = message::decode(&bytes, &station) {
+        let due = client.deadline().map_or(deadline, |due| due.min(deadline));
+        event = match line.hear(due)? {
+            Some((xid, answer, bytes)) => {
                 last = bytes;
-                break Event::Heard(xid, answer);
+                Event::Heard(xid, answer)
             }
+            None => Event::Timer,
         };
         if Instant::now() >= deadline {
             return Err(format!("no DHCP server answered within {WITHIN:?}"));
@@ -331,8 +378,7 @@ pub(super) mod testing {
     ) -> Result<(), String> {
         let number = nix::net::if_::if_nametoindex(name).map_err(|error| error.to_string())?;
         let card = Card { name: name.to_owned(), number, mac };
-        let news = LinkNews::open().map_err(|error| error.to_string())?;
         let deadline = Instant::now() + Duration::from_secs(60);
-        obtain(&card, metric(true, number), &news, &Leases::new(state), deadline)
+        obtain(&card, metric(true, number), &Leases::new(state), deadline)
     }
 }

@@ -8,9 +8,12 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::process::reset_signals;
 
@@ -58,20 +61,38 @@ pub fn start(start: &Start<'_>) -> Result<i32, Errno> {
     i32::try_from(pid).map_err(|_| Errno::EOVERFLOW)
 }
 
+/// A child of [`fork`].
+#[derive(Debug)]
+#[must_use]
+pub struct Child(nix::unistd::Pid);
+
+impl Child {
+    /// Waits until it has ended, at most so long. It is left to whoever reaps.
+    pub fn wait(&self, most: Duration) {
+        let pid = Pid::from_raw(self.0.as_raw());
+        let Some(Ok(fd)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else { return };
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        // Whoever is woken too early goes on too early, no more.
+        let _ = poll(&mut fds, Timespec::try_from(most).ok().as_ref());
+    }
+}
+
 /// Runs a part of this program in a child, without an exec: a crash ends it, all else is the child's copy of what the caller has.
 /// Nobody is told how it ends. For a caller with one thread.
 ///
 /// # Errors
 /// What fork(2) says.
-pub fn fork(body: impl FnOnce()) -> Result<(), Errno> {
+pub fn fork(body: impl FnOnce()) -> Result<Child, Errno> {
     // SAFETY: the caller has one thread, so the child is in no way less than its parent.
-    if let nix::unistd::ForkResult::Child = unsafe { nix::unistd::fork() }? {
-        super::crash::uninstall();
-        body();
-        // SAFETY: ends the child alone, without running what the parent has registered for its own end.
-        unsafe { libc::_exit(0) }
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(Child(child)),
+        nix::unistd::ForkResult::Child => {
+            super::crash::uninstall();
+            body();
+            // SAFETY: ends the child alone, without running what the parent has registered for its own end.
+            unsafe { libc::_exit(0) }
+        }
     }
-    Ok(())
 }
 
 type Words = [*const libc::c_char; MAX_WORDS + 1];
