@@ -215,7 +215,7 @@ struct Line<'a> {
 
 impl Line<'_> {
     fn send(&mut self, outgoing: Outgoing) {
-        let bytes = outgoing.encode(&self.station).unwrap_or_default();
+        let bytes = outgoing.encode(&self.station);
         // One that is not sent is sent again, as one that is lost.
         self.socket.broadcast(&bytes, outgoing.ciaddr).unwrap_or_default();
         self.last = Some(outgoing);

@@ -6,8 +6,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use dhcproto::v4::{DhcpOption, Flags, HType, MAGIC, MessageType, Opcode, OptionCode, borrowed};
-use dhcproto::{Encodable, Encoder};
+use dhcproto::v4::{Flags, HType, MAGIC, MessageType, Opcode, OptionCode, borrowed};
 use protocol::ids::Mac;
 
 /// Length of an Ethernet address.
@@ -22,6 +21,21 @@ const MIN_MTU: u16 = 576;
 const MAX_ADDRESSES: usize = 8;
 /// What we call ourselves (option 60).
 const VENDOR_CLASS: &[u8] = b"layercake";
+
+/// What the server is asked to tell (option 55).
+const WANTED: [OptionCode; 11] = [
+    OptionCode::SubnetMask,
+    OptionCode::Router,
+    OptionCode::DomainNameServer,
+    OptionCode::Hostname,
+    OptionCode::DomainName,
+    OptionCode::InterfaceMtu,
+    OptionCode::NtpServers,
+    OptionCode::AddressLeaseTime,
+    OptionCode::ServerIdentifier,
+    OptionCode::Renewal,
+    OptionCode::Rebinding,
+];
 
 /// What an interface is on its link.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,25 +103,31 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// The bytes of the message. `None` only if the codec refuses it.
+    /// The bytes of the message.
     #[must_use]
-    pub fn encode(&self, station: &Station) -> Option<Vec<u8>> {
-        let mut options = Vec::new();
-        let mut encoder = Encoder::new(&mut options);
-        for option in self.options(station) {
-            option.encode(&mut encoder).ok()?;
-        }
+    pub fn encode(&self, station: &Station) -> Vec<u8> {
         let mut bytes = self.header(station);
         bytes.extend(MAGIC);
-        bytes.extend(options);
+        put(&mut bytes, OptionCode::MessageType, &[self.kind.into()]);
+        if let Some(address) = self.requested {
+            put(&mut bytes, OptionCode::RequestedIpAddress, &address.octets());
+        }
+        if let Some(server) = self.server {
+            put(&mut bytes, OptionCode::ServerIdentifier, &server.octets());
+        }
+        put(&mut bytes, OptionCode::ParameterRequestList, &WANTED.map(u8::from));
+        put(&mut bytes, OptionCode::MaxMessageSize, &MAX_MESSAGE.to_be_bytes());
+        put(&mut bytes, OptionCode::ClassIdentifier, VENDOR_CLASS);
+        put(&mut bytes, OptionCode::ClientIdentifier, &station.client_id());
+        bytes.push(OptionCode::End.into());
         if bytes.len() < MIN_MESSAGE {
             bytes.resize(MIN_MESSAGE, 0);
         }
-        Some(bytes)
+        bytes
     }
 
     /// All before the options (RFC 2131 section 2). The codec's own message begins with a random number for a transaction that
-    /// is not this one, which costs a boot more than the rest of the message.
+    /// is not this one, which costs a boot more than the rest of the message; its options cost as much once more.
     fn header(&self, station: &Station) -> Vec<u8> {
         /// `yiaddr`, `siaddr` and `giaddr`.
         const OTHER_ADDRESSES: usize = 12;
@@ -136,33 +156,13 @@ impl Outgoing {
         bytes.resize(bytes.len() + NAMES - address.len(), 0);
         bytes
     }
+}
 
-    fn options(&self, station: &Station) -> impl Iterator<Item = DhcpOption> {
-        let wanted = vec![
-            OptionCode::SubnetMask,
-            OptionCode::Router,
-            OptionCode::DomainNameServer,
-            OptionCode::Hostname,
-            OptionCode::DomainName,
-            OptionCode::InterfaceMtu,
-            OptionCode::NtpServers,
-            OptionCode::AddressLeaseTime,
-            OptionCode::ServerIdentifier,
-            OptionCode::Renewal,
-            OptionCode::Rebinding,
-        ];
-        let options = [
-            Some(DhcpOption::MessageType(self.kind)),
-            self.requested.map(DhcpOption::RequestedIpAddress),
-            self.server.map(DhcpOption::ServerIdentifier),
-            Some(DhcpOption::ParameterRequestList(wanted)),
-            Some(DhcpOption::MaxMessageSize(MAX_MESSAGE)),
-            Some(DhcpOption::ClassIdentifier(VENDOR_CLASS.to_vec())),
-            Some(DhcpOption::ClientIdentifier(station.client_id())),
-            Some(DhcpOption::End),
-        ];
-        options.into_iter().flatten()
-    }
+/// Adds an option of less than 256 bytes (RFC 2132 section 2).
+fn put(bytes: &mut Vec<u8>, code: OptionCode, data: &[u8]) {
+    let length = u8::try_from(data.len()).unwrap_or(u8::MAX);
+    bytes.extend([code.into(), length]);
+    bytes.extend(data.iter().take(length.into()));
 }
 
 /// What an interface is given.
@@ -454,7 +454,7 @@ mod tests {
             requested: None,
             server: None,
         };
-        let bytes = outgoing.encode(&station).expect("bytes");
+        let bytes = outgoing.encode(&station);
         assert_eq!(bytes[..4], [1, 32, 0, 0]);
         assert_eq!((bytes[10], &bytes[28..44]), (0x80, &[0; 16][..]), "broadcast, no chaddr");
         let message = borrowed::Message::new(&bytes).expect("readable");
@@ -462,11 +462,7 @@ mod tests {
         let expected = [255, 0, 0x11, 0x22, 0x33, 0, 3, 0, 32, 0, 2, 0xc9, 3, 0, 0x11, 0x22, 0x33];
         assert_eq!(id.data(), expected);
         outgoing.ciaddr = Ipv4Addr::new(10, 9, 0, 5);
-        assert_eq!(
-            outgoing.encode(&station).expect("bytes")[10],
-            0,
-            "renewals are answered to the address"
-        );
+        assert_eq!(outgoing.encode(&station)[10], 0, "renewals are answered to the address");
 
         let mut answer = bytes;
         (answer[0], answer[242]) = (2, 6);

@@ -306,17 +306,15 @@ impl DhcpTask {
         match action {
             Action::Say(what) => self.nic.say(&what),
             Action::Broadcast(outgoing) => {
-                let sent = match (&self.packet, outgoing.encode(&self.nic.link.station)) {
-                    (Some(socket), Some(bytes)) => socket.broadcast(&bytes, outgoing.ciaddr),
-                    _ => return,
-                };
+                let Some(socket) = &self.packet else { return };
+                let bytes = outgoing.encode(&self.nic.link.station);
+                let sent = socket.broadcast(&bytes, outgoing.ciaddr);
                 self.log_sent(&outgoing, sent);
             }
             Action::Unicast(server, outgoing) => {
-                let sent = match (&self.renew, outgoing.encode(&self.nic.link.station)) {
-                    (Some(socket), Some(bytes)) => socket.send(&bytes, server).await,
-                    _ => return,
-                };
+                let Some(socket) = &self.renew else { return };
+                let bytes = outgoing.encode(&self.nic.link.station);
+                let sent = socket.send(&bytes, server).await;
                 self.log_sent(&outgoing, sent);
             }
             Action::Configure(grant) => {

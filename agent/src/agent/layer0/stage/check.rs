@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -43,18 +43,29 @@ pub(super) fn refusal(error: &io::Error) -> String {
     format!("kexec_file_load: {why}")
 }
 
+/// Starts a program that has just been written. A process that another thread forked in between has it open for writing until its
+/// own exec: ETXTBSY is over in a moment.
+fn start(program: &Path, until: Instant) -> io::Result<Child> {
+    loop {
+        let mut command = Command::new(program);
+        command.arg("--version").env_clear();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        match command.spawn() {
+            Err(error)
+                if error.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < until =>
+            {
+                std::thread::sleep(PAUSE);
+            }
+            started => return started,
+        }
+    }
+}
+
 /// Lets a program say its version: one that cannot even do that is not this machine's agent.
 pub(super) fn check_agent(program: &Path) -> Result<(), Failure> {
     let failed = |what: String| never(format!("the new agent does not run here: {what}"));
-    let mut child = Command::new(program)
-        .arg("--version")
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| failed(error.to_string()))?;
     let until = Instant::now() + PATIENCE;
+    let mut child = start(program, until).map_err(|error| failed(error.to_string()))?;
     loop {
         match child.try_wait() {
             Ok(Some(status)) if status.success() => return Ok(()),
@@ -70,5 +81,29 @@ pub(super) fn check_agent(program: &Path) -> Result<(), Failure> {
                 return Err(failed(why));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_program_that_somebody_still_has_open_for_writing_is_waited_for() {
+        let dir = tempfile::tempdir().expect("directory");
+        let program = dir.path().join("agent");
+        let mut open = std::fs::OpenOptions::new();
+        let mut file = open.write(true).create_new(true).mode(0o755).open(&program).expect("file");
+        io::Write::write_all(&mut file, b"#!/bin/sh\ntest \"$1\" = --version\n").expect("write");
+        let busy = start(&program, Instant::now()).expect_err("it is open");
+        assert_eq!(busy.kind(), io::ErrorKind::ExecutableFileBusy);
+        let closing = std::thread::spawn(move || {
+            std::thread::sleep(PAUSE * 5);
+            drop(file);
+        });
+        assert_eq!(check_agent(&program), Ok(()));
+        closing.join().expect("thread");
     }
 }
