@@ -325,10 +325,12 @@ mod tests {
         let get =
             format!("#!/bin/sh\ncase \"$4\" in update) {update};; download) {download};; esac\n");
         for (name, text) in [("apt-get", get), ("apt-cache", format!("#!/bin/sh\n{show}\n"))] {
-            let path = dir.path().join(name);
-            fs::write(&path, text).unwrap();
-            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-            fs::set_permissions(&path, mode).unwrap();
+            let source = dir.path().join("text");
+            fs::write(&source, text).unwrap();
+            // By another process: a child that a test beside this one forks would have it open for writing (ETXTBSY).
+            let mut install = std::process::Command::new("install");
+            install.args(["-m", "755"]).args([source, dir.path().join(name)]);
+            assert!(install.status().unwrap().success());
         }
         let mut apt = Apt::new(&dir.path().join("apt")).unwrap();
         apt.programs = Some(dir.path().to_owned());
