@@ -19,6 +19,8 @@ pub const AGENT: &str = "layercake-agent";
 pub const MANIFEST: &str = "manifest.json";
 /// A detached signature over the manifest's bytes: ECDSA P-256 with SHA-256, DER in base64 (`cosign sign-blob`, `openssl dgst`).
 pub const SIGNATURE: &str = "manifest.json.sig";
+/// What the name of a site's archive has behind it, for the file with its signature: over [`archive_statement`], in the same form.
+pub const SIGNATURE_SUFFIX: &str = ".sig";
 /// Largest manifest that is read, in bytes.
 pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 /// Largest signature file that is read, in bytes.
@@ -38,15 +40,17 @@ pub fn signature_text(der: &[u8]) -> String {
     STANDARD.encode(der) + "\n"
 }
 
-/// The first of these keys that made this signature ([`SIGNATURE`]) over the bytes of a manifest.
+/// What is signed of a site's archive: a line with its digest, as the archive itself may be large.
 #[must_use]
-pub fn signer<'k>(
-    manifest: &[u8],
-    signature: &[u8],
-    keys: &'k [PublicKey],
-) -> Option<&'k PublicKey> {
+pub fn archive_statement(digest: &Digest) -> String {
+    format!("layercake overlay {digest}\n")
+}
+
+/// The first of these keys that made this signature ([`SIGNATURE`]) over these bytes: a manifest's, or an archive's statement.
+#[must_use]
+pub fn signer<'k>(signed: &[u8], signature: &[u8], keys: &'k [PublicKey]) -> Option<&'k PublicKey> {
     let der = STANDARD.decode(signature.trim_ascii()).ok()?;
-    keys.iter().find(|key| key.verifies(manifest, &der))
+    keys.iter().find(|key| key.verifies(signed, &der))
 }
 
 /// The command line for a kexec into the Layer0 with this digest: the present one, which says how this node reaches its network,

@@ -297,3 +297,37 @@ fn wrong_keys_and_targets_are_one_error_each() {
     assert!(error.contains("has what signatures cannot be added to"), "{error}");
     assert_eq!(raw(&place), index);
 }
+
+/// Whether openssl takes the signature in this file, base64 of DER, over these bytes.
+fn openssl_takes(dir: &Path, signature: &str, bytes: &[u8]) -> bool {
+    let text = fs::read_to_string(dir.join(signature)).expect("signature");
+    fs::write(dir.join("der"), STANDARD.decode(text.trim_end()).expect("base64")).expect("write");
+    fs::write(dir.join("signed"), bytes).expect("write");
+    let output = Command::new("openssl")
+        .args(["dgst", "-sha256", "-verify", "site.pem", "-signature", "der", "signed"])
+        .current_dir(dir)
+        .output()
+        .unwrap_or_else(|error| panic!("openssl: {error}; {INSTALL}"));
+    output.status.success()
+}
+
+#[test]
+fn a_layer0_and_a_sites_archive_are_signed_in_files_beside_them() {
+    let dir = tempfile::tempdir().expect("dir");
+    let dir = dir.path();
+    good(dir, &["imageset", "keygen", "site"]);
+    fs::create_dir(dir.join("layer0")).expect("directory");
+    fs::write(dir.join("layer0/manifest.json"), "{}").expect("manifest");
+    good(dir, &["layer0", "sign", "layer0", "--key", "site.key"]);
+    assert!(openssl_takes(dir, "layer0/manifest.json.sig", b"{}"));
+    assert!(!openssl_takes(dir, "layer0/manifest.json.sig", b"[]"));
+    fs::write(dir.join("site.cpio.zst"), "archive").expect("archive");
+    let json = good(dir, &["layer0", "sign", "site.cpio.zst", "--key", "site.key", "--json"]);
+    let digest = Digest::of(b"archive");
+    let said: Value = serde_json::from_str(&json).expect("json");
+    assert_eq!(said["digest"], digest.to_string());
+    let statement = format!("layercake overlay {digest}\n");
+    assert!(openssl_takes(dir, "site.cpio.zst.sig", statement.as_bytes()));
+    let (_, error) = bad(dir, &["layer0", "sign", "none.cpio", "--key", "site.key"]);
+    assert!(error.contains("none.cpio"), "{error}");
+}

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use imagebuilder::sign::key::SigningKey;
 use protocol::api::{Layer0Node, Layer0Record, Layer0Request, Layer0Upload, NodeRecord};
 use protocol::ids::{Digest, Name};
-use protocol::layer0::{MANIFEST, SIGNATURE, signature_text};
+use protocol::layer0::{MANIFEST, SIGNATURE, SIGNATURE_SUFFIX, archive_statement, signature_text};
 use protocol::node::{Layer0How, Layer0State};
 use serde_json::json;
 
@@ -27,7 +27,8 @@ pub(super) enum Command {
     },
     /// Bring a build to the server: a directory that `cargo xtask build-image` wrote.
     Add(Add),
-    /// Sign a build, for nodes with keys in /etc/layercake/keys: writes manifest.json.sig beside its manifest.
+    /// Sign a build, or an archive of the site's, for nodes with keys in /etc/layercake/keys: writes manifest.json.sig beside the
+    /// build's manifest, FILE.sig beside the archive.
     Sign(Sign),
     /// Remove a build that no node runs or shall run.
     Remove {
@@ -66,8 +67,8 @@ pub(super) struct Add {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Sign {
-    /// The directory with manifest.json.
-    dir: PathBuf,
+    /// The directory with manifest.json, or an archive of the site's (`[boot] overlays`), whose signature lies beside it.
+    path: PathBuf,
     /// The private key: ECDSA P-256, PKCS#8 in PEM, as `imageset keygen` and `openssl genpkey` write it.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
@@ -124,7 +125,7 @@ pub(super) fn run(command: Command, client: &Client, output: Output) -> anyhow::
             output.result(&build, || show_text(&build, now_ms()))
         }
         Command::Add(add) => add_build(&add, client, output),
-        Command::Sign(sign) => sign_build(&sign, output),
+        Command::Sign(it) => sign(&it, output),
         Command::Remove { layer0, token } => {
             let digest = find(client, &layer0)?.digest;
             client.delete(&format!("/v1/layer0/{}", digest.hex()), token.token.as_deref())?;
@@ -181,14 +182,19 @@ fn put(client: &Client, file: &Path, path: &str, token: Option<&str>) -> anyhow:
     client.upload_only("PUT", path, &bytes, token)
 }
 
-fn sign_build(sign: &Sign, output: Output) -> anyhow::Result<()> {
+fn sign(sign: &Sign, output: Output) -> anyhow::Result<()> {
     let key = SigningKey::read(&sign.key)?;
-    let path = sign.dir.join(MANIFEST);
-    let manifest = std::fs::read(&path).with_context(|| path.display().to_string())?;
-    let text = signature_text(&key.sign(&manifest)?);
-    let path = sign.dir.join(SIGNATURE);
-    std::fs::write(&path, text).with_context(|| path.display().to_string())?;
-    let digest = Digest::of(&manifest);
+    let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
+    let (digest, der, path) = if sign.path.is_dir() {
+        let manifest = read(&sign.path.join(MANIFEST))?;
+        (Digest::of(&manifest), key.sign(&manifest)?, sign.path.join(SIGNATURE))
+    } else {
+        let digest = Digest::of(&read(&sign.path)?);
+        let mut beside = sign.path.clone().into_os_string();
+        beside.push(SIGNATURE_SUFFIX);
+        (digest, key.sign(archive_statement(&digest).as_bytes())?, PathBuf::from(beside))
+    };
+    std::fs::write(&path, signature_text(&der)).with_context(|| path.display().to_string())?;
     let value = json!({ "digest": digest, "fingerprint": key.public().fingerprint() });
     output
         .result(&value, || format!("{digest}\nsigned by {} in {}\n", key.public(), path.display()))

@@ -7,6 +7,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use protocol::ids::{Digest, Mac, NodeId};
+use protocol::layer0::SIGNATURE_SUFFIX;
 use serde::Deserialize;
 
 use super::{ApiError, App, Shared, file, query};
@@ -95,11 +96,18 @@ pub(super) async fn overlay(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let path = app.overlays.find(&name).ok_or_else(|| {
+    if let Some(path) = app.overlays.find(&name) {
+        return file::answer(path, &headers, || ()).await;
+    }
+    // A signature lies beside its archive.
+    let signed = name.strip_suffix(SIGNATURE_SUFFIX).and_then(|name| app.overlays.find(name));
+    let path = signed.ok_or_else(|| {
         let text = "there is no overlay of this name: the config names them all (boot.overlays)";
         ApiError::new(StatusCode::NOT_FOUND, "no_overlay", text)
     })?;
-    file::answer(path, &headers, || ()).await
+    let mut path = path.as_os_str().to_owned();
+    path.push(SIGNATURE_SUFFIX);
+    file::answer(std::path::Path::new(&path), &headers, || ()).await
 }
 
 pub(super) async fn loader(State(app): Shared, headers: HeaderMap) -> Result<Response, ApiError> {

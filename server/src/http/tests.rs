@@ -175,6 +175,10 @@ fn files_that_are_not_there_and_ranges_outside_are_errors() {
     lab.get("/boot/overlays/site.cpio").is_error(404, "no_file", "site.cpio does not exist");
     std::fs::write(lab.dir.path().join("site.cpio"), b"070701").expect("overlay");
     assert_eq!(lab.get("/boot/overlays/site.cpio").bytes, b"070701");
+    lab.get("/boot/overlays/site.cpio.sig").is_error(404, "no_file", "site.cpio.sig");
+    std::fs::write(lab.dir.path().join("site.cpio.sig"), b"MEQ=").expect("signature");
+    assert_eq!(lab.get("/boot/overlays/site.cpio.sig").bytes, b"MEQ=");
+    lab.get("/boot/overlays/other.cpio.sig").is_error(404, "no_overlay", "boot.overlays");
     lab.get("/boot/overlays/vmlinuz").is_error(404, "no_overlay", "boot.overlays");
     lab.get("/boot/overlays/..%2Fsite.cpio").is_error(404, "no_overlay", "boot.overlays");
     let script = lab.get("/boot/ipxe?mac=52:54:00:00:00:02");

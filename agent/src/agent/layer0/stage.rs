@@ -1,7 +1,7 @@
 //! Makes another Layer0 ready: fetches its files by digest, lets the kernel load them, or puts its agent where PID 1 starts it.
 //!
 //! Everything follows from the digest in the desired document: it is the manifest's, and the manifest has those of the files. With
-//! keys in [`crate::paths::KEYS_DIR`], one of them must vouch for the manifest, and archives that are not in it are refused.
+//! keys in [`crate::paths::KEYS_DIR`], one of them must vouch for the manifest and for each of the site's archives, which are not in it.
 
 mod check;
 mod memory;
@@ -15,10 +15,11 @@ use std::sync::{Mutex, PoisonError};
 use protocol::ids::Digest;
 use protocol::layer0::{
     AGENT, Artifact, Contents, INITRAMFS, KERNEL, MANIFEST, MAX_ARTIFACT_BYTES, MAX_MANIFEST_BYTES,
-    MAX_SIGNATURE_BYTES, SIGNATURE, kexec_command_line, path, signer,
+    MAX_SIGNATURE_BYTES, SIGNATURE, SIGNATURE_SUFFIX, archive_statement, kexec_command_line, path,
+    signer,
 };
-use protocol::node::{DesiredLayer0, Layer0How};
-use protocol::signature::Policy;
+use protocol::node::{DesiredLayer0, Layer0Archive, Layer0How};
+use protocol::signature::{Policy, PublicKey};
 use sha2::{Digest as _, Sha256};
 
 use self::check::{check_agent, check_memory, refusal};
@@ -100,13 +101,30 @@ impl Stager {
         let Some(key) = signer(manifest, &text, keys) else {
             return Err(again(format!("no key of this node has signed {short}")));
         };
-        if !wanted.archives.is_empty() {
-            // A reboot gets them from the same server, as every boot does; a kexec would make them this node's own word.
-            let why = "the boot server adds archives that nobody has signed, and this node wants \
-                       signatures";
-            return Err(never(why));
-        }
         log::info!("layer0: {} vouches for {short}", key.name());
+        // A reboot gets them from the same server, as every boot does; a kexec would make them this node's own word.
+        wanted.archives.iter().try_for_each(|archive| self.check_archive(archive, keys))
+    }
+
+    fn check_archive(&self, archive: &Layer0Archive, keys: &[PublicKey]) -> Result<(), Failure> {
+        let name = archive.url.rsplit('/').next().unwrap_or(&archive.url);
+        let signature = self.each(&format!("{}{SIGNATURE_SUFFIX}", archive.url), |url| {
+            let answer = self.transport.get(url, &[]).and_then(|answer| answer.expect(&[200, 404]));
+            let answer = answer.map_err(|error| chain(&error))?;
+            let is_there = answer.status() == 200;
+            let bytes = answer.into_bytes(MAX_SIGNATURE_BYTES).map_err(|error| chain(&error))?;
+            Ok(is_there.then_some(bytes))
+        })?;
+        let statement = archive_statement(&archive.digest);
+        let key = signature.and_then(|text| signer(statement.as_bytes(), &text, keys));
+        let Some(key) = key else {
+            let short = archive.digest.short();
+            return Err(never(format!(
+                "no key of this node has signed the archive {name} ({short}): \
+                 `layercake layer0 sign {name} --key FILE` does, beside the file on the boot server"
+            )));
+        };
+        log::info!("layer0: {} vouches for the archive {name}", key.name());
         Ok(())
     }
 

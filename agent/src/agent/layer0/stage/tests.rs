@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::os::unix::fs::PermissionsExt;
 
-use protocol::layer0::signature_text;
+use protocol::layer0::{archive_statement, signature_text};
 use protocol::node::Layer0Archive;
 use protocol::signature::PublicKey;
 use ring::rand::SystemRandom;
@@ -194,11 +194,21 @@ fn a_node_with_keys_takes_only_what_one_of_them_signed() {
     assert!(matches!(world.stage(), Ok(Way::Agent(_))));
     // An archive could replace the keys.
     let archive = Layer0Archive { digest: Digest::of(b"x"), size: 1, url: "/x".to_owned() };
+    let statement = archive_statement(&archive.digest);
     world.wanted.archives = vec![archive];
     world.wanted.how = Layer0How::Kexec;
-    world.fails(true, "archives that nobody has signed");
+    world.fails(true, "no key of this node has signed the archive x (sha256:");
     world.wanted.how = Layer0How::Auto;
     assert!(matches!(world.stage(), Ok(Way::Reboot(Some(_)))));
+    world.wanted.how = Layer0How::Kexec;
+    world.fake.add("/x.sig", sign(b"layercake overlay of another digest\n"));
+    world.fails(true, "no key of this node has signed the archive x (sha256:");
+    world.fake.change("/x.sig", |answer| answer.faults.push_back(Fault::Status(503)));
+    world.fails(false, "status 503");
+    world.fake.add("/x", Answer::ok(b"x".to_vec()));
+    world.fake.add("/x.sig", sign(statement.as_bytes()));
+    // What is no kernel the kernel refuses, when all signatures are good.
+    world.fails(true, "kexec_file_load: ");
     world.stager.policy = Policy::Unusable("site.pem is no key".to_owned());
     world.fails(false, "site.pem is no key");
 }
