@@ -43,12 +43,20 @@ pub fn with_rescue_shell(from: &Artifacts, to: &Path) -> Result<Artifacts> {
 /// # Errors
 /// When something cannot be read or written.
 pub fn with_imageset_key(from: &Artifacts, to: &Path, key: &Path) -> Result<Artifacts> {
+    appended(from, to, &imageset_key(key)?)
+}
+
+/// A site's archive with a public key that every ImageSet must be signed by.
+///
+/// # Errors
+/// When something cannot be read.
+pub fn imageset_key(key: &Path) -> Result<Vec<u8>> {
     let name = key.file_name().unwrap_or_default().to_string_lossy();
     let bytes = fs::read(key).with_context(|| format!("cannot read {}", key.display()))?;
     let mut archive = Newc::default();
     archive.add("etc/layercake/keys", DIRECTORY, &[]);
     archive.add(&format!("etc/layercake/keys/{name}"), FILE, &bytes);
-    appended(from, to, &archive.finish())
+    Ok(archive.finish())
 }
 
 /// Makes a directory of Layer0 artifacts like `from`, with busybox and a shell, and an ImageAPI that listens at `address` for

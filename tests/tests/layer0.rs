@@ -9,11 +9,11 @@ use protocol::ids::Digest;
 use protocol::node::{Layer0State, ObservedLayer0, Phase};
 use tests::artifacts::{Artifacts, example};
 use tests::lab::{Lab, case};
-use tests::overlay::{broken_agent, with_agent, with_file};
+use tests::overlay::{broken_agent, imageset_key, with_agent, with_file};
 use tests::prerequisites::CASES;
 use tests::probe::Probe;
-use tests::server_peer::{CONSOLE, ServerSpec};
-use tests::story::{BOOT, Story};
+use tests::server_peer::{CONSOLE, ServerSpec, layercake};
+use tests::story::{ACT, BOOT, Story};
 
 /// How long the command that changes a Layer0 may wait.
 const PATIENCE: &str = "110";
@@ -146,5 +146,48 @@ fn a_kernel_that_refuses_a_kexec_is_left_by_a_reboot_that_says_why() -> Result<(
         story.machine(1)?.console.wait_for(why, Duration::from_secs(5))?;
         ensure!(phases(&mut story)?.starts_with(&[Phase::Dhcp, Phase::Ipxe, Phase::Kernel]));
         Ok(())
+    })
+}
+
+#[test]
+fn a_node_with_a_key_goes_by_kexec_where_build_and_archive_are_signed_and_keeps_its_key()
+-> Result<()> {
+    case("layer0-signed", CASES, |lab| {
+        let built = Artifacts::find()?;
+        let prefix = lab.dir().join("site").display().to_string();
+        layercake(lab, &built.bin, &["imageset", "keygen", &prefix])?;
+        let (private, public) = (format!("{prefix}.key"), format!("{prefix}.pem"));
+        let archive = lab.dir().join("site.cpio");
+        std::fs::write(&archive, imageset_key(public.as_ref())?)?;
+        let mut spec = ServerSpec::new(built.clone(), 1);
+        spec.overlays = vec![archive.clone()];
+        let mut story = Story::begin(lab, &spec)?;
+        story.switch_on(1)?;
+        layer0(&mut story)?;
+
+        let other = with_file(&built, &lab.dir().join("b"), "motd", b"b")?;
+        let refuses = |story: &Story<'_>, part: &str| -> Result<()> {
+            let failed = start(lab, story, "b", "kexec").expect_err(part);
+            ensure!(format!("{failed:#}").contains(part), "`{part}` is not in {failed:#}");
+            Ok(())
+        };
+        let sign = |story: &Story<'_>, what: &std::path::Path| {
+            let what = what.display().to_string();
+            story.server.layercake(lab, &["layer0", "sign", &what, "--key", &private]).map(drop)
+        };
+        sign(&story, &other.layer0)?;
+        let b = add(lab, &story, &other, "b")?;
+        refuses(&story, "no key of this node has signed the archive site.cpio")?;
+        sign(&story, &archive)?;
+        start(lab, &story, "b", "kexec")?;
+        let after = layer0(&mut story)?;
+        ensure!(after.digest == Some(b) && after.kexec, "{after:?}");
+
+        story.push(&example("hello", "v1"))?;
+        story.roll_all("hello:1")?;
+        story.wait(1, "to want hello:1 signed", ACT, |observed| {
+            let mut reasons = observed.imagesets.iter().filter_map(|set| set.reason.as_deref());
+            reasons.find(|reason| reason.contains("a signature by key site.pem")).map(drop)
+        })
     })
 }

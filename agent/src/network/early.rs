@@ -98,8 +98,8 @@ fn obtain(card: &Card, metric: u32, leases: &Leases, deadline: Instant) -> Resul
     let (socket, grant, ack) = lease(card, &mut kernel, deadline)?;
     set(&mut kernel, index, &grant, metric)
         .map_err(|error| format!("the address {}: {error}", grant.address))?;
-    drop(socket);
     leases.keep(index, &ack);
+    drop(socket);
     Ok(())
 }
 
@@ -247,7 +247,8 @@ impl Line<'_> {
                     self.look = None;
                     return Ok(Some((xid, answer, bytes)));
                 }
-            } else if due == until {
+            }
+            if Instant::now() >= until {
                 return Ok(None);
             }
             self.look();

@@ -206,6 +206,23 @@ fn the_first_address_is_there_before_the_agent_which_goes_on_with_its_lease() {
 }
 
 #[test]
+fn the_first_address_comes_also_where_the_carrier_comes_late() {
+    let cable = Cable::new();
+    let _server = cable.dnsmasq(100);
+    let mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // What is sent until then is lost.
+            std::thread::sleep(Duration::from_millis(100));
+            cable.far("link set srv up");
+        });
+        early::testing::first_address("cli", mac, cable.dir.path()).expect("an address");
+    });
+    let shown = run("ip", "-4 addr show dev cli");
+    assert!(shown.contains("inet 10.9.0.10"), "{shown}");
+}
+
+#[test]
 fn an_agent_waits_for_who_asks_for_the_first_address_and_says_so() {
     let cable = Cable::new();
     cable.far("link set srv up");
