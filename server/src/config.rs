@@ -110,6 +110,9 @@ pub struct DhcpSection {
     /// Name servers for nodes.
     #[serde(default)]
     pub dns: Vec<Ipv4Addr>,
+    /// Time servers for nodes.
+    #[serde(default)]
+    pub ntp_servers: Vec<Ipv4Addr>,
     /// Search domain for nodes.
     pub domain: Option<String>,
     /// Lease time in seconds.

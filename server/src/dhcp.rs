@@ -45,6 +45,8 @@ pub struct DhcpConfig {
     pub router: Option<Ipv4Addr>,
     /// Option 6.
     pub dns: Vec<Ipv4Addr>,
+    /// Time servers (option 42).
+    pub ntp_servers: Vec<Ipv4Addr>,
     /// Option 15.
     pub domain: Option<String>,
     /// Lease time in seconds.

@@ -3,22 +3,21 @@
 //! Each part is a task of a runtime with a thread per core; files and the registry's store are read on its pool of
 //! blocking threads.
 
-use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::boot::{RenderError, render_chain};
+use self::firmware::{dhcp_config, tftp_config};
+use crate::boot::RenderError;
 use crate::clock::now_ms;
 use crate::config::Config;
-use crate::dhcp::{self, DhcpConfig, DhcpError, DhcpSeen, Reservation};
+use crate::dhcp::{self, DhcpError, DhcpSeen};
 use crate::files::{Files, Wrong};
 use crate::http::{App, error_chain, listen};
 use crate::inventory::{Inventory, InventoryError};
@@ -30,7 +29,9 @@ use crate::registry::{Access, RegistryError, RegistryStore, collect_regularly};
 use crate::sources::{SetName, Sources, Wanted};
 use crate::storage::StorageError;
 use crate::storage::sqlite::SqliteStorage;
-use crate::tftp::{self, TftpConfig, TftpError};
+use crate::tftp::{self, TftpError};
+
+mod firmware;
 
 /// How often what was seen of nodes is written.
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
@@ -38,8 +39,6 @@ const FLUSH_EVERY: Duration = Duration::from_secs(2);
 const ASSIGN_EVERY: Duration = Duration::from_secs(2);
 /// How often the registry's garbage is collected.
 const COLLECT_EVERY: Duration = Duration::from_secs(3600);
-/// The script that iPXE gets over TFTP.
-const CHAIN_FILE: &str = "boot.ipxe";
 /// How long requests may go on after the server was told to stop.
 const GRACE: Duration = Duration::from_millis(1500);
 
@@ -371,34 +370,6 @@ async fn supervise(
         Some(ended) => ended?,
         None => Ok(()),
     }
-}
-
-fn dhcp_config(config: &Config) -> Option<DhcpConfig> {
-    let section = config.dhcp.as_ref()?;
-    let reservations = config.nodes.iter().filter_map(|node| {
-        let address = node.address?;
-        Some(Reservation { mac: node.mac, address, node: Some(node.id.clone()) })
-    });
-    Some(DhcpConfig {
-        interface: section.interface.clone(),
-        server: config.dhcp_address()?,
-        subnet: (section.subnet.network(), section.subnet.prefix_len()),
-        range: section.range,
-        router: section.router,
-        dns: section.dns.clone(),
-        domain: section.domain.clone(),
-        lease_s: section.lease_s,
-        http_base: config.server.url.to_string(),
-        reservations: reservations.collect(),
-        boot_files: dhcp::BootFiles { ipxe_script: CHAIN_FILE.to_owned(), ..Default::default() },
-    })
-}
-
-fn tftp_config(config: &Config) -> Result<Option<TftpConfig>, RenderError> {
-    let Some(section) = &config.tftp else { return Ok(None) };
-    let chain = Bytes::from(render_chain(config.server.url.as_str())?);
-    let builtin = BTreeMap::from([(CHAIN_FILE.to_owned(), chain)]);
-    Ok(Some(TftpConfig { bind: section.listen, root: section.root.clone(), builtin }))
 }
 
 /// Spares iPXE its wait for an IPv6 router. Booting works without, so a failure stops nothing.

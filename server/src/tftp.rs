@@ -8,7 +8,7 @@
 //!
 //! There is no writing and no netascii. Each transfer has its own socket, connected to its client.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
@@ -43,8 +43,11 @@ const RECEIVE_PAUSE: Duration = Duration::from_millis(100);
 pub struct TftpConfig {
     /// Address and port to listen on; port 0 takes any free one.
     pub bind: SocketAddr,
-    /// Directory of files, if any. Symbolic links out of it are not followed.
+    /// Directory of files, if any. Symbolic links out of it are not followed, but for those of `linked`.
     pub root: Option<PathBuf>,
+    /// Files directly in `root` that are served wherever they lead: the boot programs that DHCP names. In Debian's package of iPXE
+    /// `ipxe.efi` is a link into `/boot`.
+    pub linked: BTreeSet<String>,
     /// Files held in memory by name (no leading `/`); they win over those on disk.
     pub builtin: BTreeMap<String, Bytes>,
 }
@@ -100,6 +103,7 @@ pub enum TftpError {
 #[derive(Debug)]
 struct Content {
     root: Option<PathBuf>,
+    linked: BTreeSet<String>,
     builtin: BTreeMap<String, Bytes>,
 }
 
@@ -116,7 +120,7 @@ pub struct Server {
 /// # Errors
 /// When the port is taken or not allowed, the address is not this machine's, or the root is not a readable directory.
 pub fn bind(config: TftpConfig) -> Result<Server, TftpError> {
-    let TftpConfig { bind, root, builtin } = config;
+    let TftpConfig { bind, root, linked, builtin } = config;
     if let Some(path) = &root {
         std::fs::read_dir(path).map_err(|source| TftpError::Root { path: path.clone(), source })?;
     }
@@ -132,7 +136,7 @@ pub fn bind(config: TftpConfig) -> Result<Server, TftpError> {
         .map_err(fail("cannot make a socket"))?;
     socket.set_nonblocking(true).map_err(fail("cannot make the socket non-blocking"))?;
     socket.bind(&bind.into()).map_err(fail("cannot bind"))?;
-    Ok(Server { bind, content: Content { root, builtin }, socket: socket.into() })
+    Ok(Server { bind, content: Content { root, linked, builtin }, socket: socket.into() })
 }
 
 /// Binds and serves until `shutdown` is true or its sender is gone.

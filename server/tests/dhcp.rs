@@ -45,6 +45,7 @@ fn config() -> DhcpConfig {
         range: (Ipv4Addr::new(10, 9, 0, 100), Ipv4Addr::new(10, 9, 0, 120)),
         router: Some(SERVER),
         dns: vec![SERVER],
+        ntp_servers: vec![SERVER],
         domain: Some("lab".to_owned()),
         lease_s: 3600,
         http_base: "http://10.9.0.1:8080".to_owned(),
@@ -71,7 +72,7 @@ impl Client {
         // The address is set, so that renewals can be unicast.
         file.write_all(
             b"#!/bin/sh\n\
-              echo $1 $ip $router $dns $hostname $domain $lease $boot_file $siaddr\n\
+              echo $1 $ip $router $dns $hostname $domain $lease $boot_file $siaddr $ntpsrv\n\
               if [ $1 = bound ]; then ip addr add $ip/$mask dev $interface; fi\n",
         )
         .expect("write");
@@ -152,10 +153,10 @@ fn udhcpc_gets_renews_and_releases_a_lease() {
     if !is_inside("udhcpc_gets_renews_and_releases_a_lease") {
         return;
     }
-    let mut client = Client::start("52:54:00:00:00:01", "-R");
+    let mut client = Client::start("52:54:00:00:00:01", "-R -O ntpsrv");
     let seen = talk(&mut client, |client| {
         let bound = client.event("bound");
-        assert_eq!(bound.trim(), "bound 10.9.0.100 10.9.0.1 10.9.0.1 lab 3600");
+        assert_eq!(bound.trim(), "bound 10.9.0.100 10.9.0.1 10.9.0.1 lab 3600 10.9.0.1");
         for _ in 0..3 {
             client.signal("-USR1");
             assert!(client.event("renew").starts_with("renew 10.9.0.100 "));

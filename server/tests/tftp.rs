@@ -1,6 +1,6 @@
 //! The TFTP server against clients that we did not write (curl, atftp, tftp-hpa) and against rude ones made here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
@@ -28,10 +28,13 @@ impl Running {
         std::fs::create_dir(root.path().join("sub")).expect("dir");
         std::fs::write(root.path().join("sub/disk"), pattern(100_000)).expect("file");
         std::fs::write(root.path().join("builtin"), b"disk loses").expect("file");
-        std::os::unix::fs::symlink("/etc/passwd", root.path().join("leak")).expect("link");
+        for name in ["leak", "linked"] {
+            std::os::unix::fs::symlink("/etc/passwd", root.path().join(name)).expect("link");
+        }
         let config = TftpConfig {
             bind: (Ipv4Addr::LOCALHOST, 0).into(),
             root: Some(root.path().to_owned()),
+            linked: BTreeSet::from(["linked".to_owned()]),
             builtin: BTreeMap::from([
                 ("builtin".to_owned(), Bytes::from_static(b"#!ipxe\n")),
                 ("even".to_owned(), Bytes::from(pattern(1024))),
@@ -123,6 +126,8 @@ fn names_out_of_the_root_are_not_found() {
     for path in ["nothing", "sub", "leak", "/../../../../etc/passwd", "sub/../builtin"] {
         assert_eq!(server.curl(path, 512), Err(Some(68)), "{path}");
     }
+    let passwd = std::fs::read("/etc/passwd").expect("passwd");
+    assert_eq!(server.curl("linked", 512), Ok(passwd), "a boot program may be a link");
 }
 
 #[test]
@@ -219,6 +224,7 @@ fn a_taken_port_a_foreign_address_and_a_missing_root_are_named() {
     let config = |bind: SocketAddr, root: Option<&str>| TftpConfig {
         bind,
         root: root.map(Into::into),
+        linked: BTreeSet::new(),
         builtin: BTreeMap::new(),
     };
     for (config, expected) in [

@@ -26,6 +26,7 @@ pub const CASES: &[Need] = &[
     Need::DockerRegistry,
     Need::Busybox,
     Need::Dnsmasq,
+    Need::Chrony,
     Need::Mmdebstrap,
     Need::Uidmap,
     Need::Buildah,

@@ -20,7 +20,7 @@ pub mod accelerator;
 pub mod ovmf;
 pub mod qmp;
 
-pub use ovmf::Ovmf;
+pub use ovmf::{FirmwareProtocol, Ovmf};
 pub use qmp::Qmp;
 
 /// Memory of a machine where nothing else is said, in MB.
@@ -36,6 +36,8 @@ pub const MAX_MACHINES: u8 = 99;
 pub enum Boot {
     /// As its firmware does: the NIC's iPXE ROM, DHCP, TFTP, HTTP.
     Network,
+    /// As UEFI firmware (OVMF) does with drivers of its own: DHCP, then TFTP or HTTP.
+    EfiNetwork(FirmwareProtocol),
     /// With this kernel, initramfs and command line, no firmware in between.
     Direct {
         /// The kernel.
@@ -195,6 +197,11 @@ impl MachineSpec {
         let nic = format!("{},netdev=n0,mac={}", self.devices.nic(), self.mac());
         match &self.boot {
             Boot::Network => args.extend(["-device".to_owned(), format!("{nic},bootindex=0")]),
+            Boot::EfiNetwork(protocol) => {
+                args.extend(Ovmf::Open.args(dir));
+                args.extend(protocol.args().map(str::to_owned));
+                args.extend(["-device".to_owned(), format!("{nic},romfile=,bootindex=0")]);
+            }
             Boot::Direct { kernel, initramfs, append } => args.extend([
                 "-device".to_owned(),
                 format!("{nic},romfile="),
@@ -292,6 +299,7 @@ impl Machine {
                 Ovmf::place_program(&dir, program)?;
             }
             Boot::Medium { firmware: Some(firmware), .. } => firmware.place(&dir)?,
+            Boot::EfiNetwork(_) => Ovmf::Open.place(&dir)?,
             _ => {}
         }
         let cable = lab.add_cable(&port(spec.number), &dir)?;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -37,6 +38,8 @@ pub struct ServerSpec {
     pub cmdline: String,
     /// Archives that every node gets beside the initramfs.
     pub overlays: Vec<PathBuf>,
+    /// Time servers that it names by DHCP.
+    pub ntp_servers: Vec<Ipv4Addr>,
     /// Base URL that nodes know it by, in place of [`SERVER_URL`]; it listens on all addresses then, IPv6 too.
     pub url: Option<String>,
 }
@@ -52,6 +55,7 @@ impl ServerSpec {
             registry: None,
             cmdline: CONSOLE.to_owned(),
             overlays: Vec::new(),
+            ntp_servers: Vec::new(),
             url: None,
         }
     }
@@ -63,9 +67,10 @@ impl ServerSpec {
         let listen = self.url.as_ref().map_or(own.as_str(), |_| "[::]:8080");
         let mut text = format!(
             "[server]\nlisten = {listen:?}\nurl = {url:?}\ndata_dir = {data:?}\nlayer0_dir = {:?}\n\n\
-             [dhcp]\naddress = \"{ADDRESS}\"\ninterface = \"{BRIDGE}\"\nsubnet = \"{SUBNET}\"\nrange = [\"10.9.0.200\", \"10.9.0.250\"]\n\n\
+             [dhcp]\naddress = \"{ADDRESS}\"\ninterface = \"{BRIDGE}\"\nsubnet = \"{SUBNET}\"\nrange = [\"10.9.0.200\", \"10.9.0.250\"]\nntp_servers = {:?}\n\n\
              [tftp]\nlisten = \"{ADDRESS}:69\"\n",
-            self.artifacts.layer0
+            self.artifacts.layer0,
+            self.ntp_servers.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>()
         );
         if let Some(ipxe) = ipxe {
             writeln!(text, "root = {ipxe:?}")?;

@@ -4,7 +4,7 @@
 const SECOND: i128 = 1_000_000_000;
 /// When this program was built, or a time that its source knew to have passed, seconds since 1970: no node that runs it lives
 /// before. A build that sets `SOURCE_DATE_EPOCH` moves it.
-pub const BUILT_S: i128 = later(1_795_392_000, option_env!("SOURCE_DATE_EPOCH"));
+pub const BUILT_S: i128 = later(1_793_491_200, option_env!("SOURCE_DATE_EPOCH"));
 /// How long after its build a program may still be in use: what a server claims beyond that is not believed.
 const LIFE_S: i128 = 50 * 366 * 86_400;
 /// An offset that is let be: less than a query over a busy network can tell.

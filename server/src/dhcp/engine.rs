@@ -271,6 +271,9 @@ impl Engine<'_> {
         if !config.dns.is_empty() {
             reply = reply.option(DhcpOption::DomainNameServer(config.dns.clone()));
         }
+        if !config.ntp_servers.is_empty() {
+            reply = reply.option(DhcpOption::NtpServers(config.ntp_servers.clone()));
+        }
         if let Some(domain) = &config.domain {
             reply = reply.option(DhcpOption::DomainName(domain.clone()));
         }

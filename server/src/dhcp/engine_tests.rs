@@ -10,6 +10,7 @@ use super::*;
 use crate::dhcp::BootFiles;
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+const TIME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 const MAC: Mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
 
 fn config() -> DhcpConfig {
@@ -20,6 +21,7 @@ fn config() -> DhcpConfig {
         range: (Ipv4Addr::new(10, 9, 0, 100), Ipv4Addr::new(10, 9, 0, 109)),
         router: Some(SERVER),
         dns: vec![SERVER],
+        ntp_servers: vec![TIME_SERVER],
         domain: Some("lab".to_owned()),
         lease_s: 600,
         http_base: "http://10.9.0.1:8080".to_owned(),
@@ -108,6 +110,7 @@ fn a_client_gets_an_address_with_everything_it_needs() {
         DhcpOption::SubnetMask(Ipv4Addr::new(255, 255, 255, 0)),
         DhcpOption::Router(vec![SERVER]),
         DhcpOption::DomainNameServer(vec![SERVER]),
+        DhcpOption::NtpServers(vec![TIME_SERVER]),
         DhcpOption::DomainName("lab".to_owned()),
         DhcpOption::BroadcastAddr(Ipv4Addr::new(10, 9, 0, 255)),
         DhcpOption::AddressLeaseTime(600),

@@ -62,7 +62,10 @@ async fn open(content: &Content, name: &str) -> Result<(Source, u64), TransferEr
         return Ok((Source::Memory(bytes.clone()), bytes.len() as u64));
     }
     let root = content.root.as_deref().ok_or(TransferError::NotFound)?;
-    let path = inside(root, name).await.ok_or(TransferError::NotFound)?;
+    let path = match content.linked.contains(name) {
+        true => root.join(name),
+        false => inside(root, name).await.ok_or(TransferError::NotFound)?,
+    };
     let file = File::open(path).await.map_err(|_| TransferError::NotFound)?;
     let data = file.metadata().await.map_err(|e| TransferError::Io("cannot read the size", e))?;
     if !data.is_file() {

@@ -26,6 +26,28 @@ pub enum Ovmf {
     Secure,
 }
 
+/// What the firmware fetches its program by when it boots from the network. Of several it would try one after the other, and wait
+/// a minute and a half for each that nobody answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirmwareProtocol {
+    /// PXE: the file that DHCP names, by TFTP.
+    Pxe,
+    /// UEFI HTTP Boot: the URL that DHCP names.
+    Http,
+}
+
+impl FirmwareProtocol {
+    /// QEMU's arguments that leave the firmware only this one, over IPv4; and randomness, without which it has no network at all.
+    pub(super) fn args(self) -> impl Iterator<Item = &'static str> {
+        let pxe = match self {
+            Self::Pxe => "name=opt/org.tianocore/IPv4PXESupport,string=y",
+            Self::Http => "name=opt/org.tianocore/IPv4PXESupport,string=n",
+        };
+        let no_ipv6 = "name=opt/org.tianocore/IPv6PXESupport,string=n";
+        ["-device", "virtio-rng-pci", "-fw_cfg", pxe, "-fw_cfg", no_ipv6].into_iter()
+    }
+}
+
 impl Ovmf {
     /// QEMU's arguments; the files of `dir` have been placed.
     pub(super) fn args(self, dir: &Path) -> Vec<String> {
