@@ -257,6 +257,7 @@ impl Agent {
                 log::warn!("{link}: address lost");
                 self.facts.lost(&link);
             }
+            NetworkEvent::Gone(link) => self.facts.gone(&link),
             NetworkEvent::LinkUp { link, .. } => {
                 if self.facts.links.iter().all(|link| link.addresses.is_empty()) {
                     self.network_waiting = Some(format!("{link}: no address yet"));

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant, SystemTime};
 use protocol::ids::Digest;
 use protocol::node::ObservedCache;
 use protocol::oci::MAX_MANIFEST_BYTES;
+use rustix::mount::{UnmountFlags, unmount};
 
 pub use self::writer::Writer;
 use self::writer::{Queue, prepare};
@@ -110,6 +111,25 @@ impl Cache {
     /// Looks for the disk from now on, so that it is there when it is needed.
     pub fn warm_up(&self) {
         drop(self.open());
+    }
+
+    /// Something was plugged in or out: a disk that went is let go of, and one that came is looked for now.
+    pub fn hardware_changed(&self) {
+        if let Place::Disk { at, .. } = &self.place {
+            let mut shared = self.lock();
+            if let Some(gone) = shared.open.take_if(|open| !Path::new(&open.name).exists()) {
+                (shared.used, shared.limit) = (0, 0);
+                let problem = format!("{} is gone", gone.name);
+                log::warn!("cache: {problem}");
+                shared.problem = Some(problem);
+                // Who still uses a directory of it keeps that, and its errors.
+                if let Err(error) = unmount(at, UnmountFlags::DETACH) {
+                    log::debug!("cache: {}: {error}", at.display());
+                }
+            }
+            shared.looked = None;
+        }
+        self.warm_up();
     }
 
     /// A blob of this size, to be read and hashed by the caller.
@@ -271,6 +291,7 @@ impl Cache {
                 let queue = Queue::start(&dir, self.clone());
                 log::info!("cache: blobs are kept on {name}");
                 shared.open = queue.map(|queue| Open { dir, name, queue });
+                shared.problem = None;
             }
             Ok(None) => {}
             Err(problem) => {

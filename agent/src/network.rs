@@ -103,6 +103,8 @@ pub enum NetworkEvent {
         /// What for.
         why: Option<String>,
     },
+    /// An interface is there no more. Before, where it had an address, this was [`NetworkEvent::Lost`].
+    Gone(String),
     /// An interface has lost its last address or has disappeared.
     Lost {
         /// Its name.

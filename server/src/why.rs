@@ -12,7 +12,7 @@ use protocol::why::{Why, WhyState};
 
 /// A node that was not heard of for so long is called silent: two long polls. Milliseconds.
 pub const SILENT_MS: u64 = 2 * MAX_LONG_POLL_S * 1000;
-/// A node reports every 10 s: one that misses three reports is said to be quiet. Milliseconds.
+/// A quiet node asks again every 30 s: one that is later is said to be. Milliseconds.
 const QUIET_MS: u64 = 35_000;
 /// What the steps of a boot usually take at most; after that something is wrong. Milliseconds.
 const STEP_MS: u64 = 90_000;
@@ -273,6 +273,12 @@ impl Case<'_> {
         }
         if let Some(problem) = observed.cache.as_ref().and_then(|cache| cache.problem.as_ref()) {
             self.because(format!("its cache disk is not used: {}", calm(problem)));
+        }
+        if let Some(crash) = &observed.last_crash {
+            self.because(format!("before this boot its kernel crashed: {}", calm(crash)));
+        }
+        if let Some(problem) = observed.clock.as_ref().and_then(|clock| clock.problem.as_ref()) {
+            self.because(format!("its clock cannot be compared: {}", calm(problem)));
         }
     }
 

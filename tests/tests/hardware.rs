@@ -2,13 +2,14 @@
 //! while it runs gets its driver; and it says what hardware it has, and which firmware it lacks.
 
 use std::fs::File;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use protocol::facts::{DeviceClass, Hardware, NodeFacts};
 use serde_json::{Value, json};
 use tests::artifacts::{Artifacts, example};
 use tests::lab::{Lab, case};
-use tests::prerequisites::CASES;
+use tests::prerequisites::{CASES, Need, ensure as have, find_program};
 use tests::qemu::MachineSpec;
 use tests::server_peer::{CONSOLE, ServerSpec};
 use tests::story::{ACT, Story};
@@ -38,6 +39,10 @@ fn spec(lab: &Lab) -> Result<MachineSpec> {
         File::create(&file).and_then(|file| file.set_len(DISK_BYTES)).context("a disk")?;
         add("-drive", format!("if=none,id={disk},format=raw,file={}", file.display()));
     }
+    let mkfs = find_program("mkfs.ext4").context("mkfs.ext4 is missing")?;
+    let disk = lab.dir().join("one.raw");
+    let made = Command::new(mkfs).args(["-q", "-F", "-L", "LAYERCAKE"]).arg(disk).status()?;
+    ensure!(made.success(), "mkfs.ext4: {made}");
     Ok(spec)
 }
 
@@ -74,6 +79,7 @@ fn driver<'a>(hardware: &'a Hardware, class: DeviceClass, name: &str) -> Option<
 
 #[test]
 fn the_oldest_kernel_runs_imagesets_and_takes_what_is_plugged_into_it() -> Result<()> {
+    have(&[Need::MkfsExt4])?;
     case("hardware", CASES, |lab| {
         let mut server = ServerSpec::new(Artifacts::find()?.with_floor()?, 1);
         server.cmdline = format!("{CONSOLE} layercake.zram=25% layercake.store=200M");
@@ -116,8 +122,30 @@ fn the_oldest_kernel_runs_imagesets_and_takes_what_is_plugged_into_it() -> Resul
         let nvme = after.disks.iter().find(|disk| disk.name.starts_with("nvme"));
         ensure!(nvme.is_some_and(|disk| disk.size == DISK_BYTES), "{after:#?}");
         ensure!(story.hello(1)? == "2", "and nothing of it disturbed the service");
-        Ok(())
+        a_disk_that_comes_is_the_cache_until_it_goes(&mut story)
     })
+}
+
+/// One of the disks that were plugged in has the cache's label.
+fn a_disk_that_comes_is_the_cache_until_it_goes(story: &mut Story<'_>) -> Result<()> {
+    story.wait(1, "to find the disk for blobs", ACT, |observed| {
+        let cache = observed.cache.as_ref()?;
+        (cache.place == "/dev/nvme0n1" && cache.problem.is_none()).then_some(())
+    })?;
+    let mut qmp = story.machine(1)?.qmp()?;
+    for id in ["nic", "one"] {
+        qmp.execute("device_del", &json!({ "id": id }))?;
+    }
+    story.wait(1, "to see NIC and disk go", ACT, |observed| {
+        let problem = observed.cache.as_ref()?.problem.as_deref()?;
+        let link = observed.links.iter().any(|link| link.mac.to_string() == MAC);
+        (problem == "/dev/nvme0n1 is gone" && !link).then_some(())
+    })?;
+    // What was kept there is fetched again, by the NIC that stayed.
+    story.roll_all("hello:1")?;
+    story.wait_running(1, "hello", "1")?;
+    ensure!(story.hello(1)? == "1");
+    Ok(())
 }
 
 /// Plugs a NIC and two disks into the running machine, whose drivers nothing has needed so far but one.
@@ -125,9 +153,9 @@ fn plug(story: &mut Story<'_>) -> Result<()> {
     let mut qmp = story.machine(1)?.qmp()?;
     let mut add = |device: Value| qmp.execute("device_add", &device);
     add(
-        json!({"driver": "e1000e", "netdev": "plugged", "mac": MAC, "bus": "slot1", "romfile": ""}),
+        json!({"driver": "e1000e", "netdev": "plugged", "mac": MAC, "bus": "slot1", "romfile": "", "id": "nic"}),
     )?;
-    add(json!({"driver": "nvme", "drive": "one", "serial": "one", "bus": "slot2"}))?;
+    add(json!({"driver": "nvme", "drive": "one", "serial": "one", "bus": "slot2", "id": "one"}))?;
     add(json!({"driver": "virtio-blk-pci", "drive": "two", "bus": "slot3"}))?;
     Ok(())
 }

@@ -52,6 +52,11 @@ impl Facts {
         }
     }
 
+    /// Notes that an interface is there no more.
+    pub(super) fn gone(&mut self, name: &str) {
+        self.links.retain(|link| link.name != name);
+    }
+
     /// The observed document; None until the node knows who it is.
     #[must_use]
     pub(super) fn observed(
@@ -157,6 +162,17 @@ mod tests {
             status_line(&facts, &[], Some("eth0: no carrier")),
             "n1 | waiting: eth0: no carrier"
         );
+    }
+
+    #[test]
+    fn an_interface_that_is_gone_is_not_reported_any_more() {
+        let mut facts = facts();
+        facts.link_waits("eth9", Mac([2; 6]), Some("no carrier".to_owned()));
+        let names =
+            |facts: &Facts| facts.links.iter().map(|it| it.name.clone()).collect::<Vec<_>>();
+        assert!(names(&facts).contains(&"eth9".to_owned()));
+        facts.gone("eth9");
+        assert!(!names(&facts).contains(&"eth9".to_owned()));
     }
 
     #[test]

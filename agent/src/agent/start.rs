@@ -92,6 +92,7 @@ pub fn run(options: AgentOptions) -> Result<(), String> {
     }
     let mut agent = build(&options, &args, events)?;
     let (outbox, events) = (agent.outbox.clone(), agent.around.events.clone());
+    let cache = agent.pulls.puller().cache().clone();
     thread("hardware", move || {
         let mut known = Vec::new();
         hardware::watch(&hardware_news, |found| {
@@ -104,6 +105,7 @@ pub fn run(options: AgentOptions) -> Result<(), String> {
             }
             known.clone_from(&found.firmware_missing);
             outbox.put_hardware(found);
+            cache.hardware_changed();
             events.send(Event::Hardware);
         });
     });

@@ -246,6 +246,7 @@ impl Manager {
         if let Some(address) = known.told.first() {
             (self.sink)(NetworkEvent::Lost { link: known.link.name.clone(), address: *address });
         }
+        (self.sink)(NetworkEvent::Gone(known.link.name.clone()));
     }
 
     /// The kernel has an IPv6 address, or has it no more.

@@ -319,6 +319,7 @@ fn a_fixed_address_needs_no_server_and_off_touches_only_loopback() {
             == NetworkEvent::Lost { link: "cli".to_owned(), address: IpAddr::from([10, 9, 0, 77]) })
         .then_some(())
     });
+    until(&events, |event| (*event == NetworkEvent::Gone("cli".to_owned())).then_some(()));
 
     let cable = Cable::new();
     cable.far("link set srv up");

@@ -5,7 +5,9 @@ mod facts;
 use clap::ValueEnum;
 use protocol::api::{BusyBody, NodeRecord, PowerBody};
 use protocol::ids::NodeId;
-use protocol::node::{HealthState, Observed, ObservedSet, Phase, PowerAction, SetState};
+use protocol::node::{
+    HealthState, Observed, ObservedClock, ObservedLink, ObservedSet, Phase, PowerAction, SetState,
+};
 use serde_json::json;
 
 use super::client::Client;
@@ -216,6 +218,9 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
             let came = if layer0.kexec { ", by kexec" } else { "" };
             lines.push(format!("layer0     {digest}, {state}{came}"));
         }
+        lines.extend(observed.links.iter().map(link_line));
+        lines.extend(observed.clock.iter().map(clock_line));
+        lines.extend(observed.last_crash.iter().map(|why| format!("crashed    before: {why}")));
         lines.extend(observed.waiting.iter().map(|why| format!("waiting    {why}")));
     }
     lines.extend(node.desired.busy.iter().map(|why| format!("busy       {why}")));
@@ -258,6 +263,21 @@ fn show_text(node: &NodeRecord, now_ms: u64) -> String {
         lines.extend(roll_lines(set));
     }
     lines.join("\n") + "\n"
+}
+
+fn link_line(link: &ObservedLink) -> String {
+    let mut words: Vec<String> = link.addresses.iter().map(ToString::to_string).collect();
+    words.extend(link.waiting.iter().map(|why| format!("waits: {why}")));
+    let words = if words.is_empty() { "no address".to_owned() } else { words.join(", ") };
+    format!("link       {} {}: {words}", link.name, link.mac)
+}
+
+fn clock_line(clock: &ObservedClock) -> String {
+    let set = clock.source.as_ref().map(|source| format!("set by {source}"));
+    let problem = clock.problem.as_ref().map(|why| format!("last time: {why}"));
+    let words: Vec<String> = set.into_iter().chain(problem).collect();
+    let words = if words.is_empty() { "not compared yet".to_owned() } else { words.join("; ") };
+    format!("clock      {words}")
 }
 
 fn health_word(health: HealthState) -> &'static str {
@@ -380,5 +400,26 @@ n2    10.9.0.101  waiting  hello:2    5 s   the registry does not answer
             "watching  597.66 KiB fetched, staged in 240 ms, 3.100 ms to exec, 41.000 ms to ready";
         assert!(text.contains(roll), "{text}");
         assert!(text.contains("kept for an undo: 1"), "{text}");
+        assert!(text.contains("link       eth0 52:54:00:00:00:01: 10.9.0.101\n"), "{text}");
+    }
+
+    #[test]
+    fn a_nodes_troubles_are_shown_with_it() {
+        let mut node = node();
+        let observed = node.observed.as_mut().expect("observed");
+        observed.last_crash = Some("Oops: 0002".to_owned());
+        let source = Some("10.9.0.1".to_owned());
+        let problem = Some("no time server answers".to_owned());
+        observed.clock = Some(ObservedClock { source, problem, ..ObservedClock::default() });
+        let link = observed.links.first_mut().expect("a link");
+        (link.addresses, link.waiting) = (Vec::new(), Some("no carrier".to_owned()));
+        let text = show_text(&node, 15_000);
+        for line in [
+            "link       eth0 52:54:00:00:00:01: waits: no carrier\n",
+            "clock      set by 10.9.0.1; last time: no time server answers\n",
+            "crashed    before: Oops: 0002\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
     }
 }

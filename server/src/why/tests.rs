@@ -3,7 +3,8 @@
 use protocol::api::PhaseTime;
 use protocol::ids::Digest;
 use protocol::node::{
-    ObservedSet, PhaseMark, PowerRequest, PullProgress, RollOutcome, RollReport, SetState,
+    ObservedClock, ObservedSet, PhaseMark, PowerRequest, PullProgress, RollOutcome, RollReport,
+    SetState,
 };
 
 use super::*;
@@ -198,6 +199,12 @@ fn what_the_node_has_not_taken_up_or_waits_for_by_itself_is_told() {
     check(waits, WhyState::Waiting, &["it waits: eth1: no carrier"]);
     let again = |node: &mut NodeRecord| observed(node).agent_starts = 3;
     check(again, WhyState::AsWanted, &["started 3 times", "logs n1 --agent"]);
+    let crashed = |node: &mut NodeRecord| {
+        observed(node).last_crash = Some("Oops: 0002 [#1]".to_owned());
+        let problem = Some("no time server answers: 10.9.0.2 (silent)".to_owned());
+        observed(node).clock = Some(ObservedClock { problem, ..ObservedClock::default() });
+    };
+    check(crashed, WhyState::AsWanted, &["kernel crashed: Oops: 0002 [#1]", "10.9.0.2 (silent)"]);
 }
 
 #[test]
