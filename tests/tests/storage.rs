@@ -8,6 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tests::artifacts::Artifacts;
 use tests::lab::{ADDRESS, Lab, case};
@@ -27,6 +29,9 @@ const PARTITION_START: u32 = 2048;
 const TARGET: &str = "iqn.2026-11.lab:disk";
 /// Size of the file system, in bytes.
 const FILE_SYSTEM: u64 = 8 << 20;
+
+/// How long switching off may take: the sum of its limits is 45 s (agent::init::shutdown), of the node's clock.
+const OFF: Duration = Duration::from_secs(120);
 
 /// An NFS server with one export, `/export`.
 fn ganesha(lab: &Lab, export: &Path) -> Result<Process> {
@@ -169,6 +174,11 @@ fn make_certificates(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+fn lun(target: &str, lun: u32) -> Value {
+    let (host, initiator) = (ADDRESS.to_string(), "iqn.2026-11.lab:node1");
+    json!({"kind": "iscsi", "iscsi": {"host": host, "initiator": initiator, "target": target, "lun": lun}})
+}
+
 fn id(answer: &Value) -> Result<i64> {
     answer["id"].as_i64().with_context(|| format!("no id in {answer}"))
 }
@@ -187,7 +197,7 @@ fn a_node_mounts_nfs_a_partition_of_a_disk_image_on_it_and_a_disk_of_an_iscsi_ta
         spec.cmdline = format!("{CONSOLE} layercake.rescue=always");
         let export = lab.dir().join("export");
         make_export(&export)?;
-        let _nfs = ganesha(lab, &export)?;
+        let nfs = ganesha(lab, &export)?;
         let mut target = tgt(lab, &export.with_extension("ext4"))?;
         let mut story = Story::begin(lab, &spec)?;
         story.switch_on(1)?;
@@ -200,6 +210,7 @@ fn a_node_mounts_nfs_a_partition_of_a_disk_image_on_it_and_a_disk_of_an_iscsi_ta
         let left = api.shell("grep -c imageapi /proc/mounts; ls /sys/block")?;
         ensure!(left.lines().any(|line| line.trim() == "0"), "{left}");
         ensure!(!left.contains("sda"), "{left}");
+        a_node_goes_off_though_its_storage_hangs(&mut api, &[&nfs, &target])?;
         // It ends by SIGKILL alone while it has targets.
         target.kill()
     })
@@ -258,10 +269,6 @@ fn nfs_and_a_partition(api: &mut Api<'_>) -> Result<()> {
 
 /// A file system on a LUN, which the agent's death does not disturb, and what is said when there is none.
 fn iscsi(api: &mut Api<'_>) -> Result<()> {
-    let lun = |target: &str, lun: u32| {
-        let (host, initiator) = (ADDRESS.to_string(), "iqn.2026-11.lab:node1");
-        json!({"kind": "iscsi", "iscsi": {"host": host, "initiator": initiator, "target": target, "lun": lun}})
-    };
     let mount = json!({"kind": "attach", "attach": {"fs_type": "ext4", "attach": lun(TARGET, 1)}});
     let mount = api.ask("POST", "/mount", &mount)?;
     let point = mount["mountpoint"].as_str().with_context(|| format!("{mount}"))?;
@@ -289,6 +296,36 @@ fn iscsi(api: &mut Api<'_>) -> Result<()> {
         let message = refused["message"].as_str().unwrap_or_default();
         ensure!(refused["code"] == 500 && message.contains(expected), "{refused}");
     }
+    Ok(())
+}
+
+/// Servers that are there and answer nothing more, while processes on the node write to them: what the kernel waits for longest.
+fn a_node_goes_off_though_its_storage_hangs(api: &mut Api<'_>, servers: &[&Process]) -> Result<()> {
+    let nfs = json!({"kind": "nfs", "nfs": {"host": ADDRESS.to_string(), "path": "/export", "version": "4.1"}});
+    let lun = lun(TARGET, 1);
+    let disk = json!({"kind": "attach", "attach": {"fs_type": "ext4", "attach": lun}});
+    for mount in [nfs, disk] {
+        let mount = api.ask("POST", "/mount", &mount)?;
+        let point = mount["mountpoint"].as_str().with_context(|| format!("{mount}"))?;
+        api.shell(&format!("(cd {point}; while :; do date > new; busybox sync; done) & true"))?;
+    }
+    for server in servers {
+        let pid = Pid::from_raw(i32::try_from(server.pid())?);
+        nix::sys::signal::kill(pid, Signal::SIGSTOP)?;
+    }
+    // Both are in the kernel now, and not to be killed.
+    let stuck = "cat /proc/[0-9]*/stat | grep -c ' D '";
+    wait::until("processes to hang", ACT, || {
+        let said = api.shell(&format!("{stuck} || true"))?;
+        Ok(said
+            .lines()
+            .any(|line| line.trim().parse::<u32>().is_ok_and(|it| it >= 2))
+            .then_some(()))
+    })?;
+    api.story.server.layercake(api.lab, &["node", "power", "n1", "off"])?;
+    api.story.machine(1)?.wait_off(OFF)?;
+    let said = api.story.machine(1)?.console.text();
+    ensure!(said.contains("processes hang in the kernel"), "they did not hang");
     Ok(())
 }
 
