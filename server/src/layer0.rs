@@ -109,13 +109,15 @@ pub struct Layer0Store {
 }
 
 impl Layer0Store {
-    /// The builds below `dir`, with the default from `source`.
+    /// The builds below `dir`, with the default from `source`. Nobody else has `dir` open.
     ///
     /// # Errors
     /// If the directory cannot be made.
     pub fn open(dir: PathBuf, source: PathBuf) -> Result<Self, Layer0Error> {
         fs::create_dir_all(&dir).map_err(writing(&dir))?;
-        Ok(Self { dir, source, default: Mutex::default() })
+        let store = Self { dir, source, default: Mutex::default() };
+        store.sweep_rests();
+        Ok(store)
     }
 
     fn lock(&self) -> MutexGuard<'_, DefaultBuild> {

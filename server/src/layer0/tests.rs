@@ -120,6 +120,33 @@ fn an_upload_is_there_when_it_is_whole_and_right() {
 }
 
 #[test]
+fn what_an_interrupted_server_left_goes_with_the_next_start_but_a_young_upload_stays() {
+    let world = World::new();
+    let data = world.dir.path().join("data");
+    let begin = |text: &str| {
+        let from = world.dir.path().join(text);
+        build(&from, text);
+        let manifest = fs::read(from.join(MANIFEST)).expect("manifest");
+        let digest = world.store.begin(&manifest, None).expect("begin").digest;
+        data.join(format!("{PARTIAL}{}", digest.hex()))
+    };
+    let (young, old) = (begin("young"), begin("old"));
+    let yesterday = std::time::SystemTime::now() - std::time::Duration::from_secs(25 * 3600);
+    fs::File::open(&old).and_then(|dir| dir.set_modified(yesterday)).expect("age");
+    fs::create_dir(data.join("partial-aB3dEf")).expect("a copy");
+    fs::write(data.join(".tmpX1"), "half").expect("a file");
+    let kept = data.join("somebody's");
+    fs::write(&kept, "").expect("another file");
+    Layer0Store::open(data.clone(), world.source()).expect("open");
+    let mut left: Vec<_> =
+        fs::read_dir(&data).expect("list").flatten().map(|entry| entry.path()).collect();
+    left.sort();
+    let mut expected = vec![young, kept];
+    expected.sort();
+    assert_eq!(left, expected);
+}
+
+#[test]
 fn a_manifest_that_is_none_or_lacks_a_kernel_is_refused() {
     let world = World::new();
     let error = world.store.begin(b"{}", None).expect_err("no manifest").to_string();

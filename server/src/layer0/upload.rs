@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use protocol::api::Layer0Upload;
 use protocol::ids::{Digest, Name};
@@ -13,6 +14,9 @@ use tempfile::NamedTempFile;
 
 use super::import::{check, kept, read_manifest, settle};
 use super::{Layer0Error, Layer0Store, NAME, PARTIAL, reading, writing};
+
+/// How long an upload that was interrupted can be gone on with.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// A file on its way.
 #[derive(Debug)]
@@ -39,7 +43,34 @@ impl Incoming {
     }
 }
 
+/// Whether nothing came into a directory for as long as an upload may be interrupted.
+fn is_old(dir: &std::path::Path) -> bool {
+    let changed = fs::metadata(dir).and_then(|about| about.modified());
+    let age = changed.ok().and_then(|time| time.elapsed().ok());
+    age.is_some_and(|age| age > KEPT)
+}
+
 impl Layer0Store {
+    /// Removes what an interrupted server left: files in the middle, and uploads that nobody has gone on with for a day.
+    pub(super) fn sweep_rests(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let (name, path) = (entry.file_name(), entry.path());
+            let name = name.to_string_lossy();
+            let upload = name.strip_prefix(PARTIAL).map(|rest| format!("sha256:{rest}"));
+            let removed = match upload.map(|digest| digest.parse::<Digest>().is_ok()) {
+                Some(true) if !is_old(&path) => continue,
+                // Or a copy of server.layer0_dir that is begun anew.
+                Some(_) => fs::remove_dir_all(&path),
+                None if name.starts_with('.') => fs::remove_file(&path),
+                None => continue,
+            };
+            match removed {
+                Ok(()) => tracing::info!(path = %path.display(), "removed: it was never completed"),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "cannot be removed"),
+            }
+        }
+    }
+
     fn partial(&self, digest: &Digest) -> PathBuf {
         self.dir.join(format!("{PARTIAL}{}", digest.hex()))
     }
