@@ -20,6 +20,7 @@
 //! | [`overlay`] | a Layer0 with a rescue shell in it |
 //! | [`server_peer`] | `layercake serve` in the lab |
 //! | [`registry_peer`] | Debian's docker-registry in the lab |
+//! | [`time_peer`] | chronyd in the lab |
 //! | [`ssh`] | a machine's ssh, with a key |
 //! | [`client`] | a typed client for `/v1`, speaking from inside the lab |
 //! | [`examples`] | example ImageSets that take long to make, made once |
@@ -48,6 +49,7 @@ pub mod probe;
 pub mod registry_peer;
 pub mod server_peer;
 pub mod ssh;
+pub mod time_peer;
 
 pub mod evidence;
 pub mod lab;

@@ -26,7 +26,6 @@ pub const CASES: &[Need] = &[
     Need::DockerRegistry,
     Need::Busybox,
     Need::Dnsmasq,
-    Need::Chrony,
     Need::Mmdebstrap,
     Need::Uidmap,
     Need::Buildah,

@@ -2,34 +2,23 @@
 
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tests::artifacts::Artifacts;
-use tests::lab::{ADDRESS, SUBNET, case};
-use tests::prerequisites::{CASES, find_program};
-use tests::process::Process;
+use tests::lab::{ADDRESS, case};
+use tests::prerequisites::CASES;
 use tests::qemu::MachineSpec;
 use tests::server_peer::ServerSpec;
 use tests::story::{BOOT, Story};
+use tests::time_peer;
 
 /// How far a node's word of the time may be from now: it was said a moment ago, and came over an emulated machine.
 const NEAR_S: u64 = 60;
 
 #[test]
 fn clocks_that_are_decades_off_are_set_by_the_time_server_that_dhcp_names() -> Result<()> {
+    time_peer::ensure()?;
     case("clock", CASES, |lab| {
-        let chronyd = find_program("chronyd").context("chronyd is missing")?;
-        let config = lab.dir().join("chrony.conf");
-        let pid = lab.dir().join("chrony.pid");
-        // A clock that says it is right, and never touches this machine's.
-        let text = format!(
-            "local stratum 3\nallow {SUBNET}\nbindaddress {ADDRESS}\ncmdport 0\nbindcmdaddress /\nuser root\npidfile {}\n",
-            pid.display()
-        );
-        std::fs::write(&config, text)?;
-        let file = config.display().to_string();
-        let args = ["-d", "-x", "-f", &file];
-        let log = lab.dir().join("chrony.log");
-        let mut server = Process::start(lab.namespace(), &chronyd, args, &log)?;
+        let mut server = time_peer::start(lab)?;
         let mut spec = ServerSpec::new(Artifacts::find()?, 2);
         spec.ntp_servers = vec![ADDRESS.parse()?];
         let mut story = Story::begin(lab, &spec)?;

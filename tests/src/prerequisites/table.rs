@@ -44,8 +44,6 @@ pub enum Need {
     Busybox,
     /// `dnsmasq`, the boot server that is not ours.
     Dnsmasq,
-    /// `chronyd`, a time server that is not ours.
-    Chrony,
     /// `kea-dhcp6`, a DHCPv6 server that is not ours.
     KeaDhcp6,
     /// `htpasswd`, for users of test registries.
@@ -189,7 +187,6 @@ impl Need {
             Self::Ethtool => (everywhere("ethtool"), programs(&["ethtool"])),
             Self::DockerRegistry => ([Some("docker-registry"), Some("docker-distribution"), None], programs(&["docker-registry"])),
             Self::Busybox => ([Some("busybox-static"), Some("busybox"), Some("busybox")], programs(&["busybox"])),
-            Self::Chrony => (everywhere("chrony"), programs(&["chronyd"])),
             Self::KeaDhcp6 => ([Some("kea-dhcp6-server"), Some("kea"), Some("kea")], programs(&["kea-dhcp6"])),
             Self::Dnsmasq => ([Some("dnsmasq-base"), Some("dnsmasq"), Some("dnsmasq")], programs(&["dnsmasq"])),
             Self::Htpasswd => ([Some("apache2-utils"), Some("httpd-tools"), Some("apache")], programs(&["htpasswd"])),
