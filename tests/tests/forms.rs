@@ -1,4 +1,5 @@
-//! Layer0 from disks, CDs and as a kernel with all inside, each under BIOS and under UEFI firmware, up to an ImageSet that runs.
+//! Layer0 from disks, CDs and as a kernel with all inside, each under BIOS and under UEFI firmware with Secure Boot, up to an ImageSet
+//! that runs. The images are signed with the key that the firmware trusts.
 
 use std::process::Command;
 
@@ -15,14 +16,15 @@ use tests::wait;
 /// OVMF's own memory and two copies of the image on top of the node's.
 const MEMORY_MB: u32 = 1024;
 
-/// Boots two machines from a form, the first one with BIOS, the second one with UEFI firmware, and asks both for what they run.
-fn boots_everywhere(name: &str, form: &str, medium: Medium) -> Result<()> {
+/// Boots two machines from a form, the first one with BIOS, the second one with this UEFI firmware, and asks both for
+/// what they run.
+fn boots_everywhere(name: &str, form: &str, medium: Medium, uefi: Ovmf) -> Result<()> {
     let needs = [CASES, EFI_CASES, FORM_CASES].concat();
     case(name, &needs, |lab| {
         let image = Artifacts::form(form)?;
         let mut story = Story::begin(lab, &ServerSpec::new(Artifacts::find()?, 2))?;
         story.push(&example("hello", "v1"))?;
-        for (number, firmware) in [(1, None), (2, Some(Ovmf::Open))] {
+        for (number, firmware) in [(1, None), (2, Some(uefi))] {
             let boot = Boot::Medium { image: image.clone(), medium, firmware };
             let spec = MachineSpec { memory_mb: MEMORY_MB, boot, ..MachineSpec::netboot(number) };
             story.switch_on_with(&spec)?;
@@ -41,18 +43,18 @@ fn runs_hello(story: &mut Story<'_>, number: u8) -> Result<()> {
 }
 
 #[test]
-fn the_disk_image_boots_from_a_usb_stick_under_bios_and_uefi() -> Result<()> {
-    boots_everywhere("form-usb", "layer0-usb.img", Medium::Stick)
+fn the_disk_image_boots_from_a_usb_stick_under_bios_and_secure_boot() -> Result<()> {
+    boots_everywhere("form-usb", "layer0-usb.img", Medium::Stick, Ovmf::Secure)
 }
 
 #[test]
-fn the_cd_image_boots_from_a_cd_under_bios_and_uefi() -> Result<()> {
-    boots_everywhere("form-cd", "layer0.iso", Medium::Cd)
+fn the_cd_image_boots_from_a_cd_under_bios_and_secure_boot() -> Result<()> {
+    boots_everywhere("form-cd", "layer0.iso", Medium::Cd, Ovmf::Secure)
 }
 
 #[test]
 fn the_cd_image_written_to_a_disk_boots_under_bios_and_uefi() -> Result<()> {
-    boots_everywhere("form-cd-on-disk", "layer0.iso", Medium::Disk)
+    boots_everywhere("form-cd-on-disk", "layer0.iso", Medium::Disk, Ovmf::Open)
 }
 
 #[test]

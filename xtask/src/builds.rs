@@ -80,21 +80,24 @@ pub(crate) fn efi() -> Result<()> {
 /// # Errors
 /// What does not build.
 pub(crate) fn forms() -> Result<()> {
+    let sign = |layer0: &mut Command| {
+        layer0.arg("--secure-boot-key").arg(workspace_root().join(EFI_DIR).join(TEST_KEY));
+        layer0.args(["--secure-boot-cert", ovmf::TEST_CERTIFICATE]);
+    };
     for name in ["plain", "signed"] {
         let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
         layer0.args(["build-image", "--flavour", "virt", "--format", "efi"]);
         layer0.args(["--cmdline", FORMS_COMMAND_LINE, "--out"]);
         layer0.arg(workspace_root().join(KERNEL_FORM_DIR).join(name)).stdout(std::io::stderr());
         if name == "signed" {
-            let key = workspace_root().join(EFI_DIR).join(TEST_KEY);
-            layer0.arg("--secure-boot-key").arg(key);
-            layer0.args(["--secure-boot-cert", ovmf::TEST_CERTIFICATE]);
+            sign(&mut layer0);
         }
         run(&mut layer0)?;
     }
     let mut layer0 = Command::new(std::env::current_exe().context("cannot find our own file")?);
     layer0.args(["build-image", "--format", "iso,usb", "--cmdline", FORMS_COMMAND_LINE, "--out"]);
     layer0.arg(workspace_root().join(FORMS_DIR)).stdout(std::io::stderr());
+    sign(&mut layer0);
     run(&mut layer0)
 }
 
