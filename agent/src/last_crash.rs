@@ -8,10 +8,16 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
+use crate::identity;
+use crate::modules::load::Loader;
 use crate::paths::RunDirs;
 
 /// Where the kernel shows its records.
 pub const PSTORE: &str = "/sys/fs/pstore";
+/// What is there on a machine that UEFI firmware started.
+const UEFI: &str = "/sys/firmware/efi";
+/// The driver that keeps records in the firmware's variables. No device asks for it.
+const UEFI_DRIVER: &str = "efi_pstore";
 /// Name of the file with their text, in the state directory.
 pub const FILE: &str = "last-crash";
 /// Longest reason, in bytes.
@@ -33,6 +39,13 @@ const SIGNS: [&str; 6] = [
 /// Moves what the kernel kept into the state directory, and gives its reason: in this start of the agent and in every later
 /// one of the same boot.
 pub fn take(dirs: &RunDirs) -> Option<String> {
+    if Path::new(UEFI).is_dir() {
+        // Where it is built in there is nothing to load.
+        let loaded = Loader::open(&identity::release()).and_then(|mut it| it.load(UEFI_DRIVER));
+        if let Err(error) = loaded {
+            log::debug!("{error}");
+        }
+    }
     let file = dirs.state().join(FILE);
     if let Err(error) = collect(Path::new(PSTORE), &file) {
         log::warn!("the kernel's records of a crash stay in {PSTORE}: {error}");

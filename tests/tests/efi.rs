@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use serde_json::json;
 use tests::artifacts::{Artifacts, example};
 use tests::lab::case;
 use tests::prerequisites::{CASES, EFI_CASES};
 use tests::qemu::ovmf::TEST_CERTIFICATE;
 use tests::qemu::{Boot, FirmwareProtocol, MachineSpec, Ovmf, mac};
-use tests::server_peer::ServerSpec;
+use tests::server_peer::{CONSOLE, ServerSpec};
 use tests::story::{ACT, BOOT, Story};
 
 /// OVMF's own memory and two copies of the image on top of the node's.
@@ -56,10 +57,12 @@ fn an_unsigned_image_starts_where_the_firmware_asks_for_no_signature() -> Result
 }
 
 #[test]
-fn uefi_firmware_netboots_kernel_and_initramfs_by_pxe_and_by_http_boot() -> Result<()> {
+fn uefi_firmware_netboots_by_pxe_and_by_http_and_keeps_what_a_dying_kernel_said() -> Result<()> {
     let needs = [CASES, EFI_CASES].concat();
     case("efi-netboot", &needs, |lab| {
-        let mut story = Story::begin(lab, &ServerSpec::new(Artifacts::find()?, 2))?;
+        let mut server = ServerSpec::new(Artifacts::find()?, 2);
+        server.cmdline = format!("{CONSOLE} panic=1 unknown_nmi_panic=1");
+        let mut story = Story::begin(lab, &server)?;
         story.push(&example("hello", "v1"))?;
         story.roll_all("hello:1")?;
         for (number, protocol) in [(1, FirmwareProtocol::Pxe), (2, FirmwareProtocol::Http)] {
@@ -87,6 +90,10 @@ fn uefi_firmware_netboots_kernel_and_initramfs_by_pxe_and_by_http_boot() -> Resu
             );
         }
         ensure!(log.contains("name=\"ipxe.efi\" bytes="), "not by TFTP");
+        // An interrupt that nobody expects: the kernel panics, and the firmware's variables are all that survives.
+        story.machine(2)?.qmp()?.execute("inject-nmi", &json!({}))?;
+        let crash = story.wait(2, "to report its crash", BOOT, |it| it.last_crash.clone())?;
+        ensure!(crash.contains("NMI"), "{crash}");
         Ok(())
     })
 }
