@@ -30,6 +30,13 @@ const UNFINISHED: [&str; 7] = [
 const IMPURE: [&str; 6] =
     ["std::fs", "std::process", "std::thread", "SystemTime", "Instant::now", "tokio"];
 
+/// Lines before the inline tests: all where there are none, for what is declared here and stands in a file of its own is no reason.
+fn before_tests(text: &str) -> usize {
+    let lines: Vec<&str> = text.lines().collect();
+    let inline = |pair: &[&str]| matches!(pair, [first, second] if first.starts_with("#[cfg(test)]") && second.contains('{'));
+    lines.windows(2).position(inline).unwrap_or(lines.len())
+}
+
 /// Everything wrong with this file, each as `PATH:LINE: RULE`.
 pub(crate) fn problems(path: &str, text: &str) -> Vec<String> {
     let mut problems = Vec::new();
@@ -40,11 +47,8 @@ pub(crate) fn problems(path: &str, text: &str) -> Vec<String> {
     }
     let is_test_file =
         path.contains("/tests/") || path.ends_with("_tests.rs") || path.ends_with("/tests.rs");
-    let code_lines = text
-        .lines()
-        .position(|line| line.starts_with("#[cfg(test)]"))
-        .unwrap_or(text.lines().count());
-    if code_lines > MAX_LINES && !is_test_file {
+    let code_lines = before_tests(text);
+    if code_lines > MAX_LINES {
         problems.push(format!(
             "{path}: {code_lines} lines before its tests, more than {MAX_LINES}: find the wall"
         ));
@@ -77,7 +81,7 @@ pub(crate) fn problems(path: &str, text: &str) -> Vec<String> {
 /// PID 1's resident part, if it has grown too large. `files` are all of the workspace's, as path and text.
 pub(crate) fn resident<'a>(files: impl Iterator<Item = (&'a str, &'a str)>) -> Option<String> {
     let code = |text: &str| {
-        let lines = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]"));
+        let lines = text.lines().take(before_tests(text));
         lines.map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).count()
     };
     let of_it = files.filter(|(path, _)| RESIDENT.iter().any(|room| path.starts_with(room)));
@@ -104,6 +108,9 @@ mod tests {
     fn each_rule_is_noticed_when_broken() {
         check("a.rs", "fn a() {}\n", "does not open with");
         check("a.rs", &format!("//! A.\n{}", "\n".repeat(600)), "lines before its tests");
+        let declared = format!("//! A.\n#[cfg(test)]\nmod tests;\n{}", "\n".repeat(600));
+        check("a.rs", &declared, "lines before its tests");
+        check("a/tests/a.rs", &declared, "lines before its tests");
         check("a.rs", "//! A. \n", "trailing white space");
         check("a.rs", &format!("//! A.\n{}\n", UNFINISHED[0]), "left in the code");
         check("server/src/a.rs", concat!("//! A.\nuns", "afe { x }\n"), "agent/src/sys");
