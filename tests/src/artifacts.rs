@@ -19,6 +19,8 @@ pub const SITE_OVERLAY: &str = "site.cpio.zst";
 /// The private key that it lets in, and one that it does not.
 pub const SITE_KEYS: [&str; 2] = ["key", "other"];
 
+/// Where the program of a time server that is not ours is.
+pub const CHRONYD: &str = "target/peers/chronyd";
 /// Where Layer0 with the modules of network storage is.
 pub const STORAGE_DIR: &str = "target/storage";
 /// Where Layer0 with our own kernel for virtual machines is.
@@ -118,6 +120,18 @@ impl Artifacts {
         let file = dir.join(if signed { "signed" } else { "plain" }).join(KERNEL_FORM);
         if !file.exists() {
             bail!("{} is not built: run `cargo xtask test qemu`", file.display());
+        }
+        Ok(file)
+    }
+
+    /// chronyd, taken out of its package by `cargo xtask test qemu`.
+    ///
+    /// # Errors
+    /// That it is not there, and what brings it.
+    pub fn chronyd() -> Result<PathBuf> {
+        let file = workspace_root().join(CHRONYD);
+        if !file.exists() {
+            bail!("{} is not there: run `cargo xtask test qemu`", file.display());
         }
         Ok(file)
     }

@@ -16,7 +16,6 @@ const NEAR_S: u64 = 60;
 
 #[test]
 fn clocks_that_are_decades_off_are_set_by_the_time_server_that_dhcp_names() -> Result<()> {
-    time_peer::ensure()?;
     case("clock", CASES, |lab| {
         let mut server = time_peer::start(lab)?;
         let mut spec = ServerSpec::new(Artifacts::find()?, 2);

@@ -1,13 +1,16 @@
 //! Everything that runs in the lab, built: Layer0, the server and the example's program. For the demo and the cases.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use initramfs::site::{Config, packages};
 use tests::artifacts::{
-    Artifacts, EFI_COMMAND_LINE, EFI_DIR, FLOOR_DIR, FORMS_COMMAND_LINE, FORMS_DIR, GENERIC_DIR,
-    KERNEL_FORM_DIR, SITE_DIR, SITE_KEYS, SITE_OVERLAY, STORAGE_DIR, VIRT_DIR, workspace_root,
+    Artifacts, CHRONYD, EFI_COMMAND_LINE, EFI_DIR, FLOOR_DIR, FORMS_COMMAND_LINE, FORMS_DIR,
+    GENERIC_DIR, KERNEL_FORM_DIR, SITE_DIR, SITE_KEYS, SITE_OVERLAY, STORAGE_DIR, VIRT_DIR,
+    workspace_root,
 };
 use tests::qemu::ovmf;
 
@@ -159,6 +162,22 @@ pub(crate) fn site() -> Result<()> {
     overlay.arg(dir.join(SITE_OVERLAY)).arg("--authorized-key");
     overlay.arg(dir.join(format!("{}.pub", SITE_KEYS[0])));
     run(overlay.stdout(std::io::stderr()))
+}
+
+/// Takes a time server that is not ours out of its package. Installed, it would replace the one that keeps this machine's clock.
+///
+/// # Errors
+/// That it cannot be fetched.
+pub(crate) fn time_server() -> Result<()> {
+    let config = Config { cache: target_dir().join("layer0-cache"), ..Config::default() };
+    let files = packages::get("chrony", 0, &config, &|text| eprintln!("{text}"))?;
+    let program = files.get("chronyd").context("the package chrony has no chronyd")?;
+    let to = workspace_root().join(CHRONYD);
+    let dir = to.parent().context("a file without a directory")?;
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    fs::write(&to, program).with_context(|| format!("cannot write {}", to.display()))?;
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(&to, mode).with_context(|| format!("cannot write {}", to.display()))
 }
 
 /// Builds the server and gives its file.

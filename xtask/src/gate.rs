@@ -158,6 +158,7 @@ fn run_part(part: Part, root: &Path, filter: Option<&str>) -> anyhow::Result<()>
             crate::builds::kernels()?;
             crate::builds::floor()?;
             crate::builds::site()?;
+            crate::builds::time_server()?;
             let qemu =
                 ["test", "--package", "tests", "--test", "*", "--locked", "--no-fail-fast", "--"];
             cargo(root, &[&qemu[..], &["--test-threads=1"], &filter].concat())

@@ -179,7 +179,11 @@ impl Apt {
         into: &Path,
         notice: Notice<'_>,
     ) -> Result<PathBuf, AptError> {
-        notice(&format!("fetching {} ({} MB)", package.name, package.size / 1_000_000));
+        let size = match package.size {
+            kilobytes @ 0..1_000_000 => format!("{} kB", kilobytes / 1000),
+            megabytes => format!("{} MB", megabytes / 1_000_000),
+        };
+        notice(&format!("fetching {} ({size})", package.name));
         let wanted = format!("{}={}", package.name, package.version);
         self.run("apt-get", &["-q", "download", &wanted], into)?;
         let fail = |source| AptError::Io { path: into.to_owned(), source };
