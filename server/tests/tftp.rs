@@ -135,15 +135,15 @@ fn atftp_with_window_and_options_gets_it_whole() {
     let server = Running::start();
     let out = server.root.path().join("out");
     for options in [&["--option", "windowsize 8", "--option", "blksize 1024"][..], &[]] {
-        let status = Command::new("atftp")
+        let said = Command::new("atftp")
             .args(["--option", "tsize 0", "--option", "timeout 2"])
             .args(options)
             .args(["-g", "-r", "sub/disk", "-l"])
             .arg(&out)
             .args([server.address.ip().to_string(), server.address.port().to_string()])
-            .status()
+            .output()
             .expect("atftp is missing: apt-get install atftp");
-        assert!(status.success());
+        assert!(said.status.success(), "{said:?}");
         assert_eq!(take(&out), pattern(100_000), "{options:?}");
     }
 }

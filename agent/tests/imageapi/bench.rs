@@ -10,6 +10,11 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use serde_json::Value;
 
+use self::warnings::{show_warnings, warnings};
+
+#[path = "../harness/warnings.rs"]
+mod warnings;
+
 /// The real program.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_layercake-agent");
 /// Longer than anything here takes on a busy machine.
@@ -58,6 +63,7 @@ impl Bench {
             .args(["agent", "--standalone", "--imageapi", "--log", "warn", "--run-dir"])
             .arg(self.run_dir())
             .args(options)
+            .stderr(warnings(self.dir.path()))
             .spawn()
             .expect("the agent");
         self.agent = Some(child);
@@ -165,6 +171,7 @@ impl Bench {
 /// Whatever a failed test left is taken away by the agent itself: it finds an empty table.
 impl Drop for Bench {
     fn drop(&mut self) {
+        show_warnings(self.dir.path());
         self.kill();
         drop(fs::remove_file(self.run_dir().join("imageapi/objects.json")));
         self.start(&[]);

@@ -15,6 +15,11 @@ use serde_json::Value;
 
 use crate::site::{Published, Site};
 
+use self::warnings::{show_warnings, warnings};
+
+#[path = "../harness/warnings.rs"]
+mod warnings;
+
 /// The real program.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_layercake-agent");
 /// Longer than anything here takes on a busy machine.
@@ -25,7 +30,7 @@ pub(crate) struct Bench {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) site: Site,
     pub(crate) agent: Option<Child>,
-    /// Where the agent logs everything to, if anywhere.
+    /// Where the agent logs everything to; without, its warnings go where a test that fails shows them.
     pub(crate) log: Option<PathBuf>,
 }
 
@@ -53,9 +58,10 @@ impl Bench {
         let mut command = Command::new(PROGRAM);
         command.args(["agent", "--standalone", "--log", level, "--run-dir"]);
         command.arg(self.run_dir()).args(options);
-        if let Some(log) = &self.log {
-            command.stderr(fs::File::create(log).expect("log"));
-        }
+        match &self.log {
+            Some(log) => command.stderr(fs::File::create(log).expect("log")),
+            None => command.stderr(warnings(self.dir.path())),
+        };
         let child = command.spawn().expect("the agent");
         self.agent = Some(child);
     }
@@ -73,6 +79,7 @@ impl Bench {
             .arg(self.run_dir())
             .args(["--server", &self.site.url(), "--node", "n1"])
             .env("LAYERCAKE_DIE_AT", step)
+            .stderr(warnings(self.dir.path()))
             .spawn()
             .expect("the agent");
         self.agent = Some(child);
@@ -139,6 +146,7 @@ impl Bench {
 /// Whatever a failed test left running is ended by the agent itself: nothing is desired any more.
 impl Drop for Bench {
     fn drop(&mut self) {
+        show_warnings(self.dir.path());
         self.kill_agent();
         self.start_with_server();
         self.site.want(&[]);

@@ -1,6 +1,6 @@
 //! `layercake man`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::CommandFactory;
@@ -14,11 +14,15 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let dir = args.dir.display();
-    std::fs::create_dir_all(&args.dir).with_context(|| format!("{dir} cannot be made"))?;
-    clap_mangen::generate_to(Cli::command(), &args.dir)
-        .with_context(|| format!("the man pages could not be written to {dir}"))?;
-    output::print(&format!("{dir}\n"))
+    write(&args.dir)?;
+    output::print(&format!("{}\n", args.dir.display()))
+}
+
+fn write(dir: &Path) -> anyhow::Result<()> {
+    let name = dir.display();
+    std::fs::create_dir_all(dir).with_context(|| format!("{name} cannot be made"))?;
+    clap_mangen::generate_to(Cli::command(), dir)
+        .with_context(|| format!("the man pages could not be written to {name}"))
 }
 
 #[cfg(test)]
@@ -29,7 +33,7 @@ mod tests {
     fn there_is_a_page_for_every_command() {
         let dir = tempfile::tempdir().expect("dir");
         let pages = dir.path().join("man");
-        run(&Args { dir: pages.clone() }).expect("man");
+        write(&pages).expect("man");
         for page in ["layercake.1", "layercake-serve.1", "layercake-roll-start.1"] {
             assert!(pages.join(page).exists(), "{page}");
         }

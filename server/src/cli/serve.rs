@@ -69,7 +69,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     Ok(server.run(stopping).await?)
 }
 
-fn init(path: &Path, output: Output) -> anyhow::Result<()> {
+/// Writes the config that is to be edited; never over another.
+fn write_template(path: &Path) -> anyhow::Result<Config> {
     let name = path.display();
     let mut file =
         OpenOptions::new().write(true).create_new(true).open(path).map_err(|error| match error
@@ -81,8 +82,12 @@ fn init(path: &Path, output: Output) -> anyhow::Result<()> {
             _ => anyhow!("{name} cannot be written: {error}"),
         })?;
     file.write_all(config::TEMPLATE.as_bytes()).with_context(|| format!("{name}"))?;
-    let config = Config::parse(config::TEMPLATE, path)?;
-    let ports = config.ports();
+    Ok(Config::parse(config::TEMPLATE, path)?)
+}
+
+fn init(path: &Path, output: Output) -> anyhow::Result<()> {
+    let ports = write_template(path)?.ports();
+    let name = path.display();
     let json = serde_json::json!({
         "config": path,
         "ports": ports.iter().map(|port| serde_json::json!({
@@ -107,10 +112,9 @@ mod tests {
     fn init_writes_a_good_config_once_and_never_over_another() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("l.toml");
-        let output = Output { json: true };
-        init(&path, output).expect("first");
+        write_template(&path).expect("first");
         config::load(&path).expect("good config");
-        let error = init(&path, output).expect_err("second").to_string();
+        let error = write_template(&path).expect_err("second").to_string();
         assert!(error.ends_with("exists and is left as it is; remove it or name another file"));
     }
 }
