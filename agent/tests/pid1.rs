@@ -248,24 +248,30 @@ fn the_end_stops_the_agent_then_everybody_and_has_limits() {
     let stubborn = &r#"trap 'echo "asked to stop"; exit 0' TERM
         sh -c 'trap "" TERM HUP; while :; do sleep 1; done' &
         mkdir /run/a; mount -t tmpfs none /run/a
-        ask 'VERB\0' VERB
+        REQUEST
         while :; do sleep 0.05; done"#;
-    let end = move |verb: &str, signal: i32| {
+    let end = move |request: &str, name: &str, signal: i32| {
         let begun = Instant::now();
-        let mut init = Init::start("", &stubborn.replace("VERB", verb), None);
+        let mut init = Init::start("", &stubborn.replace("REQUEST", request), None);
         let status = init.end();
         let log = init.log();
-        init.wait(&["asked to stop", "ignore SIGTERM are killed", ": now"]);
+        init.wait(&["asked to stop", "ignore SIGTERM are killed", &format!("{name}: now")]);
         // unshare tells how PID 1 ended: as a signal of its own, or as a shell would.
         let ended = status.signal().or_else(|| Some(status.code()? - 128));
-        assert_eq!(ended, Some(signal), "{verb}: {status}\n{log}");
-        assert_eq!(log.contains("kexec refused"), verb == "kexec", "{log}");
+        assert_eq!(ended, Some(signal), "{request}: {status}\n{log}");
+        assert_eq!(log.contains("kexec refused"), name == "kexec", "{log}");
         assert!(!log.contains("still in use"), "{log}");
-        assert!(begun.elapsed() < Duration::from_secs(20), "{verb}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(20), "{request}: {:?}", begun.elapsed());
     };
     std::thread::scope(|scope| {
-        for (verb, signal) in [("poweroff", 2), ("reboot", 1), ("kexec", 1)] {
-            scope.spawn(move || end(verb, signal));
+        for (request, name, signal) in [
+            ("ask 'poweroff\\0' poweroff", "power off", 2),
+            ("ask 'reboot\\0' reboot", "reboot", 1),
+            ("ask 'kexec\\0' kexec", "kexec", 1),
+            ("kill -USR1 1", "halt", 2),
+            ("kill -TERM 1", "reboot", 1),
+        ] {
+            scope.spawn(move || end(request, name, signal));
         }
     });
 }
